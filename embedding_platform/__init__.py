@@ -1,0 +1,1 @@
+"""Keeps Milvus vector collections true to a growing lake of raw media."""

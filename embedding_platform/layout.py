@@ -1,0 +1,59 @@
+"""Where each stage keeps its tables under the store root."""
+
+from urllib.parse import quote, unquote
+
+from embedding_platform.storage import join
+
+
+def items_url(store: str, modality: str, source: str) -> str:
+    """The table of a source's media files."""
+    return join(items_folder(store, modality), f"{_safe(source)}.parquet")
+
+
+def items_folder(store: str, modality: str) -> str:
+    """The folder over all sources' tables of media files."""
+    return join(store, "files", modality)
+
+
+def rejected_items_url(store: str, modality: str, source: str) -> str:
+    """The table of files that could not be listed."""
+    return join(rejected_items_folder(store, modality), f"{_safe(source)}.parquet")
+
+
+def rejected_items_folder(store: str, modality: str) -> str:
+    """The folder over all sources' tables of files that could not be listed."""
+    return join(store, "rejected", "files", modality)
+
+
+def source_name(table: str) -> str:
+    """The source whose table is named `table`."""
+    return unquote(table.removesuffix(".parquet"))
+
+
+def segments_folder(store: str, modality: str, source: str, cut_version: str) -> str:
+    """The shards of segments that one version of the cutter made."""
+    return join(store, "segments", modality, _safe(source), cut_version[:16])
+
+
+def rejected_segments_url(store: str, modality: str, source: str, cut_version: str) -> str:
+    """The table of items that one version of the cutter could not cut."""
+    return join(store, "rejected", "segments", modality, _safe(source), f"{cut_version[:16]}.parquet")
+
+
+def space_folder(store: str, space_key: str, fingerprint: str) -> str:
+    """The folder over all sources' vectors of one space and fingerprint."""
+    return join(store, "vectors", space_key, fingerprint[:16])
+
+
+def vectors_folder(store: str, space_key: str, fingerprint: str, source: str) -> str:
+    """The shards of one source's vectors."""
+    return join(space_folder(store, space_key, fingerprint), _safe(source))
+
+
+def rejected_vectors_url(store: str, space_key: str, fingerprint: str, source: str) -> str:
+    """The table of segments that could not be embedded, or whose vector failed judgement."""
+    return join(store, "rejected", "vectors", space_key, fingerprint[:16], f"{_safe(source)}.parquet")
+
+
+def _safe(source: str) -> str:
+    return quote(source, safe="")

@@ -1,0 +1,201 @@
+"""What flows between stages: items, segments, decoded contents, and their tables."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+
+from embedding_platform.spaces import Role
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SAMPLE_RATE = 16_000
+"""Hz of decoded audio: what Whisper was trained on (Radford et al. 2022, section 2.2)."""
+
+MAX_AUDIO_SECONDS = 30.0
+"""Longest audio window: Whisper's input is 30 s (Radford et al. 2022, section 2.2)."""
+
+CLIP_FRAMES = 16
+CLIP_FRAME_RATE = 25
+CLIP_SAMPLE_RATE = 48_000
+CLIP_SOUND_SAMPLES = 30_720
+"""One video window: 16 frames at 25 fps and the 30,720 samples at 48 kHz that sound with
+them, 0.64 s (Jaegle et al. 2021, "Perceiver IO", section on Kinetics-700)."""
+
+ITEMS = pa.schema(
+    [
+        ("path", pa.string()),
+        ("uri", pa.string()),
+        ("size", pa.int64()),
+        ("modified", pa.string()),
+        ("media_type", pa.string()),
+        ("content_hash", pa.string()),
+        ("captions", pa.list_(pa.string())),
+        ("captions_modified", pa.string()),
+        ("attributes", pa.string()),
+        ("version", pa.string()),
+    ]
+)
+"""One row per media file of a source; the columns are the fields of `Item` and its version."""
+
+SEGMENTS = pa.schema(
+    [
+        ("segment_id", pa.string()),
+        ("path", pa.string()),
+        ("uri", pa.string()),
+        ("item_version", pa.string()),
+        ("role", pa.string()),
+        ("position", pa.int32()),
+        ("start", pa.float64()),
+        ("end", pa.float64()),
+        ("text", pa.string()),
+        ("content_hash", pa.string()),
+        ("attributes", pa.string()),
+    ]
+)
+"""One row per segment; the columns are the fields of `Segment`."""
+
+REJECTED = pa.schema(
+    [
+        ("path", pa.string()),
+        ("uri", pa.string()),
+        ("version", pa.string()),
+        ("reason", pa.string()),
+    ]
+)
+"""One row per thing that a stage could not use. `version` is what the verdict was passed on:
+when the thing, or our code for it, changes, it is tried again."""
+
+
+def vectors_schema(dimension: int) -> pa.Schema:
+    """Schema of a vector shard: content hash, `dimension` float32 values, and provenance."""
+    return pa.schema(
+        [
+            ("content_hash", pa.string()),
+            ("vector", pa.list_(pa.float32(), dimension)),
+            ("run_id", pa.string()),
+            ("embedded_at", pa.timestamp("us", tz="UTC")),
+            ("device", pa.string()),
+        ]
+    )
+
+
+@dataclass(frozen=True)
+class Item:
+    """One media file: where it is and what it holds.
+
+    `path` is relative to the source, `uri` is the whole fsspec URL. `modified` is the mtime
+    or etag that spares hashing; `captions_modified` is that of the files the captions came
+    from ("" without captions). `content_hash` is the SHA-256 of the file's bytes in hex.
+    """
+
+    path: str
+    uri: str
+    size: int
+    modified: str
+    media_type: str
+    content_hash: str
+    captions: tuple[str, ...] = ()
+    captions_modified: str = ""
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def version(self) -> str:
+        """What decides the item's segments: its bytes and its captions."""
+        return digest(self.content_hash, *self.captions)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The piece of an item that gets one vector.
+
+    `position` counts the segments of one role in the item from 0. `start` and `end` are in
+    the modality's unit (characters of the extracted text, or seconds; 0 and 0 for a whole
+    file). `text` is the passage or caption, None for other roles. `content_hash` decides
+    whether a vector can be reused: equal hashes hold equal content of equal role.
+    """
+
+    segment_id: str
+    path: str
+    uri: str
+    item_version: str
+    role: Role
+    position: int
+    start: float
+    end: float
+    text: str | None
+    content_hash: str
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class VideoClip:
+    """A decoded clip as a video model sees it.
+
+    `frames` is uint8 [CLIP_FRAMES, height, width, 3] RGB, `sound` float32
+    [CLIP_SOUND_SAMPLES] mono in [-1, 1] at CLIP_SAMPLE_RATE, or None for a silent file.
+    """
+
+    frames: np.ndarray
+    sound: np.ndarray | None
+
+
+Content: TypeAlias = "str | Image | np.ndarray | VideoClip"
+"""A decoded segment: text, an RGB image, float32 samples [n] at SAMPLE_RATE, or a clip."""
+
+
+def digest(*parts: str) -> str:
+    """SHA-256 in hex of the parts, each with its length, so that no two splits agree."""
+    hasher = hashlib.sha256()
+    for part in parts:
+        encoded = part.encode("utf-8", "surrogatepass")
+        hasher.update(len(encoded).to_bytes(8, "big"))
+        hasher.update(encoded)
+    return hasher.hexdigest()
+
+
+def segment_id(source: str, path: str, role: Role, position: int) -> str:
+    """The row key of a segment: 32 hex digits that its place decides, never its content."""
+    return digest(source, path, role, str(position))[:32]
+
+
+def items_table(items: Iterable[Item]) -> pa.Table:
+    """Items as a table of schema ITEMS."""
+    rows = [_row(item, ITEMS) for item in items]
+    return pa.Table.from_pylist(rows, schema=ITEMS)
+
+
+def items(table: pa.Table) -> list[Item]:
+    """The items of a table of schema ITEMS."""
+    fields = [name for name in ITEMS.names if name != "version"]
+    return [
+        Item(**{**row, "captions": tuple(row["captions"]), "attributes": json.loads(row["attributes"])})
+        for row in table.select(fields).to_pylist()
+    ]
+
+
+def segments_table(segments: Iterable[Segment]) -> pa.Table:
+    """Segments as a table of schema SEGMENTS."""
+    return pa.Table.from_pylist([_row(segment, SEGMENTS) for segment in segments], schema=SEGMENTS)
+
+
+def segments(table: pa.Table) -> list[Segment]:
+    """The segments of a table of schema SEGMENTS."""
+    fields = [name for name in SEGMENTS.names if name != "version"]
+    return [Segment(**{**row, "attributes": json.loads(row["attributes"])}) for row in table.select(fields).to_pylist()]
+
+
+def rejected_table(rows: Sequence[tuple[str, str, str, str]]) -> pa.Table:
+    """Rows of (path, uri, version, reason) as a table of schema REJECTED."""
+    return pa.Table.from_pylist([dict(zip(REJECTED.names, row, strict=True)) for row in rows], schema=REJECTED)
+
+
+def _row(record: Item | Segment, schema: pa.Schema) -> dict[str, Any]:
+    row = {name: getattr(record, name) for name in schema.names}
+    row["attributes"] = json.dumps(row["attributes"], sort_keys=True, ensure_ascii=False)
+    return row

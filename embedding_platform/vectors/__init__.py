@@ -1,0 +1,1 @@
+"""Keep vectors in immutable Parquet shards, and judge them."""
