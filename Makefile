@@ -1,0 +1,50 @@
+# Two commands matter: `make demo` and `make test`. Each installs what it needs first.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+INSTALLED_DEV := $(VENV)/.installed-dev
+
+.DEFAULT_GOAL := help
+.PHONY: help demo dev test lint format starter-weights clean
+
+help: ## Show this list.
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
+
+demo: $(INSTALLED) ## Make sample media, index all five modalities, search them.
+	$(BIN)/embedding-platform demo
+
+dev: $(INSTALLED) ## Open the Dagster web UI on http://127.0.0.1:3000, with daemon and local Milvus.
+	$(BIN)/embedding-platform dev
+
+test: $(INSTALLED_DEV) ## Run the test suite.
+	$(BIN)/pytest
+
+lint: $(INSTALLED_DEV) ## Check style, format and types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED_DEV) ## Put the code into the house's format.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+starter-weights: $(INSTALLED) ## Train the built-in starter models again (about an hour on 2 cores).
+	$(BIN)/python -m embedding_platform.starter.training
+
+clean: ## Remove the sample media and everything that was made from them.
+	rm -rf media .embedding_platform .dagster .tmp_dagster_home_*
+
+# torch comes first and pinned: a looser wish pulls gigabytes of CUDA packages.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/pip install --constraint constraints.txt torch
+	$(BIN)/pip install --constraint constraints.txt --editable '.[starter]'
+	touch $@
+
+$(INSTALLED_DEV): $(INSTALLED)
+	$(BIN)/pip install --constraint constraints.txt --editable '.[starter,dev]'
+	touch $@

@@ -1,0 +1,137 @@
+"""The command line. Each command calls one function below and prints what it says."""
+
+import json
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import click
+
+from embedding_platform.errors import PlatformError
+
+if TYPE_CHECKING:
+    from embedding_platform.platform import Platform
+
+
+class _Commands(click.Group):
+    """Prints a user's mistake as one line and exits with 2."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except PlatformError as error:
+            click.echo(f"embedding-platform: {error}", err=True)
+            sys.exit(2)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--settings", type=click.Path(), help="YAML file to read instead of ./embedding_platform.yaml.")
+@click.version_option(package_name="embedding-platform")
+@click.pass_context
+def main(context: click.Context, settings: str | None) -> None:
+    """Keep Milvus collections true to a lake of raw media."""
+
+    def opened() -> "Platform":
+        from embedding_platform.platform import Platform
+        from embedding_platform.settings import load_settings
+
+        return Platform(load_settings(settings))
+
+    context.obj = opened
+
+
+@main.command()
+@click.pass_obj
+def config(opened: Callable[[], "Platform"]) -> None:
+    """Print the settings in force, secrets masked."""
+    from embedding_platform import terminal
+    from embedding_platform.settings import masked
+
+    platform = opened()
+    terminal.print_settings(masked(platform.settings), platform)
+
+
+@main.command()
+@click.option("--modality", "modalities", multiple=True, help="Only this modality; may be repeated.")
+@click.option("--source", "sources", multiple=True, help="Only this source; may be repeated.")
+@click.pass_obj
+def run(opened: Callable[[], "Platform"], modalities: tuple[str, ...], sources: tuple[str, ...]) -> None:
+    """Bring Milvus in line with the media, without the web UI."""
+    from embedding_platform.demo import run_with_progress
+
+    runs = run_with_progress(opened(), modalities, sources)
+    sys.exit(0 if all(run.succeeded for run in runs) else 1)
+
+
+@main.command()
+@click.pass_obj
+def demo(opened: Callable[[], "Platform"]) -> None:
+    """Make sample media, index them, and search them."""
+    from embedding_platform.demo import run_demo
+
+    sys.exit(0 if run_demo(opened()) else 1)
+
+
+@main.command()
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=3000, show_default=True)
+@click.pass_obj
+def dev(opened: Callable[[], "Platform"], host: str, port: int) -> None:
+    """Start the web UI, its daemon, and the local Milvus that they share."""
+    from embedding_platform.development import serve_web_ui
+
+    sys.exit(serve_web_ui(opened().settings, host, port))
+
+
+@main.command()
+@click.argument("text", required=False)
+@click.option("--like", metavar="FILE", help="Search by a text, image, audio or video file instead of words.")
+@click.option("--space", "spaces", multiple=True, help='A space such as "image/clip"; may be repeated.')
+@click.option("--source", "sources", multiple=True, help="Only this source; may be repeated.")
+@click.option("--limit", default=5, show_default=True, type=click.IntRange(1, 1000), help="Hits of each space.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def search(
+    opened: Callable[[], "Platform"],
+    text: str | None,
+    like: str | None,
+    spaces: tuple[str, ...],
+    sources: tuple[str, ...],
+    limit: int,
+    as_json: bool,
+) -> None:
+    """Find what is nearest to TEXT, or to a file."""
+    from embedding_platform import search as searching
+    from embedding_platform import terminal
+
+    if (text is None) == (like is None):
+        raise PlatformError("give either words or --like FILE")
+    platform = opened()
+    query = searching.text_query(text) if text is not None else searching.file_query(platform, str(like))
+    found = searching.search(platform, query, [platform.space(key) for key in spaces], sources, limit)
+    if as_json:
+        click.echo(json.dumps(searching.as_json(found), indent=2, ensure_ascii=False))
+        return
+    for key, hits in found.items():
+        terminal.print_hits(f"{key}: {query.name}", hits)
+
+
+@main.command()
+@click.pass_obj
+def status(opened: Callable[[], "Platform"]) -> None:
+    """Print the increment of each asset and source, without doing it."""
+    from embedding_platform import terminal
+
+    terminal.print_pending(list(opened().pending()))
+
+
+@main.command()
+@click.argument("row_id", metavar="ID")
+@click.pass_obj
+def trace(opened: Callable[[], "Platform"], row_id: str) -> None:
+    """Follow a hit back to its file, content hash, model and run."""
+    from embedding_platform import terminal
+    from embedding_platform.search import trace as trace_row
+
+    for found in trace_row(opened(), row_id):
+        terminal.print_trace(found)

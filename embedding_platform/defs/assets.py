@@ -1,0 +1,203 @@
+"""Assets: one shape for every modality. Each body reads, calls a reconciliation, and reports."""
+
+from collections.abc import Sequence
+
+import dagster as dg
+
+from embedding_platform.defs import checks, metadata
+from embedding_platform.defs.partitions import sources_of
+from embedding_platform.defs.resources import PlatformResource, clear_failures, progress_of
+from embedding_platform.media.cutting import Cutting, code_version
+from embedding_platform.reconcile.collection import reconcile_collection
+from embedding_platform.reconcile.embeddings import reconcile_embeddings
+from embedding_platform.reconcile.files import listed_sources, reconcile_files
+from embedding_platform.reconcile.publication import publish
+from embedding_platform.reconcile.segments import reconcile_segments
+from embedding_platform.spaces import Modality, Space
+
+OWNERS = ("team:data-platform",)
+
+
+def modality_assets(
+    modality: Modality, spaces: Sequence[tuple[Space, str]], cutting: Cutting
+) -> list[dg.AssetsDefinition]:
+    """The asset chain of one modality; `spaces` are its spaces with their fingerprints."""
+    return [
+        _files(modality),
+        _segments(modality, cutting),
+        *(make(space, fingerprint) for space, fingerprint in spaces for make in (_embeddings, _collection, _published)),
+    ]
+
+
+def _files(modality: Modality) -> dg.AssetsDefinition:
+    key, partitions = dg.AssetKey([modality.name, "files"]), sources_of(modality.name)
+
+    @dg.asset(
+        key=key,
+        group_name=modality.name,
+        partitions_def=partitions,
+        kinds={"file"},
+        owners=OWNERS,
+        tags={"modality": modality.name, "stage": "files"},
+        description=f"The listing of a source: {modality.holds}. Known by content first, hashed once.",
+        check_specs=checks.specs(key, partitions),
+    )
+    def files(context: dg.AssetExecutionContext, platform: PlatformResource) -> dg.MaterializeResult:
+        with clear_failures():
+            report = reconcile_files(platform.store, platform.settings.media_url, modality.name, context.partition_key)
+        total = len(report.items) + len(report.rejected)
+        return dg.MaterializeResult(
+            metadata=metadata.of_files(report),
+            data_version=dg.DataVersion(report.data_version),
+            check_results=[checks.of_rejects(report.rejected, total, platform.settings.quality)],
+        )
+
+    return files
+
+
+def _segments(modality: Modality, cutting: Cutting) -> dg.AssetsDefinition:
+    key, partitions = dg.AssetKey([modality.name, "segments"]), sources_of(modality.name)
+
+    @dg.asset(
+        key=key,
+        deps=[[modality.name, "files"]],
+        group_name=modality.name,
+        partitions_def=partitions,
+        kinds={"parquet"},
+        owners=OWNERS,
+        tags={"modality": modality.name, "stage": "segments"},
+        code_version=code_version(modality.name, cutting),
+        description="The pieces that get one vector each: passages, images, captions, windows, clips.",
+        check_specs=checks.specs(key, partitions),
+    )
+    def segments(context: dg.AssetExecutionContext, platform: PlatformResource) -> dg.MaterializeResult:
+        with clear_failures():
+            report = reconcile_segments(
+                platform.store,
+                modality.name,
+                context.partition_key,
+                platform.cutting,
+                readers=platform.settings.batch.readers,
+                progress=progress_of(context, platform, "files cut"),
+            )
+        return dg.MaterializeResult(
+            metadata=metadata.of_segments(report),
+            data_version=dg.DataVersion(report.data_version),
+            check_results=[checks.of_rejects(report.rejected, report.items, platform.settings.quality)],
+        )
+
+    return segments
+
+
+def _embeddings(space: Space, fingerprint: str) -> dg.AssetsDefinition:
+    key, partitions = dg.AssetKey([space.modality, space.name, "embeddings"]), sources_of(space.modality)
+
+    @dg.asset(
+        key=key,
+        deps=[[space.modality, "segments"]],
+        group_name=space.modality,
+        partitions_def=partitions,
+        kinds={"pytorch", "huggingface", "parquet"},
+        owners=OWNERS,
+        tags={"modality": space.modality, "space": space.name, "stage": "embeddings"},
+        code_version=fingerprint,
+        pool="gpu",
+        description=(
+            f"Vectors by {space.model.location}, {space.model.dimension} dimensions"
+            f"{', normalised' if space.normalised else ''}: {space.model.source}."
+        ),
+        check_specs=checks.specs(key, partitions),
+    )
+    def embeddings(context: dg.AssetExecutionContext, platform: PlatformResource) -> dg.MaterializeResult:
+        with clear_failures():
+            report = reconcile_embeddings(
+                platform.store,
+                space,
+                context.partition_key,
+                platform.fingerprint(space),
+                platform.cutting,
+                lambda: platform.encoder(space),
+                platform.settings.batch,
+                run_id=context.run_id,
+                progress=progress_of(context, platform, "segments embedded"),
+            )
+        return dg.MaterializeResult(
+            metadata=metadata.of_embeddings(report, space, platform.settings.precision),
+            data_version=dg.DataVersion(report.data_version),
+            check_results=checks.of_embeddings(report, space, platform.settings.quality),
+        )
+
+    return embeddings
+
+
+def _collection(space: Space, fingerprint: str) -> dg.AssetsDefinition:
+    key, partitions = dg.AssetKey([space.modality, space.name, "collection"]), sources_of(space.modality)
+
+    @dg.asset(
+        key=key,
+        deps=[[space.modality, "segments"], [space.modality, space.name, "embeddings"]],
+        group_name=space.modality,
+        partitions_def=partitions,
+        kinds={"milvus"},
+        owners=OWNERS,
+        tags={"modality": space.modality, "space": space.name, "stage": "collection"},
+        code_version=fingerprint,
+        pool="milvus",
+        description=f"One Milvus partition per source, {space.index.type} under {space.metric}, read back row by row.",
+        check_specs=checks.specs(key, partitions),
+    )
+    def collection(context: dg.AssetExecutionContext, platform: PlatformResource) -> dg.MaterializeResult:
+        source, quality = context.partition_key, platform.settings.quality
+        with clear_failures():
+            report = reconcile_collection(
+                platform.milvus,
+                platform.store,
+                space,
+                source,
+                platform.fingerprint(space),
+                platform.cutting,
+                quality.recall_sample,
+                progress=progress_of(context, platform, "rows written"),
+            )
+        return dg.MaterializeResult(
+            metadata=metadata.of_collection(report, platform, space, source),
+            data_version=dg.DataVersion(report.data_version),
+            check_results=checks.of_collection(report, quality),
+        )
+
+    return collection
+
+
+def _published(space: Space, fingerprint: str) -> dg.AssetsDefinition:
+    key = dg.AssetKey([space.modality, space.name, "published"])
+
+    @dg.asset(
+        key=key,
+        deps=[[space.modality, space.name, "collection"]],
+        group_name=space.modality,
+        kinds={"milvus"},
+        owners=OWNERS,
+        tags={"modality": space.modality, "space": space.name, "stage": "published"},
+        code_version=fingerprint,
+        pool="milvus",
+        description="The alias that readers search: moves to the newest collection when every source is complete.",
+        check_specs=checks.specs(key, None),
+    )
+    def published(context: dg.AssetExecutionContext, platform: PlatformResource) -> dg.MaterializeResult:
+        with clear_failures():
+            report = publish(
+                platform.milvus,
+                platform.store,
+                space,
+                platform.fingerprint(space),
+                platform.cutting,
+                listed_sources(platform.store, space.modality),
+                platform.settings.quality,
+            )
+        return dg.MaterializeResult(
+            metadata=metadata.of_published(report),
+            data_version=dg.DataVersion(report.collection if report.published else (report.previous or "none")),
+            check_results=[checks.of_published(report)],
+        )
+
+    return published

@@ -1,0 +1,1 @@
+"""From a stream of segments to a stream of vectors."""

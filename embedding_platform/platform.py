@@ -1,0 +1,112 @@
+"""One platform: what its settings name, opened when first asked for.
+
+The command line and the Dagster resource are both this. A process has one of each: one
+Milvus client, one loaded model per space, one set of fingerprints.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from embedding_platform.errors import PlatformError
+from embedding_platform.media.cutting import Cutting
+from embedding_platform.media.listing import list_sources
+from embedding_platform.milvus.connection import connect
+from embedding_platform.models import loading
+from embedding_platform.models.encoder import Encoder
+from embedding_platform.reconcile.files import classify_source, listed_sources
+from embedding_platform.reconcile.pending import Pending, pending_of_source
+from embedding_platform.settings import Settings
+from embedding_platform.spaces import Space
+
+if TYPE_CHECKING:
+    from pymilvus import MilvusClient
+
+
+@dataclass(frozen=True)
+class Platform:
+    """Settings, what they name, and who watches long work.
+
+    `watch` hears (asset, source, done, total) as stages go on.
+    """
+
+    settings: Settings
+    watch: Callable[[str, str, int, int], None] = lambda asset, source, done, total: None
+
+    @property
+    def store(self) -> str:
+        """The store root."""
+        return self.settings.store_url
+
+    @property
+    def spaces(self) -> tuple[Space, ...]:
+        """The spaces to keep, in the order of the catalogue."""
+        return self.settings.active_spaces
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The modalities that some space embeds, in the order of the catalogue."""
+        return tuple(dict.fromkeys(space.modality for space in self.spaces))
+
+    def space(self, key: str) -> Space:
+        """The space called `key`, for instance "image/clip".
+
+        Raises:
+            PlatformError: naming the spaces there are.
+        """
+        for space in self.spaces:
+            if space.key == key:
+                return space
+        raise PlatformError(f"no space {key!r}; choose from {', '.join(space.key for space in self.spaces)}")
+
+    @cached_property
+    def cutting(self) -> Cutting:
+        """How files are cut; text by the tokens of the text model that reads least."""
+        limits = self.settings.cutting
+        texts = [space.model for space in self.spaces if space.modality == "text"]
+        shortest = min(texts, key=lambda model: model.max_tokens or 0, default=None)
+        return Cutting(
+            tokenizer_file=loading.tokenizer_file(shortest) if shortest else None,
+            max_tokens=(shortest.max_tokens if shortest else None) or 256,
+            overlap_tokens=limits.overlap_tokens,
+            audio_window_seconds=limits.audio_window_seconds,
+            clip_seconds=limits.clip_seconds,
+        )
+
+    @cached_property
+    def milvus(self) -> "MilvusClient":
+        """A client of the Milvus that the settings name."""
+        milvus = self.settings.milvus
+        return connect(self.settings.milvus_uri, milvus.token.get_secret_value(), milvus.timeout_seconds)
+
+    def encoder(self, space: Space) -> Encoder:
+        """The space's model, loaded once per process."""
+        return loading.load(space.model, self.settings.device, self.settings.precision)
+
+    def fingerprint(self, space: Space) -> str:
+        """The hash of all that decides the values of the space's vectors."""
+        return loading.fingerprint(space, self.settings.precision)
+
+    def seen(self, modality: str, source: str) -> dict[str, str]:
+        """State by path of the files of one modality that a source holds now."""
+        return classify_source(self.store, self.settings.media_url, source).get(modality, {})
+
+    def sources(self) -> dict[str, list[str]]:
+        """The sources of each modality: those on disk that hold it and those of the last listing."""
+        found: dict[str, set[str]] = {modality: set() for modality in self.modalities}
+        for source in list_sources(self.settings.media_url):
+            for modality, entries in classify_source(self.store, self.settings.media_url, source).items():
+                if entries and modality in found:
+                    found[modality].add(source)
+        for modality in found:
+            found[modality].update(listed_sources(self.store, modality))
+        return {modality: sorted(sources) for modality, sources in found.items()}
+
+    def pending(self) -> Iterator[Pending]:
+        """What the next run would do for each asset and source, without doing it."""
+        for modality, sources in self.sources().items():
+            spaces = [(space, self.fingerprint(space)) for space in self.spaces if space.modality == modality]
+            for source in sources:
+                seen = self.seen(modality, source)
+                yield from pending_of_source(self.milvus, self.store, modality, source, seen, spaces, self.cutting)

@@ -1,0 +1,93 @@
+"""`<modality>/files`: the listing of a source against its last listing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+
+from embedding_platform import layout, records, storage
+from embedding_platform.increments import Increment, diff
+from embedding_platform.media.items import Listing, classify, item_state, list_items, rejected_state
+from embedding_platform.records import ITEMS, REJECTED, Item
+from embedding_platform.spaces import MODALITIES
+
+
+@dataclass(frozen=True)
+class FilesReport:
+    """What a listing found and changed."""
+
+    increment: Increment
+    items: list[Item]
+    rejected: list[tuple[str, str, str, str]]
+    skipped: int
+    hashed: int
+
+    @property
+    def data_version(self) -> str:
+        """A hash of all paths and contents, equal for equal listings."""
+        return records.digest(*(part for item in self.items for part in (item.path, item.version)))
+
+
+def reconcile_files(store: str, media_root: str, modality: str, source: str) -> FilesReport:
+    """List one modality of a source and replace its tables where something changed.
+
+    Raises:
+        PlatformError: if the media root cannot be reached; the last listing stays.
+    """
+    known = {name: stored_items(store, name, source) for name in MODALITIES}
+    known_rejected = {name: stored_rejects(store, name, source) for name in MODALITIES}
+    listing: Listing = list_items(modality, media_root, source, known, known_rejected)
+    increment = diff(_versions(listing.items), _versions(known[modality]))
+    if listing.items != known[modality]:
+        storage.write_table(layout.items_url(store, modality, source), records.items_table(listing.items))
+    if listing.rejected != known_rejected[modality]:
+        url = layout.rejected_items_url(store, modality, source)
+        storage.write_table(url, records.rejected_table(listing.rejected))
+    return FilesReport(increment, listing.items, listing.rejected, listing.skipped, listing.hashed)
+
+
+def classify_source(store: str, media_root: str, source: str) -> dict[str, dict[str, str]]:
+    """State by path by modality of the files that a source holds now, without hashing known ones."""
+    known = {name: stored_items(store, name, source) for name in MODALITIES}
+    rejected = {name: stored_rejects(store, name, source) for name in MODALITIES}
+    return classify(media_root, source, known, rejected)
+
+
+def files_increment(store: str, modality: str, source: str, seen: Mapping[str, str]) -> Increment:
+    """What changed since the last listing; `seen` is the state by path now, and nothing is hashed."""
+    last = {row[0]: rejected_state(row) for row in stored_rejects(store, modality, source)}
+    last |= {item.path: item_state(item) for item in stored_items(store, modality, source)}
+    return diff(pd.Series(dict(seen), dtype=object), pd.Series(last, dtype=object))
+
+
+def listing_age(store: str, modality: str, source: str) -> str:
+    """A mark that changes whenever the source's last listing was replaced."""
+    urls = (layout.items_url(store, modality, source), layout.rejected_items_url(store, modality, source))
+    return " ".join(storage.change_mark(url) for url in urls)
+
+
+def listed_sources(store: str, modality: str) -> list[str]:
+    """Sources whose last listing holds files of the modality, readable or not."""
+    names = {
+        *storage.table_names(layout.items_folder(store, modality)),
+        *storage.table_names(layout.rejected_items_folder(store, modality)),
+    }
+    sources = sorted(layout.source_name(name) for name in names)
+    return [
+        source for source in sources if stored_items(store, modality, source) or stored_rejects(store, modality, source)
+    ]
+
+
+def stored_items(store: str, modality: str, source: str) -> list[Item]:
+    """The items of the last listing."""
+    return records.items(storage.read_table(layout.items_url(store, modality, source), ITEMS))
+
+
+def stored_rejects(store: str, modality: str, source: str) -> list[tuple[str, str, str, str]]:
+    """The rejected files of the last listing as (path, uri, version, reason)."""
+    table = storage.read_table(layout.rejected_items_url(store, modality, source), REJECTED)
+    return [tuple(row[name] for name in REJECTED.names) for row in table.to_pylist()]
+
+
+def _versions(items: list[Item]) -> pd.Series:
+    return pd.Series([item.version for item in items], index=[item.path for item in items], dtype=object)

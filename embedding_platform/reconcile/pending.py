@@ -1,0 +1,45 @@
+"""What the next run would do, without doing it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from embedding_platform.increments import Increment
+from embedding_platform.reconcile.collection import LiveRows, collection_increment
+from embedding_platform.reconcile.embeddings import embeddings_increment
+from embedding_platform.reconcile.files import files_increment
+from embedding_platform.reconcile.segments import segments_increment
+
+if TYPE_CHECKING:
+    from pymilvus import MilvusClient
+
+    from embedding_platform.media.cutting import Cutting
+    from embedding_platform.spaces import Space
+
+
+@dataclass(frozen=True)
+class Pending:
+    """The increment of one asset for one source, against what its upstream holds now."""
+
+    asset: str
+    source: str
+    increment: Increment
+
+
+def pending_of_source(
+    client: "MilvusClient",
+    store: str,
+    modality: str,
+    source: str,
+    seen: dict[str, str],
+    spaces: Sequence[tuple["Space", str]],
+    cutting: "Cutting",
+) -> Iterator[Pending]:
+    """The increment of each asset of one source; `seen` is the state by path of its files now."""
+    yield Pending(f"{modality}/files", source, files_increment(store, modality, source, seen))
+    yield Pending(f"{modality}/segments", source, segments_increment(store, modality, source, cutting))
+    for space, fingerprint in spaces:
+        embeddings = embeddings_increment(store, space, source, fingerprint, cutting)
+        yield Pending(f"{space.key}/embeddings", source, embeddings)
+        live = LiveRows(store, space, source, fingerprint, cutting)
+        yield Pending(f"{space.key}/collection", source, collection_increment(client, live))

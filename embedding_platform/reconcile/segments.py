@@ -1,0 +1,141 @@
+"""`<modality>/segments`: the items of a source against the segments already cut from them."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pandas as pd
+import pyarrow as pa
+
+from embedding_platform import layout, records, storage
+from embedding_platform.errors import RejectedError
+from embedding_platform.increments import Increment, diff
+from embedding_platform.media.cutting import Cutting, code_version, cut
+from embedding_platform.reconcile.files import stored_items
+from embedding_platform.records import REJECTED, SEGMENTS, Item, Segment
+
+ITEMS_PER_CHUNK = 64
+"""Items whose segments become durable together: a killed run repeats at most so many."""
+
+Reject = tuple[str, str, str, str]
+"""(path, uri, version, reason) of something that a stage could not use."""
+
+
+@dataclass(frozen=True)
+class SegmentsReport:
+    """What cutting a source did. The increment counts items, rejected ones included."""
+
+    increment: Increment
+    items: int
+    segments: int
+    rejected: list[Reject]
+    data_version: str
+
+
+def reconcile_segments(
+    store: str,
+    modality: str,
+    source: str,
+    cutting: Cutting,
+    readers: int = 2,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> SegmentsReport:
+    """Cut the items that have no segments yet, chunk by durable chunk, and drop what is no longer live.
+
+    An item that cannot be cut goes to the rejected table and is tried again when it, or our
+    code for it, changes. `progress` hears of items done and items to do.
+    """
+    version = code_version(modality, cutting)
+    folder = layout.segments_folder(store, modality, source, version)
+    items = {item.path: item for item in stored_items(store, modality, source)}
+    rejects = {(row[0], row[2]): row for row in rejected_items(store, modality, source, cutting)}
+    increment = segments_increment(store, modality, source, cutting)
+    needed = [items[path] for path in [*increment.new, *increment.stale]]
+
+    with ThreadPoolExecutor(readers) as pool:
+        for start in range(0, len(needed), ITEMS_PER_CHUNK):
+            chunk = needed[start : start + ITEMS_PER_CHUNK]
+            outcomes = list(pool.map(lambda item: _cut_one(modality, source, item, cutting), chunk))
+            segments = [segment for outcome in outcomes if isinstance(outcome, list) for segment in outcome]
+            if segments:
+                storage.append_shard(folder, records.segments_table(segments))
+            bad = [outcome for outcome in outcomes if not isinstance(outcome, list)]
+            if bad:
+                rejects |= {(row[0], row[2]): row for row in bad}
+                _write_rejects(store, modality, source, version, list(rejects.values()))
+            progress(start + len(chunk), len(needed))
+
+    live_rejects = [row for row in rejects.values() if row[0] in items and items[row[0]].version == row[2]]
+    if len(live_rejects) != len(rejects):
+        _write_rejects(store, modality, source, version, live_rejects)
+    if len(increment.stale) or len(increment.orphaned):
+        _drop_dead_rows(folder, items)
+    storage.remove_sibling_folders(folder)
+    live = live_segments(store, modality, source, cutting, ["segment_id", "content_hash"]).sort_by("segment_id")
+    data_version = records.digest(*live["segment_id"].to_pylist(), *live["content_hash"].to_pylist())
+    return SegmentsReport(increment, len(items), live.num_rows, sorted(live_rejects), data_version)
+
+
+def segments_increment(store: str, modality: str, source: str, cutting: Cutting) -> Increment:
+    """Which items are to be cut, or their segments dropped; nothing is done."""
+    folder = layout.segments_folder(store, modality, source, code_version(modality, cutting))
+    desired = pd.Series({item.path: item.version for item in stored_items(store, modality, source)}, dtype=object)
+    rejects = [(path, version) for path, _, version, _ in rejected_items(store, modality, source, cutting)]
+    table = storage.read_shards(folder, SEGMENTS, ["path", "item_version"])
+    dealt_with = dict.fromkeys(zip(table["path"].to_pylist(), table["item_version"].to_pylist(), strict=True))
+    dealt_with |= dict.fromkeys(rejects)
+    paths, versions = [path for path, _ in dealt_with], [version for _, version in dealt_with]
+    return diff(desired, pd.Series(versions, index=paths, dtype=object))
+
+
+def live_segments(
+    store: str, modality: str, source: str, cutting: Cutting, columns: Sequence[str] | None = None
+) -> pa.Table:
+    """The segments of the source's present items, each once; columns of SEGMENTS."""
+    folder = layout.segments_folder(store, modality, source, code_version(modality, cutting))
+    wanted = list(columns or SEGMENTS.names)
+    keys = ["segment_id", "path", "item_version"]
+    table = storage.read_shards(folder, SEGMENTS, [*dict.fromkeys([*wanted, *keys])])
+    live = {item.path: item for item in stored_items(store, modality, source)}
+    return _once(_live_rows(table, live)).select(wanted)
+
+
+def rejected_items(store: str, modality: str, source: str, cutting: Cutting) -> list[Reject]:
+    """Items that the present cutter could not cut, as (path, uri, version, reason)."""
+    url = layout.rejected_segments_url(store, modality, source, code_version(modality, cutting))
+    return [tuple(row[name] for name in REJECTED.names) for row in storage.read_table(url, REJECTED).to_pylist()]
+
+
+def _cut_one(modality: str, source: str, item: Item, cutting: Cutting) -> list[Segment] | Reject:
+    try:
+        return cut(modality, source, item, cutting)
+    except RejectedError as error:
+        return (item.path, item.uri, item.version, str(error))
+
+
+def _drop_dead_rows(folder: str, live: dict[str, Item]) -> None:
+    """Rewrite the shards that hold rows of absent or changed items; new shards first, then the old go."""
+    for name in storage.table_names(folder):
+        (table,) = storage.iterate_shards(folder, SEGMENTS, names=[name])
+        kept = _live_rows(table, live)
+        if kept.num_rows == table.num_rows:
+            continue
+        if kept.num_rows:
+            storage.append_shard(folder, kept)
+        storage.remove_shards(folder, [name])
+
+
+def _live_rows(table: pa.Table, live: dict[str, Item]) -> pa.Table:
+    rows = zip(table["path"].to_pylist(), table["item_version"].to_pylist(), strict=True)
+    versions = {path: item.version for path, item in live.items()}
+    return table.filter(pa.array([versions.get(path) == version for path, version in rows], pa.bool_()))
+
+
+def _once(table: pa.Table) -> pa.Table:
+    repeated = pd.Series(table["segment_id"].to_pylist(), dtype=object).duplicated()
+    return table.filter(pa.array(~repeated.to_numpy(dtype=bool)))
+
+
+def _write_rejects(store: str, modality: str, source: str, version: str, rows: list[Reject]) -> None:
+    url = layout.rejected_segments_url(store, modality, source, version)
+    storage.write_table(url, records.rejected_table(rows))

@@ -1,0 +1,127 @@
+"""Runs without the web UI: the same jobs, on the same instance, in this process."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import dagster as dg
+
+from embedding_platform.definitions import build_definitions
+from embedding_platform.defs.jobs import job_name
+from embedding_platform.defs.partitions import set_name
+from embedding_platform.errors import PlatformError
+from embedding_platform.media.listing import list_sources
+from embedding_platform.platform import Platform
+from embedding_platform.reconcile.files import listed_sources
+
+
+@dataclass(frozen=True)
+class SourceRun:
+    """One run of a modality's job on one source, and the metadata of each asset by its key."""
+
+    modality: str
+    source: str
+    run_id: str
+    succeeded: bool
+    failures: tuple[str, ...]
+    metadata: dict[str, dict[str, object]] = field(default_factory=dict)
+
+    def of(self, stage: str, name: str) -> int:
+        """A counter of one stage ("files", "embeddings"), summed over the run's spaces."""
+        values = [metadata.get(name, 0) for asset, metadata in self.metadata.items() if asset.endswith(f"/{stage}")]
+        return sum(value for value in values if isinstance(value, int))
+
+    @property
+    def did_nothing(self) -> bool:
+        """Whether no file was cut, no segment embedded and no row written or deleted."""
+        cut = self.of("segments", "new") + self.of("segments", "stale") + self.of("segments", "orphaned")
+        written = self.of("collection", "upserted") + self.of("collection", "deleted")
+        return not (cut or written or self.of("embeddings", "embedded") or self.of("embeddings", "reused"))
+
+
+@contextmanager
+def instance() -> Iterator[dg.DagsterInstance]:
+    """The Dagster instance of DAGSTER_HOME, or of the dagster.yaml in this folder, as `dagster dev` takes it.
+
+    Raises:
+        PlatformError: if there is neither.
+    """
+    if os.environ.get("DAGSTER_HOME"):
+        opened = dg.DagsterInstance.get()
+    elif Path("dagster.yaml").is_file():
+        opened = dg.DagsterInstance.from_config(os.getcwd())
+    else:
+        raise PlatformError("no dagster.yaml in this folder; change to the project's folder or set DAGSTER_HOME")
+    with opened:
+        yield opened
+
+
+def run_sources(
+    platform: Platform,
+    dagster: dg.DagsterInstance,
+    modalities: Sequence[str] = (),
+    sources: Sequence[str] = (),
+    starting: Callable[[str, str], None] = lambda modality, source: None,
+) -> Iterator[SourceRun]:
+    """Run each modality's job for each of its sources, one after the other, and yield what came of it.
+
+    Sources that appeared get their Dagster partition first; those that vanished lose it after
+    the run that emptied them. A run that fails does not stop the others.
+
+    Raises:
+        PlatformError: if a modality or source that was asked for is not there.
+    """
+    found = platform.sources()
+    _refuse_unknown(modalities, list(found))
+    _refuse_unknown(sources, sorted({source for names in found.values() for source in names}))
+    definitions = build_definitions(platform)
+    present = list_sources(platform.settings.media_url)
+    for modality in modalities or platform.modalities:
+        job = definitions.resolve_job_def(job_name(modality))
+        partitions = set_name(modality)
+        for source in [name for name in found[modality] if not sources or name in sources]:
+            dagster.add_dynamic_partitions(partitions, [source])
+            starting(modality, source)
+            result = job.execute_in_process(
+                instance=dagster,
+                partition_key=source,
+                raise_on_error=False,
+                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            )
+            yield _source_run(modality, source, result)
+            if source not in present and source not in listed_sources(platform.store, modality):
+                dagster.delete_dynamic_partition(partitions, source)
+
+
+def _refuse_unknown(asked: Sequence[str], there: Sequence[str]) -> None:
+    for name in asked:
+        if name not in there:
+            choices = ", ".join(there) or "nothing, since the media root is empty"
+            raise PlatformError(f"{name!r} is not there; choose from {choices}")
+
+
+def _source_run(modality: str, source: str, result: dg.ExecuteInProcessResult) -> SourceRun:
+    failures = [_reason(event) for event in result.get_step_failure_events()]
+    return SourceRun(
+        modality=modality,
+        source=source,
+        run_id=result.run_id,
+        succeeded=result.success,
+        failures=tuple(failures),
+        metadata={
+            event.materialization.asset_key.to_user_string(): {
+                name: value.value for name, value in event.materialization.metadata.items()
+            }
+            for event in result.get_asset_materialization_events()
+        },
+    )
+
+
+def _reason(event: dg.DagsterEvent) -> str:
+    data = event.step_failure_data
+    if data.user_failure_data is not None and data.user_failure_data.description:
+        return f"{event.step_key}: {data.user_failure_data.description}"
+    error = data.error
+    return f"{event.step_key}: {(error.cause or error).message.strip() if error else 'failed'}"

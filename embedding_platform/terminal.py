@@ -1,0 +1,172 @@
+"""How things look in a terminal: progress bars, tables, hits."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from embedding_platform.platform import Platform
+from embedding_platform.reconcile.pending import Pending
+from embedding_platform.runs import SourceRun
+from embedding_platform.search import Hit, Trace
+
+CONSOLE = Console()
+MOST_TEXT = 160
+
+
+class RunProgress:
+    """A bar over sources, and one below it for the stage at work."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._sources = progress.add_task("sources", total=None)
+        self._stage = progress.add_task("", total=None, visible=False)
+
+    def expect(self, sources: int) -> None:
+        """Tell how many sources there will be in all."""
+        self._progress.update(self._sources, total=sources)
+
+    def starting(self, modality: str, source: str) -> None:
+        """Tell which source is next."""
+        self._progress.update(self._sources, description=f"{modality} {escape(source)}")
+
+    def watch(self, asset: str, source: str, done: int, total: int) -> None:
+        """Tell how far the stage at work is; what `Platform.watch` calls."""
+        self._progress.update(self._stage, description=asset, completed=done, total=total, visible=done < total)
+
+    def finished(self) -> None:
+        """Tell that a source is done."""
+        self._progress.advance(self._sources)
+        self._progress.update(self._stage, visible=False)
+
+
+@contextmanager
+def run_progress() -> Iterator[RunProgress]:
+    """Show the progress of a headless run while the block lasts."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=CONSOLE, transient=True) as progress:
+        yield RunProgress(progress)
+
+
+def print_runs(runs: Sequence[SourceRun]) -> None:
+    """One line for each run: what it listed, cut, embedded and wrote, and what it rejected."""
+    table = Table(title="runs", title_justify="left")
+    for name in (
+        "modality",
+        "source",
+        "files",
+        "cut",
+        "embedded",
+        "reused",
+        "upserted",
+        "deleted",
+        "rejected",
+        "result",
+    ):
+        table.add_column(name, justify="left" if name in ("modality", "source", "result") else "right")
+    for run in runs:
+        table.add_row(
+            run.modality,
+            escape(run.source),
+            str(run.of("files", "dagster/partition_row_count")),
+            str(run.of("segments", "new") + run.of("segments", "stale")),
+            str(run.of("embeddings", "embedded")),
+            str(run.of("embeddings", "reused")),
+            str(run.of("collection", "upserted")),
+            str(run.of("collection", "deleted")),
+            str(run.of("files", "rejected") + run.of("segments", "rejected") + run.of("embeddings", "rejected")),
+            "[green]ok[/]" if run.succeeded else "[red]failed[/]",
+        )
+    CONSOLE.print(table)
+    for run in runs:
+        for failure in run.failures:
+            CONSOLE.print(f"[red]{run.modality} {escape(run.source)}:[/] {escape(failure)}", soft_wrap=True)
+
+
+def print_spaces(rows: Sequence[Sequence[str]]) -> None:
+    """The table of published spaces."""
+    table = Table(title="published spaces", title_justify="left")
+    for name in ("space", "segments", "vectors", "dimension", "partitions", "index", "recall@10", "collection"):
+        table.add_column(name, justify="left" if name in ("space", "index", "collection") else "right")
+    for row in rows:
+        table.add_row(*row)
+    CONSOLE.print(table)
+
+
+def print_hits(title: str, hits: Sequence[Hit]) -> None:
+    """Hits of one space, best first."""
+    CONSOLE.print(f"[bold]{escape(title)}[/]", soft_wrap=True)
+    if not hits:
+        CONSOLE.print("  nothing found")
+    for place, hit in enumerate(hits, 1):
+        where = f"  {hit.where}" if hit.where else ""
+        CONSOLE.print(f"  {place}. {hit.score:.3f}  {escape(f'{hit.source}/{hit.path}')}{where}", soft_wrap=True)
+        if hit.text:
+            CONSOLE.print(f"     [dim]{escape(_shortened(hit.text))}[/]", soft_wrap=True)
+        CONSOLE.print(f"     [dim]id {hit.id}  model {escape(hit.model)}  run {hit.run_id}[/]", soft_wrap=True)
+
+
+def print_pending(rows: Sequence[Pending]) -> None:
+    """The increment of each asset and source."""
+    table = Table()
+    for name in ("asset", "source", "new", "stale", "orphaned", "unchanged"):
+        table.add_column(name, justify="left" if name in ("asset", "source") else "right")
+    for row in rows:
+        table.add_row(row.asset, escape(row.source), *map(str, row.increment.counts().values()))
+    CONSOLE.print(table)
+    CONSOLE.print("run `embedding-platform run` to do it" if any(map(_is_due, rows)) else "nothing to do")
+
+
+def _is_due(row: Pending) -> bool:
+    """Whether a run would do something; vectors of contents that are gone are kept for reuse."""
+    increment = row.increment
+    kept = row.asset.endswith("/embeddings")
+    return bool(len(increment.new) or len(increment.stale) or (len(increment.orphaned) and not kept))
+
+
+def print_trace(trace: Trace) -> None:
+    """A row, back to its file, model and run."""
+    hit, made = trace.hit, trace.provenance
+    file = trace.file
+    lines = {
+        "row": hit.id,
+        "space": hit.space,
+        "collection": trace.collection,
+        "segment": f"{hit.role} {hit.where}".strip(),
+        "text": _shortened(hit.text),
+        "file": hit.uri,
+        "content hash": file.content_hash if file else "the file is no longer listed",
+        "media type": file.media_type if file else "",
+        "model": f"{made.model}{f' at {made.revision}' if made.revision else ''}",
+        "fingerprint": made.fingerprint,
+        "embedded": f"{hit.embedded_at} in run {hit.run_id}",
+    }
+    for name, value in lines.items():
+        if value:
+            CONSOLE.print(f"{name:>13}  {escape(value)}", soft_wrap=True)
+
+
+def print_settings(settings: dict[str, Any], platform: Platform) -> None:
+    """The settings in force, as YAML, and the spaces that they keep."""
+    import yaml
+
+    CONSOLE.print(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), soft_wrap=True, markup=False)
+    for space in platform.spaces:
+        CONSOLE.print(
+            f"# {space.key}: {escape(space.model.location)}, {space.model.dimension} dimensions", soft_wrap=True
+        )
+
+
+def _shortened(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= MOST_TEXT else f"{line[:MOST_TEXT]}…"
