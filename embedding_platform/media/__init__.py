@@ -1,0 +1,1 @@
+"""Recognise, decode and cut media files. One module per modality; no torch here."""

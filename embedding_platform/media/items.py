@@ -1,0 +1,377 @@
+"""The items of a source: what its files are, which belong together, what has changed."""
+
+import dataclasses
+import hashlib
+import json
+import posixpath
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+from embedding_platform.errors import RejectedError
+from embedding_platform.media.cutting import modality_module
+from embedding_platform.media.listing import Entry, current_state, list_entries, open_media
+from embedding_platform.media.recognition import CAPTIONS_FILE, claimed, recognise
+from embedding_platform.records import Item
+
+RejectedRow: TypeAlias = tuple[str, str, str, str]
+"""Path, uri, version and reason, as the table REJECTED has them."""
+
+MAX_CAPTION_CHARACTERS = 10_000
+"""A longer text beside an image is a document of the same name; no model reads that much as a caption."""
+
+_HASH_BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The items of one modality in a source, and what was done to know them.
+
+    `skipped` counts the source's files of no known kind, `hashed` the files that had to be
+    read because they are new or changed.
+    """
+
+    items: list[Item]
+    rejected: list[RejectedRow]
+    skipped: int
+    hashed: int
+
+
+@dataclass(frozen=True)
+class _Sighting:
+    """A file, or a line of captions, and what is known of it without reading it through."""
+
+    modality: str
+    entry: Entry
+    media_type: str = ""
+    reason: str = ""
+    captions: tuple[str, ...] = ()
+    captions_modified: str = ""
+    item: Item | None = None
+
+
+@dataclass(frozen=True)
+class _Caption:
+    """A caption that a line of a captions file gives to the image at `path`."""
+
+    path: str
+    text: str
+    state: str
+
+
+def list_items(
+    modality: str,
+    media_root: str,
+    source: str,
+    known: Mapping[str, Sequence[Item]],
+    known_rejected: Mapping[str, Sequence[RejectedRow]],
+) -> Listing:
+    """All items of one modality in a source, and what had to be rejected.
+
+    `known` and `known_rejected` map modality names to the last listings of this source. A
+    file that one of them shows with the size and change mark it has now is not opened.
+
+    Raises:
+        PlatformError: if a folder of the source may not be read.
+    """
+    sightings, skipped = _survey(media_root, source, known, known_rejected)
+    items: list[Item] = []
+    rejected: list[RejectedRow] = []
+    hashed = 0
+    for sighting in sightings:
+        if sighting.modality != modality:
+            continue
+        if sighting.reason:
+            rejected.append(_rejected_row(sighting.entry, sighting.reason))
+        elif sighting.item is not None:
+            items.append(
+                dataclasses.replace(
+                    sighting.item,
+                    uri=sighting.entry.uri,
+                    captions=sighting.captions,
+                    captions_modified=sighting.captions_modified,
+                )
+            )
+        else:
+            hashed += 1
+            outcome = _examined(sighting)
+            if isinstance(outcome, Item):
+                items.append(outcome)
+            else:
+                rejected.append(outcome)
+    return Listing(items, rejected, skipped, hashed)
+
+
+def classify(
+    media_root: str,
+    source: str,
+    known: Mapping[str, Sequence[Item]],
+    known_rejected: Mapping[str, Sequence[RejectedRow]],
+) -> dict[str, dict[str, str]]:
+    """The state of every file of a source by modality and path, without hashing any.
+
+    Only files that are new or changed are opened, to recognise what they hold. Compare
+    with `item_state` and `rejected_state` of the last listing to see what has changed.
+
+    Raises:
+        PlatformError: if a folder of the source may not be read.
+    """
+    sightings, _ = _survey(media_root, source, known, known_rejected)
+    states: dict[str, dict[str, str]] = {}
+    for sighting in sightings:
+        captions_modified = "" if sighting.reason else sighting.captions_modified
+        state = f"{_file_state(sighting.entry)}-{captions_modified}"
+        states.setdefault(sighting.modality, {})[sighting.entry.path] = state
+    return states
+
+
+def item_state(item: Item) -> str:
+    """The state of a listed item, in the form that `classify` has it."""
+    return f"{_file_state(item)}-{item.captions_modified}"
+
+
+def rejected_state(row: RejectedRow) -> str:
+    """The state of a rejected row, in the form that `classify` has it."""
+    return f"{row[2]}-"
+
+
+def _survey(
+    media_root: str,
+    source: str,
+    known: Mapping[str, Sequence[Item]],
+    known_rejected: Mapping[str, Sequence[RejectedRow]],
+) -> tuple[list[_Sighting], int]:
+    """What every file of the source is, sorted by path, and how many are of no known kind."""
+    entries = {entry.path: entry for entry in list_entries(media_root, source)}
+    items: dict[str, list[tuple[str, Item]]] = {}
+    for modality, listed in known.items():
+        for item in listed:
+            entry = entries.get(item.path)
+            if entry is not None and _file_state(entry) == _file_state(item):
+                items.setdefault(item.path, []).append((modality, item))
+    reasons = {
+        row[0]: (modality, row[3])
+        for modality, rows in known_rejected.items()
+        for row in rows
+        if row[0] in entries and _file_state(entries[row[0]]) == row[2]
+    }
+    documents = set(filter(_may_caption, entries))
+
+    def look(paths: Iterable[str]) -> dict[str, _Sighting | None]:
+        return {path: _sighting(entries[path], items.get(path, ()), reasons.get(path)) for path in paths}
+
+    looked = look(entries.keys() - documents)
+    images = {path for path, found in looked.items() if found is not None and found.modality == "image"}
+    beside = _captions_beside(documents, images)
+    looked |= look(documents - set(beside.values()))
+    skipped = sum(found is None and posixpath.basename(path) != CAPTIONS_FILE for path, found in looked.items())
+    sightings = {path: found for path, found in looked.items() if found is not None}
+
+    lines, faults = _captions_in_lines(entries, images)
+    sightings |= faults
+    for path in beside.keys() | lines.keys():
+        caption_file = entries.get(beside.get(path, ""))
+        listed = [item for _, item in items.get(path, ())]
+        for found in _paired(sightings[path], listed, caption_file, reasons, lines.get(path, ())):
+            sightings[found.entry.path] = found
+    return sorted(sightings.values(), key=lambda sighting: sighting.entry.path), skipped
+
+
+def _sighting(
+    entry: Entry, listed: Sequence[tuple[str, Item]], known_reason: tuple[str, str] | None
+) -> _Sighting | None:
+    """What a file is by itself, captions apart."""
+    if listed:
+        modality, item = listed[0]
+        return _Sighting(_unpaired(modality), entry, item.media_type, item=item)
+    # A text file that was rejected as a caption may be a good document now that its image is gone.
+    if known_reason is not None and not (known_reason[0] == "image_text" and _may_caption(entry.path)):
+        modality, reason = known_reason
+        return _Sighting(_unpaired(modality), entry, reason=reason)
+    modality, media_type, reason = _recognised(entry)
+    return _Sighting(modality, entry, media_type, reason) if modality else None
+
+
+def _may_caption(path: str) -> bool:
+    return path.lower().endswith(".txt")
+
+
+def _unpaired(modality: str) -> str:
+    return "image" if modality == "image_text" else modality
+
+
+@lru_cache(maxsize=1 << 16)
+def _recognised(entry: Entry) -> tuple[str, str, str]:
+    """Modality, media type and reason to reject. Cached, because files of no known kind are in no listing."""
+    try:
+        return (*(recognise(entry.path, entry.uri) or ("", "")), "")
+    except RejectedError as error:
+        # Only a container is rejected whatever its name, and most of those are video.
+        claim = claimed(entry.path) or ("video", "")
+        return (claim[0], "", str(error))
+
+
+def _captions_beside(documents: Iterable[str], images: Iterable[str]) -> dict[str, str]:
+    """Image path -> path of the text file of the same name beside it."""
+    by_stem = {posixpath.splitext(path)[0]: path for path in sorted(documents)}
+    stems = ((path, posixpath.splitext(path)[0]) for path in images)
+    return {path: by_stem[stem] for path, stem in stems if stem in by_stem}
+
+
+def _captions_in_lines(
+    entries: Mapping[str, Entry], images: Set[str]
+) -> tuple[dict[str, list[_Caption]], dict[str, _Sighting]]:
+    """Image path -> captions from captions files; and the lines of those that are faulty."""
+    captions: dict[str, list[_Caption]] = {}
+    faults: dict[str, _Sighting] = {}
+    for path, entry in entries.items():
+        if posixpath.basename(path) != CAPTIONS_FILE:
+            continue
+        for number, line in _numbered_lines(entry):
+            try:
+                for caption in _captions_of_line(line, entry, images, entries):
+                    captions.setdefault(caption.path, []).append(caption)
+            except RejectedError as error:
+                place = dataclasses.replace(entry, path=f"{path}:{number}")
+                faults[place.path] = _Sighting("image_text", place, reason=str(error))
+    return captions, faults
+
+
+def _numbered_lines(entry: Entry) -> Iterator[tuple[int, bytes]]:
+    try:
+        with open_media(entry.uri) as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, line
+    except RejectedError:
+        return  # It went between listing and reading; so do its captions.
+
+
+def _captions_of_line(line: bytes, entry: Entry, images: Set[str], entries: Mapping[str, Entry]) -> list[_Caption]:
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except ValueError as error:
+        raise RejectedError(f"is not JSON: {error}") from error
+    except RecursionError as error:
+        raise RejectedError("is not JSON that can be read: nested too deeply") from error
+    if not isinstance(row, dict):
+        raise RejectedError('is not an object like {"file_name": "cat.jpg", "text": "a cat"}')
+    name = row.get("file_name", row.get("file"))
+    if not isinstance(name, str) or not name:
+        raise RejectedError('has no "file_name"')
+    path = posixpath.normpath(posixpath.join(posixpath.dirname(entry.path), name))
+    if path not in entries:
+        raise RejectedError(f"names {name}, which is not there")
+    if path not in images:
+        raise RejectedError(f"names {name}, which is not an image")
+    texts = row.get("text", row.get("caption"))
+    texts = [texts] if isinstance(texts, str) else texts
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise RejectedError('has no "text" that is a text or a list of texts')
+    texts = [text.encode("utf-8", "replace").decode("utf-8").strip() for text in texts]
+    if not texts or not all(texts):
+        raise RejectedError("holds an empty caption")
+    for text in texts:
+        _check_caption(text)
+    return [_Caption(path, text, _file_state(entry)) for text in texts]
+
+
+def _paired(
+    image: _Sighting,
+    listed: Sequence[Item],
+    caption_file: Entry | None,
+    reasons: Mapping[str, tuple[str, str]],
+    lines: Sequence[_Caption],
+) -> Iterator[_Sighting]:
+    """Yield the image as a pair if it has a caption, and the caption file if it holds none."""
+    states = [line.state for line in lines]
+    if caption_file is not None:
+        states.insert(0, _file_state(caption_file))
+    modified = "+".join(dict.fromkeys(states))
+    as_listed = next((item for item in listed if item.captions_modified == modified), None)
+    if as_listed is not None:
+        captions: Sequence[str] = as_listed.captions
+    else:
+        captions = [line.text for line in lines]
+        if caption_file is not None:
+            text, fault = _caption_of_file(caption_file, reasons.get(caption_file.path))
+            if fault:
+                yield _Sighting("image_text", caption_file, reason=fault)
+                modified = "+".join(dict.fromkeys(states[1:]))
+            else:
+                captions = [text, *captions]
+    if captions:
+        unique = tuple(dict.fromkeys(captions))
+        yield dataclasses.replace(image, modality="image_text", captions=unique, captions_modified=modified)
+
+
+def _caption_of_file(entry: Entry, known_reason: tuple[str, str] | None) -> tuple[str, str]:
+    """The caption that a text file holds, or why it holds none."""
+    if known_reason is not None and known_reason[0] == "image_text":
+        return "", known_reason[1]
+    try:
+        text = modality_module("text").extract(entry.uri).text.strip()
+        _check_caption(text)
+        return text, ""
+    except RejectedError as error:
+        return "", f"is no caption: {error}"
+
+
+def _check_caption(text: str) -> None:
+    if len(text) > MAX_CAPTION_CHARACTERS:
+        raise RejectedError(
+            f"has {len(text)} characters, a caption at most {MAX_CAPTION_CHARACTERS}; "
+            "give a document another name than its image"
+        )
+
+
+def _examined(sighting: _Sighting) -> Item | RejectedRow:
+    """Hash and probe a file; once more if it changed meanwhile."""
+    entry = sighting.entry
+    try:
+        before = current_state(entry.uri)
+        for _ in range(2):
+            try:
+                outcome: Item | RejectedRow = _item(sighting, entry)
+            except RejectedError as error:
+                outcome = _rejected_row(entry, str(error))
+            after = current_state(entry.uri)
+            if after == before:
+                return outcome
+            seen, before = entry, after
+            entry = dataclasses.replace(entry, size=after[0], modified=after[1])
+    except FileNotFoundError:
+        return _rejected_row(entry, "went away while it was read")
+    # The version is that of a state which is past, so that the next listing tries again.
+    return _rejected_row(seen, "changed while it was read, twice; it is tried again at the next listing")
+
+
+def _item(sighting: _Sighting, entry: Entry) -> Item:
+    hasher = hashlib.sha256()
+    with open_media(entry.uri) as file:
+        while block := file.read(_HASH_BLOCK_BYTES):
+            hasher.update(block)
+    attributes: dict[str, Any] = modality_module(sighting.modality).probe(entry.uri)
+    claim = claimed(entry.path)
+    if claim is not None and claim[1].partition("/")[2] != sighting.media_type.partition("/")[2]:
+        attributes["named_as"] = claim[1]
+    return Item(
+        path=entry.path,
+        uri=entry.uri,
+        size=entry.size,
+        modified=entry.modified,
+        media_type=sighting.media_type,
+        content_hash=hasher.hexdigest(),
+        captions=sighting.captions,
+        captions_modified=sighting.captions_modified,
+        attributes=attributes,
+    )
+
+
+def _rejected_row(entry: Entry, reason: str) -> RejectedRow:
+    return (entry.path, entry.uri, _file_state(entry), reason)
+
+
+def _file_state(file: Entry | Item) -> str:
+    return f"{file.size}-{file.modified}"

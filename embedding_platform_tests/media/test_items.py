@@ -1,0 +1,365 @@
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from uuid import uuid4
+
+import fsspec
+import pytest
+
+from embedding_platform.media import items, listing
+from embedding_platform.media.items import (
+    Listing,
+    classify,
+    item_state,
+    list_items,
+    rejected_state,
+)
+from embedding_platform.records import Item, items_table, rejected_table
+from embedding_platform.records import items as items_of_table
+from embedding_platform.spaces import MODALITIES
+
+from .made import picture, tone, write_sound, write_video
+
+Known = dict[str, Listing]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    (tmp_path / "s" / "sub").mkdir(parents=True)
+    return tmp_path / "s"
+
+
+def list_all(source: Path, known: Known | None = None) -> Known:
+    """List every modality, each with what the last listing of all knew."""
+    listed = {name: found.items for name, found in (known or {}).items()}
+    rejected = {name: found.rejected for name, found in (known or {}).items()}
+    return {
+        modality: list_items(modality, str(source.parent), source.name, listed, rejected) for modality in MODALITIES
+    }
+
+
+def classified(source: Path, known: Known | None = None) -> dict[str, dict[str, str]]:
+    return classify(
+        str(source.parent),
+        source.name,
+        {name: found.items for name, found in (known or {}).items()},
+        {name: found.rejected for name, found in (known or {}).items()},
+    )
+
+
+def states(known: Known) -> dict[str, dict[str, str]]:
+    found = {
+        modality: {item.path: item_state(item) for item in listed.items}
+        | {row[0]: rejected_state(row) for row in listed.rejected}
+        for modality, listed in known.items()
+    }
+    return {modality: paths for modality, paths in found.items() if paths}
+
+
+def paths(known: Known) -> dict[str, list[str]]:
+    return {modality: [item.path for item in listed.items] for modality, listed in known.items() if listed.items}
+
+
+def reasons(known: Known) -> dict[str, dict[str, str]]:
+    found = {modality: {row[0]: row[3] for row in listed.rejected} for modality, listed in known.items()}
+    return {modality: rows for modality, rows in found.items() if rows}
+
+
+def write_lines(path: Path, *rows: object) -> None:
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows), encoding="utf-8")
+
+
+def fill(source: Path) -> None:
+    (source / "notes.md").write_text("# Words")
+    (source / "sub" / "käse 🧀.png").write_bytes(picture())
+    (source / "pair.jpg").write_bytes(picture(format="JPEG"))
+    (source / "pair.txt").write_text(" red and blue \n")
+    write_sound(source / "tone.wav", tone(0.5, 16_000), rate=16_000)
+    write_video(source / "clip.mp4", [10] * 12)
+    (source / "broken.png").write_bytes(b"words")
+    (source / "data.csv").write_text("a,b")
+    (source / "code.py").write_text("print()")
+    (source / ".hidden.jpg").write_bytes(picture())
+
+
+def test_every_file_is_listed_once_under_its_modality(source: Path) -> None:
+    fill(source)
+    known = list_all(source)
+    assert paths(known) == {
+        "text": ["notes.md"],
+        "image": ["sub/käse 🧀.png"],
+        "image_text": ["pair.jpg"],
+        "audio": ["tone.wav"],
+        "video": ["clip.mp4"],
+    }
+    assert reasons(known) == {"image": {"broken.png": "named .png but holds plain text, not an image"}}
+    assert {listed.skipped for listed in known.values()} == {2}
+    assert {modality: listed.hashed for modality, listed in known.items()} == dict.fromkeys(MODALITIES, 1)
+    (pair,) = known["image_text"].items
+    assert pair.captions == ("red and blue",)
+    assert pair.content_hash == hashlib.sha256((source / "pair.jpg").read_bytes()).hexdigest()
+    assert (pair.media_type, pair.size) == ("image/jpeg", (source / "pair.jpg").stat().st_size)
+    assert pair.attributes == {"width": 40, "height": 30, "format": "JPEG", "mode": "RGB"}
+    assert pair.uri == str(source / "pair.jpg")
+
+
+def test_a_listing_survives_its_table(source: Path) -> None:
+    fill(source)
+    for listed in list_all(source).values():
+        assert items_of_table(items_table(listed.items)) == listed.items
+        assert rejected_table(listed.rejected).num_rows == len(listed.rejected)
+
+
+@pytest.fixture
+def openings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files opened through the file system, wherever the package does it."""
+    opened: list[str] = []
+    real = listing.LocalFileSystem.open
+
+    def counting(self: object, path: str, *args: object, **options: object) -> object:
+        opened.append(os.path.basename(path))
+        return real(self, path, *args, **options)
+
+    monkeypatch.setattr(listing.LocalFileSystem, "open", counting)
+    return opened
+
+
+def test_what_is_known_is_neither_opened_nor_hashed(source: Path, openings: list[str]) -> None:
+    fill(source)
+    (source / "notes.md").write_text(" ")  # rejected by its content, not by its name
+    known = list_all(source)
+    assert "pair.jpg" in openings
+    openings.clear()
+    again = list_all(source, known)
+    classified(source, known)
+    assert openings == []
+    assert paths(again) == paths(known)
+    assert reasons(again) == reasons(known)
+    assert {listed.hashed for listed in again.values()} == {0}
+
+
+def test_the_cheap_pass_agrees_with_the_listing(source: Path) -> None:
+    fill(source)
+    write_lines(source / "captions.jsonl", {"file_name": "sub/käse 🧀.png", "text": "cheese"}, "not json")
+    before = classified(source)
+    known = list_all(source)
+    assert before == classified(source, known) == states(known)
+    (source / "new.txt").write_text("more")
+    os.utime(source / "tone.wav", ns=(1, 1))
+    (source / "pair.jpg").unlink()
+    after = classified(source, known)
+    differing = {modality for modality in MODALITIES if after.get(modality) != states(known).get(modality)}
+    assert differing == {"text", "audio", "image_text"}
+    assert states(list_all(source, known)) == after
+
+
+def test_a_source_with_only_a_broken_image_is_an_image_source(source: Path) -> None:
+    (source / "broken.jpg").write_bytes(b"")
+    assert list(classified(source)) == ["image"]
+    known = list_all(source)
+    assert reasons(known) == {"image": {"broken.jpg": "is empty (0 bytes)"}}
+    assert list(classified(source, known)) == ["image"]
+
+
+def test_a_touched_or_renamed_file_keeps_its_version(source: Path) -> None:
+    (source / "a.png").write_bytes(picture())
+    first = list_all(source)
+    os.utime(source / "a.png", ns=(1, 1))
+    second = list_all(source, first)
+    assert second["image"].hashed == 1
+    assert second["image"].items[0].version == first["image"].items[0].version
+    assert second["image"].items[0].modified == "1"
+
+
+def test_an_image_moves_between_modalities_with_its_captions_unhashed(source: Path) -> None:
+    (source / "a.png").write_bytes(picture())
+    alone = list_all(source)
+    (source / "a.txt").write_text("one")
+    paired = list_all(source, alone)
+    assert paths(paired) == {"image_text": ["a.png"]}
+    (source / "a.txt").write_text("another")
+    changed = list_all(source, paired)
+    (source / "a.txt").unlink()
+    apart = list_all(source, changed)
+    assert paths(apart) == {"image": ["a.png"]}
+    assert {listed.hashed for known in (paired, changed, apart) for listed in known.values()} == {0}
+    versions = [paired["image_text"], changed["image_text"], apart["image"]]
+    assert len({listed.items[0].version for listed in versions}) == 3
+    assert apart["image"].items[0] == alone["image"].items[0]
+
+
+def test_captions_come_from_the_file_beside_and_from_lines(source: Path) -> None:
+    for name in ("a.png", "b.jpg", "sub/c.png", "sub/d.png"):
+        (source / name).write_bytes(picture(format="JPEG" if name.endswith("jpg") else "PNG"))
+    (source / "a.txt").write_text("beside")
+    write_lines(
+        source / "captions.jsonl",
+        {"file_name": "a.png", "text": ["first", "second", "beside"]},
+        "",
+        {"file": "./sub/c.png", "caption": "from above"},
+    )
+    write_lines(
+        source / "sub" / "captions.jsonl",
+        {"file_name": "c.png", "text": "from beside"},
+        {"file": "../b.jpg", "caption": "up"},
+    )
+    known = list_all(source)
+    captions = {item.path: item.captions for item in known["image_text"].items}
+    assert captions == {
+        "a.png": ("beside", "first", "second"),
+        "b.jpg": ("up",),
+        "sub/c.png": ("from above", "from beside"),
+    }
+    assert paths(known)["image"] == ["sub/d.png"]
+    assert "text" not in paths(known)
+    assert known["text"].skipped == 0
+
+
+def test_faulty_lines_are_rejected_one_by_one(source: Path) -> None:
+    (source / "a.png").write_bytes(picture())
+    (source / "b.txt").write_text("words")
+    write_lines(
+        source / "captions.jsonl",
+        {"file_name": "a.png", "text": "good"},
+        "{broken",
+        {"file_name": "gone.png", "text": "x"},
+        {"file_name": "b.txt", "text": "x"},
+        {"file_name": "a.png", "text": " "},
+        {"file_name": "a.png", "text": ["x", 3]},
+        {"text": "x"},
+        [1],
+        {"file_name": "../../etc/passwd", "text": "x"},
+    )
+    known = list_all(source)
+    assert known["image_text"].items[0].captions == ("good",)
+    found = reasons(known)["image_text"]
+    assert {path: reason.partition(":")[0] for path, reason in found.items()} == {
+        "captions.jsonl:2": "is not JSON",
+        "captions.jsonl:3": "names gone.png, which is not there",
+        "captions.jsonl:4": "names b.txt, which is not an image",
+        "captions.jsonl:5": "holds an empty caption",
+        "captions.jsonl:6": 'has no "text" that is a text or a list of texts',
+        "captions.jsonl:7": 'has no "file_name"',
+        "captions.jsonl:8": 'is not an object like {"file_name"',
+        "captions.jsonl:9": "names ../../etc/passwd, which is not there",
+    }
+    (source / "gone.png").write_bytes(picture())
+    assert "captions.jsonl:3" not in reasons(list_all(source, known))["image_text"]
+
+
+@pytest.mark.parametrize("payload", [b"", b"  \n", b"zero\x00byte"])
+def test_a_caption_file_without_a_caption_is_rejected_and_its_image_stays_an_image(
+    source: Path, payload: bytes
+) -> None:
+    (source / "a.png").write_bytes(picture())
+    (source / "a.txt").write_bytes(payload)
+    known = list_all(source)
+    assert paths(known) == {"image": ["a.png"]}
+    assert reasons(known)["image_text"]["a.txt"].startswith("is no caption: ")
+    assert paths(list_all(source, known)) == paths(known)
+    assert reasons(list_all(source, known)) == reasons(known)
+    (source / "a.txt").write_text("mended")
+    assert paths(list_all(source, known)) == {"image_text": ["a.png"]}
+
+
+def test_a_rejected_caption_is_a_document_once_its_image_is_gone(source: Path) -> None:
+    (source / "a.png").write_bytes(picture())
+    (source / "a.txt").write_text("x" * 10_001)
+    known = list_all(source)
+    assert "a caption at most 10000" in reasons(known)["image_text"]["a.txt"]
+    (source / "a.png").unlink()
+    again = list_all(source, known)
+    assert (paths(again), reasons(again)) == ({"text": ["a.txt"]}, {})
+
+
+def test_a_broken_image_with_a_caption_is_a_rejected_pair(source: Path) -> None:
+    (source / "a.png").write_bytes(picture()[:20])
+    (source / "a.txt").write_text("was a picture")
+    known = list_all(source)
+    assert list(reasons(known)["image_text"]) == ["a.png"]
+    assert classified(source, known) == states(known)
+    assert {listed.hashed for listed in list_all(source, known).values()} == {0}
+
+
+def test_a_misnamed_file_goes_by_its_content_and_says_so(source: Path) -> None:
+    write_sound(source / "a.mp3", tone(0.5, 44_100), codec="libmp3lame").rename(source / "a.jpg")
+    (source / "b.jpg").write_bytes(picture(format="PNG"))
+    (source / "c.jpeg").write_bytes(picture(format="JPEG"))
+    known = list_all(source)
+    assert paths(known) == {"audio": ["a.jpg"], "image": ["b.jpg", "c.jpeg"]}
+    named = {item.path: item.attributes.get("named_as") for listed in known.values() for item in listed.items}
+    assert named == {"a.jpg": "image/jpeg", "b.jpg": "image/jpeg", "c.jpeg": None}
+
+
+def changing(path: Path, times: int) -> Callable[[Item | object, object], object]:
+    real = items._item
+    payloads = iter([picture(size=(40 + n, 30)) for n in range(times)])
+
+    def read_while_it_changes(*arguments: object) -> object:
+        outcome = real(*arguments)  # type: ignore[arg-type]
+        payload = next(payloads, None)
+        if payload is not None:
+            path.write_bytes(payload)
+            os.utime(path, ns=(payload[20], payload[20]))
+        return outcome
+
+    return read_while_it_changes
+
+
+def test_a_file_that_changes_once_while_it_is_read_is_read_again(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (source / "a.png").write_bytes(picture())
+    monkeypatch.setattr(items, "_item", changing(source / "a.png", times=1))
+    (item,) = list_all(source)["image"].items
+    assert item.content_hash == hashlib.sha256((source / "a.png").read_bytes()).hexdigest()
+    assert (item.size, item.modified) == listing.current_state(str(source / "a.png"))
+
+
+def test_a_file_that_keeps_changing_is_rejected_until_it_rests(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (source / "a.png").write_bytes(picture())
+    with monkeypatch.context() as patched:
+        patched.setattr(items, "_item", changing(source / "a.png", times=2))
+        known = list_all(source)
+    assert "changed while it was read" in reasons(known)["image"]["a.png"]
+    assert paths(list_all(source, known)) == {"image": ["a.png"]}
+
+
+def test_a_file_that_goes_away_is_rejected_not_an_error(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (source / "a.png").write_bytes(picture())
+    classified(source)
+    real = items._item
+
+    def vanish(*arguments: object) -> object:
+        (source / "a.png").unlink()
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(items, "_item", vanish)
+    known = list_items("image", str(source.parent), "s", {}, {})
+    assert [row[3] for row in known.rejected] == ["went away while it was read"]
+
+
+def test_a_name_that_is_not_utf8_is_rejected_in_a_form_that_can_be_stored(source: Path) -> None:
+    (source / os.fsdecode(b"caf\xe9.png")).write_bytes(picture())
+    known = list_all(source)
+    assert reasons(known) == {"image": {"caf\ufffd.png": "has a name that is not UTF-8: rename it"}}
+    assert rejected_table(known["image"].rejected).num_rows == 1
+
+
+def test_a_source_that_is_gone_has_nothing(tmp_path: Path) -> None:
+    assert list_items("image", str(tmp_path), "gone", {}, {}) == Listing([], [], 0, 0)
+    assert classify(str(tmp_path), "gone", {}, {}) == {}
+
+
+def test_any_file_system_serves() -> None:
+    root = f"memory://{uuid4().hex}"
+    fs = fsspec.url_to_fs(root)[0]
+    fs.pipe_file(f"{root}/s/a.png", picture())
+    fs.pipe_file(f"{root}/s/a.txt", b"caption")
+    fs.pipe_file(f"{root}/s/b.txt", b"document")
+    known = {modality: list_items(modality, root, "s", {}, {}) for modality in ("text", "image", "image_text")}
+    assert paths(known) == {"text": ["b.txt"], "image_text": ["a.png"]}
+    again = list_items("image_text", root, "s", {"image_text": known["image_text"].items}, {})
+    assert (again.hashed, again.items) == (0, known["image_text"].items)
+    fs.pipe_file(f"{root}/s/a.png", picture(size=(10, 10)))
+    assert list_items("image_text", root, "s", {"image_text": again.items}, {}).hashed == 1

@@ -1,0 +1,150 @@
+import os
+import socket
+from pathlib import Path
+from uuid import uuid4
+
+import fsspec
+import pytest
+
+from embedding_platform.errors import PlatformError, RejectedError
+from embedding_platform.media.listing import current_state, list_entries, list_sources, open_media
+
+
+def paths(root: Path, source: str = "s") -> list[str]:
+    return [entry.path for entry in list_entries(str(root), source)]
+
+
+def test_sources_are_the_visible_folders_of_the_root(tmp_path: Path) -> None:
+    for name in ("zoo", "Ärger", ".hidden", "a.tmp"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "linked").symlink_to(tmp_path / "zoo")
+    (tmp_path / "file.txt").write_text("belongs to no source")
+    assert list_sources(str(tmp_path)) == ["linked", "zoo", "Ärger"]
+
+
+@pytest.mark.parametrize("root", ["{tmp}/nowhere", "memory://nowhere-{unique}"])
+def test_a_root_that_is_not_there_is_named_with_the_mend(tmp_path: Path, root: str) -> None:
+    root = root.format(tmp=tmp_path, unique=uuid4().hex)
+    with pytest.raises(PlatformError, match=r"^media_root .* is not there; "):
+        list_sources(root)
+    # A disk that is not mounted is not a source that was emptied.
+    with pytest.raises(PlatformError, match=r"^media_root .* is not there; "):
+        list_entries(root, "s")
+
+
+def test_an_unknown_protocol_is_the_users_mistake() -> None:
+    with pytest.raises(PlatformError, match="no file system for gopher://"):
+        list_sources("gopher://somewhere")
+
+
+def test_a_missing_source_is_empty(tmp_path: Path) -> None:
+    assert list_entries(str(tmp_path), "s") == []
+    root = f"memory://{uuid4().hex}"
+    fsspec.url_to_fs(root)[0].pipe_file(f"{root}/other/a.txt", b"x")
+    assert list_entries(root, "s") == []
+
+
+def test_entries_are_sorted_and_carry_size_and_change_mark(tmp_path: Path) -> None:
+    folder = tmp_path / "s" / "sub folder"
+    folder.mkdir(parents=True)
+    (folder / "käse 🧀.txt").write_bytes(b"12345")
+    (tmp_path / "s" / "b.txt").write_bytes(b"")
+    first, second = list_entries(str(tmp_path), "s")
+    assert (first.path, second.path) == ("b.txt", "sub folder/käse 🧀.txt")
+    assert second.uri == str(folder / "käse 🧀.txt")
+    assert (second.size, second.modified) == (5, str((folder / "käse 🧀.txt").stat().st_mtime_ns))
+    assert current_state(second.uri) == (second.size, second.modified)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".hidden",
+        ".folder/a.txt",
+        "a.tmp",
+        "a.PART",
+        "a.crdownload",
+        "a.txt~",
+        ".a.swp",
+        "a.swp",
+        "~$report.docx",
+        "#a#",
+    ],
+)
+def test_hidden_and_temporary_names_are_left_out(tmp_path: Path, name: str) -> None:
+    for root in (str(tmp_path), f"memory://{uuid4().hex}"):
+        for path in (name, "kept.txt"):
+            with fsspec.open(f"{root}/s/{path}", "wb", auto_mkdir=True) as file:
+                file.write(b"x")
+        assert [entry.path for entry in list_entries(root, "s")] == ["kept.txt"]
+
+
+def test_pipes_and_sockets_are_left_out(tmp_path: Path) -> None:
+    source = tmp_path / "s"
+    source.mkdir()
+    os.mkfifo(source / "pipe.wav")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(source / "socket.wav"))
+        assert paths(tmp_path) == []
+
+
+def test_links_are_followed_but_no_folder_twice(tmp_path: Path) -> None:
+    source, elsewhere = tmp_path / "s", tmp_path / "elsewhere"
+    (source / "real").mkdir(parents=True)
+    elsewhere.mkdir()
+    (source / "real" / "a.txt").write_text("a")
+    (elsewhere / "b.txt").write_text("b")
+    (elsewhere / "back").symlink_to(source)
+    (source / "a-link-sorted-first").symlink_to(source / "real")
+    (source / "file-link.txt").symlink_to(source / "real" / "a.txt")
+    (source / "loop").symlink_to(source)
+    (source / "self").symlink_to(source / "self")
+    (source / "up").symlink_to(tmp_path)
+    (source / "gone").symlink_to(tmp_path / "nowhere")
+    (source / "out").symlink_to(elsewhere)
+    assert paths(tmp_path) == ["file-link.txt", "out/b.txt", "real/a.txt"]
+
+
+def test_a_folder_that_may_not_be_read_is_an_error_not_an_empty_folder(tmp_path: Path) -> None:
+    locked = tmp_path / "s" / "locked"
+    locked.mkdir(parents=True)
+    locked.chmod(0)
+    try:
+        if os.access(locked, os.R_OK):
+            pytest.skip("this user reads everything")
+        with pytest.raises(PlatformError, match="cannot be listed: Permission denied"):
+            list_entries(str(tmp_path), "s")
+    finally:
+        locked.chmod(0o700)
+
+
+def test_a_name_that_is_not_utf8_is_shown_with_replacement_characters(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / os.fsdecode(b"caf\xe9.txt")).write_text("x")
+    assert paths(tmp_path) == ["caf\ufffd.txt"]
+
+
+@pytest.mark.parametrize("name", ["a::b.txt", "[x]*.txt", "file#1?.txt", "100%.txt"])
+def test_odd_local_names_can_be_opened(tmp_path: Path, name: str) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / name).write_text(name)
+    (entry,) = list_entries(str(tmp_path), "s")
+    with open_media(entry.uri) as file:
+        assert file.read().decode() == name
+
+
+def test_remote_entries_change_their_mark_with_their_content() -> None:
+    root = f"memory://{uuid4().hex}"
+    marks = []
+    for content in (b"one", b"two"):
+        fsspec.url_to_fs(root)[0].pipe_file(f"{root}/s/a/b.txt", content)
+        (entry,) = list_entries(root, "s")
+        assert (entry.path, entry.uri, entry.size) == ("a/b.txt", f"{root}/s/a/b.txt", 3)
+        assert current_state(entry.uri) == (entry.size, entry.modified)
+        marks.append(entry.modified)
+    assert marks[0] != marks[1]
+
+
+def test_opening_what_is_gone_rejects(tmp_path: Path) -> None:
+    with pytest.raises(RejectedError, match="no longer there"):
+        open_media(str(tmp_path / "gone.jpg"))
