@@ -131,6 +131,8 @@ class Settings(BaseSettings):
     def _adjusted(self, space: Space) -> Space:
         if space.key in self.models:
             location, _, revision = self.models[space.key].partition("@")
+            if location.startswith((".", "~")):
+                location = self._absolute(location)
             space = replace(space, model=replace(space.model, location=location, revision=revision or None))
         if space.key in self.indexes:
             index = self.indexes[space.key]
