@@ -91,13 +91,21 @@ def segments_increment(store: str, modality: str, source: str, cutting: Cutting)
 def live_segments(
     store: str, modality: str, source: str, cutting: Cutting, columns: Sequence[str] | None = None
 ) -> pa.Table:
-    """The segments of the source's present items, each once; columns of SEGMENTS."""
+    """The segments of the source's present items, each once; columns of SEGMENTS.
+
+    Where a file lies is what the last listing says: the media root may have moved since it was cut.
+    """
     folder = layout.segments_folder(store, modality, source, code_version(modality, cutting))
     wanted = list(columns or SEGMENTS.names)
     keys = ["segment_id", "path", "item_version"]
     table = storage.read_shards(folder, SEGMENTS, [*dict.fromkeys([*wanted, *keys])])
     live = {item.path: item for item in stored_items(store, modality, source)}
-    return _once(_live_rows(table, live)).select(wanted)
+    table = _once(_live_rows(table, live))
+    if "uri" in wanted:
+        # A media root that moved moves its items' places, which is no reason to cut them again.
+        uris = pa.array([live[path].uri for path in table["path"].to_pylist()], pa.string())
+        table = table.set_column(table.schema.get_field_index("uri"), "uri", uris)
+    return table.select(wanted)
 
 
 def rejected_items(store: str, modality: str, source: str, cutting: Cutting) -> list[Reject]:
