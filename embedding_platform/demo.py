@@ -105,7 +105,7 @@ def _summary(platform: Platform, space: Space, runs: Sequence[SourceRun]) -> tup
         str(sum(contents)),
         str(space.model.dimension),
         str(sum(bool(count) for count in rows)),
-        space.index.type,
         f"{min(recalls):.3f}" if recalls else "",
+        space.index.type,
         alias_target(platform.milvus, alias_name(space.key)) or "not published",
     )

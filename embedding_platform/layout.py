@@ -1,5 +1,6 @@
 """Where each stage keeps its tables under the store root."""
 
+import re
 from urllib.parse import quote, unquote
 
 from embedding_platform.storage import join
@@ -56,4 +57,5 @@ def rejected_vectors_url(store: str, space_key: str, fingerprint: str, source: s
 
 
 def _safe(source: str) -> str:
-    return quote(source, safe="")
+    # Letters of any script stay as they are: quoted, a name of 30 Chinese ones is too long for a file.
+    return re.sub(r"[^\w.-]", lambda found: quote(found[0], safe=""), source)

@@ -103,13 +103,18 @@ def _refuse_unknown(asked: Sequence[str], there: Sequence[str]) -> None:
 
 
 def _source_run(modality: str, source: str, result: dg.ExecuteInProcessResult) -> SourceRun:
-    failures = [_reason(event) for event in result.get_step_failure_events()]
+    blocked = [
+        f"{check.asset_key.to_user_string()}: check {check.check_name} failed: {check.description or 'see the web UI'}"
+        for check in result.get_asset_check_evaluations()
+        if not check.passed and check.blocking and check.severity == dg.AssetCheckSeverity.ERROR
+    ]
+    failed = [reason for event in result.get_step_failure_events() if (reason := _reason(event))]
     return SourceRun(
         modality=modality,
         source=source,
         run_id=result.run_id,
         succeeded=result.success,
-        failures=tuple(failures),
+        failures=(*blocked, *failed),
         metadata={
             event.materialization.asset_key.to_user_string(): {
                 name: value.value for name, value in event.materialization.metadata.items()
@@ -120,8 +125,11 @@ def _source_run(modality: str, source: str, result: dg.ExecuteInProcessResult) -
 
 
 def _reason(event: dg.DagsterEvent) -> str:
-    data = event.step_failure_data
-    if data.user_failure_data is not None and data.user_failure_data.description:
-        return f"{event.step_key}: {data.user_failure_data.description}"
-    error = data.error
-    return f"{event.step_key}: {(error.cause or error).message.strip() if error else 'failed'}"
+    """Why a step failed in one line; nothing for a blocking check, which speaks for itself."""
+    failure = event.step_failure_data
+    if failure.user_failure_data is not None and failure.user_failure_data.description:
+        return f"{event.step_key}: {failure.user_failure_data.description}"
+    if failure.error is None or failure.error.cls_name == "DagsterAssetCheckFailedError":
+        return ""
+    cause = failure.error.cause or failure.error
+    return f"{event.step_key}: {' '.join(cause.message.split())}"

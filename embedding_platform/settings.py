@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, m
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 
 from embedding_platform.errors import PlatformError
-from embedding_platform.spaces import MODEL_SETS, Index, Space
+from embedding_platform.spaces import INDEX_PARAMETERS, MODEL_SETS, Index, Space
 
 PREFIX = "EMBEDDING_PLATFORM_"
 FILE_VARIABLE = f"{PREFIX}SETTINGS"
@@ -58,17 +58,28 @@ class QualitySettings(_Section):
     max_rejected_share: float = Field(default=0.5, ge=0, le=1)
     max_failed_share: float = Field(default=0.05, ge=0, le=1)
     max_duplicate_share: float = Field(default=0.5, ge=0, le=1)
-    min_cosine_spread: float = Field(default=0.001, ge=0)
+    min_cosine_distance: float = Field(default=0.001, ge=0)
     min_recall: float = Field(default=0.95, ge=0, le=1)
     recall_sample: int = Field(default=50, ge=1)
 
 
 class IndexSettings(_Section):
-    """A vector index for one space: type, build parameters, search parameters."""
+    """A vector index for one space: type, and the build and search parameters that are not the default."""
 
     type: Literal["HNSW", "FLAT", "IVF_FLAT", "IVF_SQ8", "AUTOINDEX"]
     build: dict[str, int] = {}
     search: dict[str, int] = {}
+
+    @model_validator(mode="after")
+    def _refuse_foreign_parameters(self) -> "IndexSettings":
+        for name, known, given in zip(
+            ("build", "search"), INDEX_PARAMETERS[self.type], (self.build, self.search), strict=True
+        ):
+            for parameter in given:
+                if parameter not in known:
+                    choices = ", ".join(known) or "none"
+                    raise ValueError(f"{name} names {parameter!r}; parameters of {self.type}: {choices}")
+        return self
 
 
 class Settings(BaseSettings):
@@ -136,7 +147,8 @@ class Settings(BaseSettings):
             space = replace(space, model=replace(space.model, location=location, revision=revision or None))
         if space.key in self.indexes:
             index = self.indexes[space.key]
-            space = replace(space, index=Index(index.type, index.build, index.search))
+            build, search = INDEX_PARAMETERS[index.type]
+            space = replace(space, index=Index(index.type, {**build, **index.build}, {**search, **index.search}))
         return space
 
     @model_validator(mode="after")

@@ -60,13 +60,26 @@ class Model:
     max_tokens: int | None = None
 
 
+INDEX_PARAMETERS: Mapping[str, tuple[Mapping[str, int], Mapping[str, int]]] = MappingProxyType(
+    {
+        "HNSW": ({"M": 16, "efConstruction": 200}, {"ef": 64}),
+        "FLAT": ({}, {}),
+        "IVF_FLAT": ({"nlist": 128}, {"nprobe": 16}),
+        "IVF_SQ8": ({"nlist": 128}, {"nprobe": 16}),
+        "AUTOINDEX": ({}, {}),
+    }
+)
+"""Build and search parameters of each index type, with values that suit up to some 100,000 rows
+(milvus.io, "In-memory Index")."""
+
+
 @dataclass(frozen=True)
 class Index:
     """A Milvus vector index: type, build parameters and search parameters."""
 
     type: str = "HNSW"
-    build: Mapping[str, int] = field(default_factory=lambda: {"M": 16, "efConstruction": 200})
-    search: Mapping[str, int] = field(default_factory=lambda: {"ef": 64})
+    build: Mapping[str, int] = field(default_factory=lambda: INDEX_PARAMETERS["HNSW"][0])
+    search: Mapping[str, int] = field(default_factory=lambda: INDEX_PARAMETERS["HNSW"][1])
 
 
 @dataclass(frozen=True)

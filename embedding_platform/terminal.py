@@ -1,9 +1,11 @@
 """How things look in a terminal: progress bars, tables, hits."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -14,7 +16,7 @@ from embedding_platform.reconcile.pending import Pending
 from embedding_platform.runs import SourceRun
 from embedding_platform.search import Hit, Trace
 
-CONSOLE = Console()
+CONSOLE = Console(width=None if sys.stdout.isatty() else 120)
 MOST_TEXT = 160
 
 
@@ -60,32 +62,19 @@ def run_progress() -> Iterator[RunProgress]:
 
 def print_runs(runs: Sequence[SourceRun]) -> None:
     """One line for each run: what it listed, cut, embedded and wrote, and what it rejected."""
-    table = Table(title="runs", title_justify="left")
-    for name in (
-        "modality",
-        "source",
-        "files",
-        "cut",
-        "embedded",
-        "reused",
-        "upserted",
-        "deleted",
-        "rejected",
-        "result",
-    ):
-        table.add_column(name, justify="left" if name in ("modality", "source", "result") else "right")
+    table = _table("source", "files", "cut", "embedded", "reused", "written", "deleted", "rejected")
     for run in runs:
+        rejected = [run.of(stage, "rejected") for stage in ("files", "segments", "embeddings")]
         table.add_row(
-            run.modality,
-            escape(run.source),
+            escape(f"{run.modality} {run.source}"),
             str(run.of("files", "dagster/partition_row_count")),
             str(run.of("segments", "new") + run.of("segments", "stale")),
             str(run.of("embeddings", "embedded")),
             str(run.of("embeddings", "reused")),
             str(run.of("collection", "upserted")),
             str(run.of("collection", "deleted")),
-            str(run.of("files", "rejected") + run.of("segments", "rejected") + run.of("embeddings", "rejected")),
-            "[green]ok[/]" if run.succeeded else "[red]failed[/]",
+            str(sum(rejected)),
+            style="" if run.succeeded else "red",
         )
     CONSOLE.print(table)
     for run in runs:
@@ -95,9 +84,7 @@ def print_runs(runs: Sequence[SourceRun]) -> None:
 
 def print_spaces(rows: Sequence[Sequence[str]]) -> None:
     """The table of published spaces."""
-    table = Table(title="published spaces", title_justify="left")
-    for name in ("space", "segments", "vectors", "dimension", "partitions", "index", "recall@10", "collection"):
-        table.add_column(name, justify="left" if name in ("space", "index", "collection") else "right")
+    table = _table("space", "segments", "vectors", "dimension", "partitions", "recall@10", "index", "published as")
     for row in rows:
         table.add_row(*row)
     CONSOLE.print(table)
@@ -118,13 +105,20 @@ def print_hits(title: str, hits: Sequence[Hit]) -> None:
 
 def print_pending(rows: Sequence[Pending]) -> None:
     """The increment of each asset and source."""
-    table = Table()
-    for name in ("asset", "source", "new", "stale", "orphaned", "unchanged"):
-        table.add_column(name, justify="left" if name in ("asset", "source") else "right")
+    table = _table("asset", "source", "new", "stale", "orphaned", "unchanged")
     for row in rows:
         table.add_row(row.asset, escape(row.source), *map(str, row.increment.counts().values()))
     CONSOLE.print(table)
     CONSOLE.print("run `embedding-platform run` to do it" if any(map(_is_due, rows)) else "nothing to do")
+
+
+def _table(*columns: str) -> Table:
+    """A table without walls, so that it fits into 80 columns; words left, numbers right."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title_justify="left")
+    for name in columns:
+        words = name in ("asset", "source", "space", "index", "published as")
+        table.add_column(name, justify="left" if words else "right", overflow="fold")
+    return table
 
 
 def _is_due(row: Pending) -> bool:

@@ -13,13 +13,16 @@ from embedding_platform.spaces import Space
 
 MOST_EXAMPLES = 20
 
+FEWEST_TO_COLLAPSE = 10
+"""A handful of alike files is no sign of a broken model."""
+
 _REJECTS = ("rejects", True, "Few enough items were rejected. Any reject is a warning; too large a share blocks.")
 _OF_EMBEDDINGS = (
     ("dimension", True, "Every vector has the space's dimension."),
     ("finite", True, "Every value of every vector is finite."),
     ("zero", True, "No vector is zero."),
     ("norm", True, "Every norm lies in the space's band."),
-    ("collapse", True, "Vectors of different contents differ: the cosine of random pairs is spread."),
+    ("collapse", True, "Different contents have different vectors: not all pairs have a cosine near one."),
     ("count", True, "Every live segment has a vector or a recorded rejection."),
     _REJECTS,
     ("duplicates", False, "Few segments share their content with another."),
@@ -151,18 +154,18 @@ def _of_fault(fault: str, report: EmbeddingsReport, space: Space, quality: Quali
 
 def _of_collapse(report: EmbeddingsReport, quality: QualitySettings) -> dg.AssetCheckResult:
     spread = report.judged.spread
-    if spread is None:
-        return dg.AssetCheckResult(check_name="collapse", passed=True, description="fewer than two vectors")
+    if spread is None or report.judged.judged < FEWEST_TO_COLLAPSE:
+        return dg.AssetCheckResult(check_name="collapse", passed=True, description="too few vectors to tell")
     return dg.AssetCheckResult(
         check_name="collapse",
-        passed=spread.width >= quality.min_cosine_spread,
+        passed=spread.distance >= quality.min_cosine_distance,
         description=f"cosine of random pairs: {spread.low:.3f} to {spread.high:.3f} (5th to 95th percentile)",
         metadata={
             "cosine_p5": spread.low,
             "cosine_p50": spread.median,
             "cosine_p95": spread.high,
             "pairs": spread.pairs,
-            "floor": quality.min_cosine_spread,
+            "floor": quality.min_cosine_distance,
         },
     )
 

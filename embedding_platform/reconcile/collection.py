@@ -26,7 +26,7 @@ from embedding_platform.milvus.schema import (
 )
 from embedding_platform.milvus.sync import SyncReport, drop_partition, read_rows, sync_partition
 from embedding_platform.reconcile.embeddings import rejected_contents
-from embedding_platform.reconcile.segments import live_segments
+from embedding_platform.reconcile.segments import live_segments, segments_increment
 from embedding_platform.spaces import Space
 from embedding_platform.vectors import store as vector_store
 from embedding_platform.vectors.judgement import exact_neighbours
@@ -87,6 +87,11 @@ class LiveRows:
         versions = row_versions(table.filter(pa.array(held, pa.bool_())), self.source)
         return versions, contents[held].value_counts(), int(missing.sum())
 
+    def uncut(self) -> int:
+        """Items that the present cutter has not cut yet, whose segments are therefore unknown."""
+        increment = segments_increment(self.store, self.space.modality, self.source, self.cutting)
+        return len(increment.new) + len(increment.stale)
+
     def rows(self, ids: pd.Index) -> Iterator[list[Row]]:
         """Complete rows for segment ids, one vector shard at a time."""
         table = self._segments()
@@ -139,10 +144,15 @@ def reconcile_collection(
     source itself against exact search. `progress` hears of rows written and rows desired.
 
     Raises:
-        PlatformError: if a live segment has neither vector nor rejection, or if Milvus does
-            not hold the desired rows after the repairs.
+        PlatformError: if an item is not cut yet, if a live segment has neither vector nor
+            rejection, or if Milvus does not hold the desired rows after the repairs.
     """
     live = LiveRows(store, space, source, fingerprint, cutting)
+    if uncut := live.uncut():
+        raise PlatformError(
+            f"{uncut} items of source {source} are not cut yet, and their rows would be deleted; "
+            f"materialize {space.modality}/segments for this source first"
+        )
     desired, multiplicity, missing = live.versions()
     if missing:
         raise PlatformError(

@@ -1,6 +1,6 @@
 """`<modality>/<space>/embeddings`: segment contents against the vectors stored under the space's fingerprint."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
@@ -11,12 +11,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedding_platform import layout, records, storage
+from embedding_platform.errors import RejectedError
 from embedding_platform.increments import Increment, diff
 from embedding_platform.inference.stream import Embedded, Failed, embed_stream
 from embedding_platform.media.cutting import Cutting, read
+from embedding_platform.media.listing import current_state
 from embedding_platform.models.encoder import Encoder
+from embedding_platform.reconcile.files import stored_items
 from embedding_platform.reconcile.segments import Reject, live_segments
-from embedding_platform.records import REJECTED, Segment
+from embedding_platform.records import REJECTED, Content, Item, Segment
 from embedding_platform.settings import BatchSettings
 from embedding_platform.spaces import Space
 from embedding_platform.vectors import judgement
@@ -103,7 +106,9 @@ def reconcile_embeddings(
         seconds["load"] = perf_counter() - started
         files = _first_segments(store, space, source, cutting, needed)
         budgets = {role: getattr(batch, role) for role in space.roles}
-        outcomes = embed_stream(files, partial(read, space.modality), encoder, budgets, batch.readers)
+        listed = {item.path: item for item in stored_items(store, space.modality, source)}
+        reader = partial(_read_as_listed, space.modality, listed)
+        outcomes = embed_stream(files, reader, encoder, budgets, batch.readers)
         for chunk in _chunks(outcomes, batch.chunk):
             sound, bad = _judge(chunk, space)
             if sound:
@@ -174,6 +179,26 @@ def judge_stored(folder: str, space: Space, live: pd.Index) -> Judged:
             break
     spread = judgement.spread(np.concatenate(sample)) if sample else None
     return Judged(judged, np.concatenate(norms) if norms else np.empty(0), found, spread)
+
+
+def _read_as_listed(modality: str, listed: Mapping[str, Item], segments: Sequence[Segment]) -> Iterator[Content]:
+    """Contents of one file's segments, as long as the file is what its content hash was taken of.
+
+    A text is read from its segment, not from the file.
+
+    Raises:
+        RejectedError: if the file cannot be read, or has changed since it was listed.
+    """
+    item = listed[segments[0].path]
+    for segment, content in zip(segments, read(modality, segments), strict=False):
+        if segment.text is None:
+            try:
+                state = current_state(item.uri)
+            except FileNotFoundError as error:
+                raise RejectedError("is no longer there") from error
+            if state != (item.size, item.modified):
+                raise RejectedError("has changed since it was listed")
+        yield content
 
 
 def _chunks(outcomes: Iterator[Embedded | Failed], size: int) -> Iterator[list[Embedded | Failed]]:

@@ -45,9 +45,9 @@ def publish(
 ) -> PublicationReport:
     """Point the space's alias to the collection of this fingerprint, once every source is in it and sound.
 
-    The gate asks of each source: every live segment has a vector or a recorded rejection, the
-    Milvus partition holds exactly the desired rows, and recall@10 reaches the floor. An alias
-    that already points there is left alone.
+    The gate asks of each source: every item is cut or rejected, every live segment has a vector
+    or a recorded rejection, the Milvus partition holds exactly the desired rows, and recall@10
+    reaches the floor. An alias that already points there is left alone.
     """
     alias, name = alias_name(space.key), collection_name(space.key, fingerprint)
     previous = alias_target(client, alias)
@@ -58,12 +58,16 @@ def publish(
         reason = _what_is_missing(client, name, LiveRows(store, space, source, fingerprint, cutting), quality)
         if reason:
             waiting[source] = reason
+    if not waiting and not client.has_collection(name):
+        waiting["every source"] = f"there is no collection {name} yet; materialize {space.key}/collection first"
     if waiting:
         return PublicationReport(alias, name, previous, moved=False, waiting=waiting)
     return PublicationReport(alias, name, previous, moved=point_alias(client, alias, name), waiting={})
 
 
 def _what_is_missing(client: "MilvusClient", collection: str, live: LiveRows, quality: QualitySettings) -> str | None:
+    if uncut := live.uncut():
+        return f"{uncut} items are not cut yet"
     desired, multiplicity, missing = live.versions()
     if missing:
         return f"{missing} segments have no vector yet"

@@ -21,9 +21,12 @@ class Spread:
     high: float
 
     @property
-    def width(self) -> float:
-        """Distance between the 5th and the 95th percentile; near zero means collapse."""
-        return self.high - self.low
+    def distance(self) -> float:
+        """How far the most different pairs are from pointing the same way: 1 minus the 5th percentile.
+
+        Near zero means that the model gives everything the same vector.
+        """
+        return 1.0 - self.low
 
 
 def normalise(vectors: np.ndarray) -> np.ndarray:

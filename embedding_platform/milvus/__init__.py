@@ -1,0 +1,1 @@
+"""Schema, sync, index, alias and verification of Milvus collections."""

@@ -1,0 +1,250 @@
+"""The vector index of a collection: build it as asked, search through it, measure its recall."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from embedding_platform.errors import PlatformError
+from embedding_platform.milvus.connection import BUILD_SECONDS, CALL_SECONDS, explaining, is_lite
+from embedding_platform.spaces import Index, Metric
+
+if TYPE_CHECKING:
+    from pymilvus import MilvusClient
+
+VECTOR_FIELD = "vector"
+
+INDEX_PROPERTY = "embedding_platform.index"
+
+MAX_HITS = 16_384
+"""Most rows that a Milvus server returns for one query vector or one query."""
+
+_QUERIES_PER_CALL = 256
+
+
+@dataclass(frozen=True)
+class _Parameters:
+    """Names of an index type's parameters, all of them required, with their ranges."""
+
+    build: Mapping[str, tuple[int, int]]
+    search: Mapping[str, tuple[int, int]]
+
+
+INDEX_TYPES: Mapping[str, _Parameters] = {
+    "HNSW": _Parameters({"M": (2, 2048), "efConstruction": (1, 1_000_000)}, {"ef": (1, 1_000_000)}),
+    "FLAT": _Parameters({}, {}),
+    "IVF_FLAT": _Parameters({"nlist": (1, 65_536)}, {"nprobe": (1, 65_536)}),
+    "IVF_SQ8": _Parameters({"nlist": (1, 65_536)}, {"nprobe": (1, 65_536)}),
+    "AUTOINDEX": _Parameters({}, {}),
+}
+"""The types that Milvus Lite, Milvus servers and Zilliz Cloud share (Milvus documentation,
+"In-memory index"). Checked here, because Milvus Lite accepts any name in silence."""
+
+
+def ensure_index(
+    client: "MilvusClient",
+    collection: str,
+    index: Index,
+    metric: Metric,
+    timeout_seconds: float = BUILD_SECONDS,
+) -> bool:
+    """Make the collection's index be `index`, loaded and ready; True if it was built now.
+
+    An index of other type, parameters or metric is dropped and built anew from the rows that
+    are there; until it is ready, searches of this collection fail.
+
+    Raises:
+        PlatformError: an unknown type or parameter, another index than asked was built, or
+            it is not ready in time.
+    """
+    check_index(index)
+    deadline = time.monotonic() + timeout_seconds
+    wanted = _Built(index.type, dict(index.build), metric)
+    found = _built(client, collection)
+    if found == wanted:
+        _await_ready(client, collection, deadline, found)
+        return False
+    with explaining(f"build the index of collection {collection}"):
+        if found is not None:
+            client.release_collection(collection, timeout=CALL_SECONDS)
+            for name in client.list_indexes(collection, field_name=VECTOR_FIELD, timeout=CALL_SECONDS):
+                client.drop_index(collection, name, timeout=CALL_SECONDS)
+        client.alter_collection_properties(
+            collection, {INDEX_PROPERTY: json.dumps(wanted.build, sort_keys=True)}, timeout=CALL_SECONDS
+        )
+        parameters = client.prepare_index_params()
+        parameters.add_index(
+            VECTOR_FIELD,
+            index_type=index.type,
+            metric_type=metric,
+            params=dict(index.build),
+            index_name=VECTOR_FIELD,
+        )
+        client.create_index(collection, parameters, timeout=timeout_seconds)
+    found = _built(client, collection)
+    if found != wanted and not (found and _is_chosen_by_cloud(client, found, wanted)):
+        raise PlatformError(
+            f"Milvus built another index on {collection}: stored={found}, expected={wanted}; "
+            "choose an index type that this Milvus has"
+        )
+    _await_ready(client, collection, deadline, found)
+    return True
+
+
+def check_index(index: Index) -> None:
+    """Refuse an index that Milvus does not have, or parameters that its type does not take.
+
+    Raises:
+        PlatformError: naming what is allowed.
+    """
+    if index.type not in INDEX_TYPES:
+        raise PlatformError(f"unknown index type {index.type!r}; choose one of {', '.join(INDEX_TYPES)}")
+    allowed = INDEX_TYPES[index.type]
+    for purpose, given, ranges in (("build", index.build, allowed.build), ("search", index.search, allowed.search)):
+        if set(given) != set(ranges):
+            raise PlatformError(
+                f"index {index.type} takes the {purpose} parameters {', '.join(ranges) or 'none'}, "
+                f"given are {', '.join(given) or 'none'}; correct index.{purpose} of the space"
+            )
+        for name, value in given.items():
+            low, high = ranges[name]
+            if not low <= value <= high:
+                raise PlatformError(
+                    f"index {index.type}: {purpose} parameter {name} is {value}, allowed are {low} to {high}"
+                )
+
+
+def ensure_loaded(client: "MilvusClient", collection: str, timeout_seconds: float = BUILD_SECONDS) -> None:
+    """Load the collection where it is not: a restart leaves it on disk, and then no query works."""
+    from pymilvus.client.types import LoadState
+
+    with explaining(f"load collection {collection}"):
+        if client.get_load_state(collection, timeout=CALL_SECONDS)["state"] != LoadState.Loaded:
+            client.load_collection(collection, timeout=timeout_seconds)
+
+
+def ann_search(
+    client: "MilvusClient",
+    collection: str,
+    partition: str | None,
+    queries: np.ndarray,
+    k: int,
+    index: Index,
+    metric: Metric,
+) -> list[list[tuple[str, float]]]:
+    """The `k` nearest rows of each query, best first, as (id, score).
+
+    `queries` is float32 [q, d]; `partition` None searches all. Scores are as Milvus gives
+    them: cosine or inner product (higher is better), or the squared L2 distance (lower).
+    """
+    ensure_loaded(client, collection)
+    hits: list[list[tuple[str, float]]] = []
+    for first in range(0, len(queries), _QUERIES_PER_CALL):
+        with explaining(f"search collection {collection}"):
+            answers = client.search(
+                collection,
+                data=list(queries[first : first + _QUERIES_PER_CALL]),
+                anns_field=VECTOR_FIELD,
+                limit=k,
+                output_fields=["id"],
+                search_params=search_parameters(index, metric, k),
+                partition_names=None if partition is None else [partition],
+                consistency_level="Strong",
+                timeout=CALL_SECONDS,
+            )
+        hits += [[(str(hit["id"]), float(hit["distance"])) for hit in answer] for answer in answers]
+    return hits
+
+
+def search_parameters(index: Index, metric: Metric, k: int) -> dict[str, Any]:
+    """Search parameters for the `k` nearest; HNSW looks at `k` candidates at least."""
+    parameters = dict(index.search)
+    if "ef" in parameters:
+        parameters["ef"] = max(parameters["ef"], k)
+    return {"metric_type": metric, "params": parameters}
+
+
+def recall_at_k(
+    found_scores: Sequence[Sequence[float]],
+    exact_scores: Sequence[Sequence[float]],
+    k: int,
+    metric: Metric,
+    tolerance: float = 1e-5,
+) -> float:
+    """Mean share of the true `k` nearest that were found, in [0, 1], by scores rather than ids.
+
+    Both are best first per query. A found row counts if it is as good as the k-th exact one
+    within `tolerance` (relative above 1), so that equal vectors may stand for each other
+    (ann-benchmarks, "recall with ties"). Fewer than `k` exact rows make the share of those;
+    queries without any are left out, and none at all gives 1.
+    """
+    sign = -1.0 if metric == "L2" else 1.0
+    shares = []
+    for found, exact in zip(found_scores, exact_scores, strict=True):
+        nearest = [sign * score for score in exact[:k]]
+        if not nearest:
+            continue
+        worst = min(nearest)
+        bar = worst - tolerance * max(1.0, abs(worst))
+        hits = sum(sign * score >= bar for score in found[: len(nearest)])
+        shares.append(hits / len(nearest))
+    return float(np.mean(shares)) if shares else 1.0
+
+
+@dataclass(frozen=True)
+class _Built:
+    """An index as Milvus describes it; `state` ("Finished", "InProgress", "Failed") says how far."""
+
+    type: str
+    build: dict[str, int]
+    metric: str
+    state: str = field(default="", compare=False)
+    pending: int = field(default=0, compare=False)
+    failure: str = field(default="", compare=False)
+
+
+def _built(client: "MilvusClient", collection: str) -> _Built | None:
+    with explaining(f"describe the index of collection {collection}"):
+        names = client.list_indexes(collection, field_name=VECTOR_FIELD, timeout=CALL_SECONDS)
+        if not names:
+            return None
+        described = client.describe_index(collection, names[0], timeout=CALL_SECONDS)
+        # Milvus Lite does not describe build parameters: there our own note has to do.
+        if is_lite(client):
+            properties = client.describe_collection(collection, timeout=CALL_SECONDS)["properties"]
+            build = json.loads(properties.get(INDEX_PROPERTY, "{}"))
+        else:
+            known = {name for parameters in INDEX_TYPES.values() for name in parameters.build}
+            build = {name: int(value) for name, value in described.items() if name in known}
+    return _Built(
+        described["index_type"],
+        build,
+        described["metric_type"],
+        described["state"],
+        described.get("pending_index_rows", 0),
+        described.get("index_state_fail_reason", ""),
+    )
+
+
+def _is_chosen_by_cloud(client: "MilvusClient", found: _Built, wanted: _Built) -> bool:
+    """Zilliz Cloud builds AUTOINDEX whatever is asked."""
+    return not client.is_self_hosted and found.type == "AUTOINDEX" and found.metric == wanted.metric
+
+
+def _await_ready(client: "MilvusClient", collection: str, deadline: float, found: _Built | None) -> None:
+    ensure_loaded(client, collection, max(deadline - time.monotonic(), 1.0))
+    while found is None or found.state != "Finished" or found.pending:
+        if found is not None and found.state == "Failed":
+            raise PlatformError(
+                f"Milvus failed to build the index of {collection}: {found.failure or 'it gives no reason'}; "
+                "see the log of Milvus, then run again"
+            )
+        if time.monotonic() >= deadline:
+            raise PlatformError(
+                f"the index of {collection} is not ready in time; wait for Milvus to finish, then run again"
+            )
+        time.sleep(0.2)
+        found = _built(client, collection)

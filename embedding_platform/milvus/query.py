@@ -1,0 +1,112 @@
+"""Read rows: the nearest to a vector, or those of given ids."""
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from embedding_platform.errors import PlatformError
+from embedding_platform.milvus.connection import CALL_SECONDS, explaining
+from embedding_platform.milvus.index import VECTOR_FIELD, ensure_loaded, search_parameters
+from embedding_platform.milvus.schema import FIELD_NAMES, SCALAR_NAMES, partition_name
+from embedding_platform.spaces import Index, Metric
+
+if TYPE_CHECKING:
+    from pymilvus import MilvusClient
+
+_IDS_PER_CALL = 1000
+_SOURCES_NAMED = 20
+
+
+def search_rows(
+    client: "MilvusClient",
+    alias: str,
+    vector: np.ndarray,
+    limit: int,
+    index: Index,
+    metric: Metric,
+    sources: Sequence[str] | None = None,
+) -> list[dict[str, Any]]:
+    """The `limit` rows nearest to `vector`, float32 [d], best first, in all or in some sources.
+
+    A hit holds every field but the vector, and `score` as Milvus gives it (see `ann_search`).
+
+    Raises:
+        PlatformError: an unknown source, no such collection, or Milvus fails.
+    """
+    partitions = None if sources is None else _partitions_of(client, alias, sources)
+    if partitions == []:
+        return []
+    ensure_loaded(client, alias)
+    with explaining(f"search {alias}"):
+        answers = client.search(
+            alias,
+            data=[vector],
+            anns_field=VECTOR_FIELD,
+            limit=limit,
+            output_fields=list(SCALAR_NAMES),
+            search_params=search_parameters(index, metric, limit),
+            partition_names=partitions,
+            consistency_level="Strong",
+            timeout=CALL_SECONDS,
+        )
+    return [
+        {"id": hit["id"], **{name: hit["entity"][name] for name in SCALAR_NAMES if name != "id"}}
+        | {"score": float(hit["distance"])}
+        for hit in answers[0]
+    ]
+
+
+def get_rows(client: "MilvusClient", collection: str, ids: Sequence[str]) -> list[dict[str, Any]]:
+    """Whole rows, vector included, in the order of `ids`; ids that are not there are left out.
+
+    Raises:
+        PlatformError: an id that is not 32 hex digits, no such collection, or Milvus fails.
+    """
+    for row_id in ids:
+        if not re.fullmatch(r"[0-9a-f]{32}", row_id):
+            raise PlatformError(f"{row_id!r} is no row id; an id is 32 digits of 0-9 and a-f")
+    ensure_loaded(client, collection)
+    found: dict[str, dict[str, Any]] = {}
+    for first in range(0, len(ids), _IDS_PER_CALL):
+        with explaining(f"read rows of {collection}"):
+            answer = client.get(
+                collection,
+                ids=list(ids[first : first + _IDS_PER_CALL]),
+                output_fields=list(FIELD_NAMES),
+                consistency_level="Strong",
+                timeout=CALL_SECONDS,
+            )
+        found |= {row["id"]: dict(row) for row in answer}
+    return [found[row_id] for row_id in ids if row_id in found]
+
+
+def _partitions_of(client: "MilvusClient", alias: str, sources: Sequence[str]) -> list[str]:
+    with explaining(f"list the partitions of {alias}"):
+        present = client.list_partitions(alias, timeout=CALL_SECONDS)
+    for source in sources:
+        if partition_name(source) not in present:
+            known = _known_sources(client, alias, present)
+            raise PlatformError(
+                f"unknown source {source!r} in {alias}; "
+                + (f"choose among {', '.join(known)}" if known else "it holds no source yet")
+            )
+    return [partition_name(source) for source in sources]
+
+
+def _known_sources(client: "MilvusClient", alias: str, partitions: Sequence[str]) -> list[str]:
+    ensure_loaded(client, alias)
+    known = []
+    with explaining(f"list the sources of {alias}"):
+        for partition in partitions[:_SOURCES_NAMED]:
+            answer = client.query(
+                alias,
+                filter='id >= ""',
+                output_fields=["source"],
+                partition_names=[partition],
+                limit=1,
+                timeout=CALL_SECONDS,
+            )
+            known += [row["source"] for row in answer]
+    return sorted(set(known))

@@ -1,0 +1,299 @@
+"""What a collection is: its name, its fields, its rows and where its vectors come from."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from embedding_platform.errors import PlatformError
+from embedding_platform.milvus.connection import CALL_SECONDS, explaining, is_lite
+from embedding_platform.milvus.index import VECTOR_FIELD, ensure_index
+from embedding_platform.records import digest
+from embedding_platform.spaces import Index, Metric
+
+if TYPE_CHECKING:
+    from pymilvus import MilvusClient
+
+MAX_TEXT_BYTES = 65_535
+"""Longest VARCHAR of a Milvus server, which counts bytes (Milvus Lite counts characters)."""
+
+MAX_ATTRIBUTES_BYTES = 65_536
+"""Longest JSON value of a Milvus server."""
+
+PROVENANCE_PROPERTY = "embedding_platform.provenance"
+
+_ROW_LAYOUT = "1"
+"""Part of every row's version: another way to fill a row from a segment makes all rows stale."""
+
+_FIELDS: Mapping[str, tuple[str, Mapping[str, int]]] = {
+    "id": ("VARCHAR", {"max_length": 32}),
+    VECTOR_FIELD: ("FLOAT_VECTOR", {}),
+    "source": ("VARCHAR", {"max_length": 1024}),
+    "uri": ("VARCHAR", {"max_length": 8192}),
+    "path": ("VARCHAR", {"max_length": 4096}),
+    "role": ("VARCHAR", {"max_length": 16}),
+    "position": ("INT32", {}),
+    "start": ("DOUBLE", {}),
+    "end": ("DOUBLE", {}),
+    "text": ("VARCHAR", {"max_length": MAX_TEXT_BYTES}),
+    "content_hash": ("VARCHAR", {"max_length": 64}),
+    "item_version": ("VARCHAR", {"max_length": 64}),
+    "version": ("VARCHAR", {"max_length": 64}),
+    "attributes": ("JSON", {}),
+    "run_id": ("VARCHAR", {"max_length": 64}),
+    "model": ("VARCHAR", {"max_length": 1024}),
+    "embedded_at": ("VARCHAR", {"max_length": 40}),
+}
+FIELD_NAMES = tuple(_FIELDS)
+SCALAR_NAMES = tuple(name for name in _FIELDS if name != VECTOR_FIELD)
+
+
+class Row(TypedDict):
+    """One row of a collection: a segment, its vector float32 [d], and who made it when.
+
+    `version` is a digest of everything but the vector's provenance (`run_id`, `model`,
+    `embedded_at`); two rows of equal id and version need no writing.
+    """
+
+    id: str
+    vector: np.ndarray
+    source: str
+    uri: str
+    path: str
+    role: str
+    position: int
+    start: float
+    end: float
+    text: str
+    content_hash: str
+    item_version: str
+    version: str
+    attributes: dict[str, Any]
+    run_id: str
+    model: str
+    embedded_at: str
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What made the vectors of a collection; stored with it, so that a reader can check.
+
+    `space` is the space's key ("image/clip"), `fingerprint` 64 hex digits.
+    """
+
+    space: str
+    fingerprint: str
+    model: str
+    revision: str
+    dimension: int
+    metric: Metric
+    normalised: bool
+
+
+def collection_name(space_key: str, fingerprint: str) -> str:
+    """Name of the collection of one space and fingerprint: `image_clip_3fa9c1d2e4b5`."""
+    return f"{alias_name(space_key)}_{fingerprint[:12]}"
+
+
+def alias_name(space_key: str) -> str:
+    """The stable name that readers search: "image/clip" -> `image_clip`."""
+    return _safe(space_key)
+
+
+def partition_name(source: str) -> str:
+    """Milvus partition of a source: a readable prefix and 10 hex digits of its SHA-256."""
+    return f"{_safe(source)[:40]}_{digest(source)[:10]}"
+
+
+def ensure_collection(client: "MilvusClient", provenance: Provenance, index: Index) -> str:
+    """Create the collection of `provenance`, or check that it is as it should be; its name.
+
+    On a server the index is built at once, because a server answers no query without one;
+    on Milvus Lite it is left to `ensure_index` after the load, which is several times faster.
+
+    Raises:
+        PlatformError: the collection differs; every difference is named.
+    """
+    name = collection_name(provenance.space, provenance.fingerprint)
+    if not _exists(client, name):
+        try:
+            _create(client, name, provenance)
+        except PlatformError:
+            if not _exists(client, name):
+                raise
+    with explaining(f"describe collection {name}"):
+        description = client.describe_collection(name, timeout=CALL_SECONDS)
+    differences = _differences(description, provenance)
+    if differences:
+        raise PlatformError(
+            f"collection {name} in Milvus differs: {'; '.join(differences)}; "
+            "drop the collection and run again: its rows are made anew from the stored vectors"
+        )
+    if not is_lite(client) and not client.list_indexes(name, timeout=CALL_SECONDS):
+        ensure_index(client, name, index, provenance.metric)
+    return name
+
+
+def read_provenance(client: "MilvusClient", collection: str) -> Provenance:
+    """What made the vectors of a collection, given by its name or by an alias.
+
+    Raises:
+        PlatformError: there is no such collection, or it is not ours.
+    """
+    with explaining(f"describe collection {collection}"):
+        description = client.describe_collection(collection, timeout=CALL_SECONDS)
+    provenance = provenance_of(description)
+    if provenance is None:
+        raise PlatformError(
+            f"collection {collection} in Milvus does not say which model made it; "
+            "search a collection that this platform wrote, or choose another name"
+        )
+    return provenance
+
+
+def provenance_of(description: Mapping[str, Any]) -> Provenance | None:
+    """The provenance in a described collection, None where it is not ours.
+
+    Kept as a property, since Milvus Lite forgets descriptions, and as the description, which
+    is what other tools show.
+    """
+    stored = description.get("properties", {}).get(PROVENANCE_PROPERTY) or description.get("description")
+    try:
+        return Provenance(**json.loads(stored or ""))
+    except (ValueError, TypeError):
+        return None
+
+
+def row_versions(segments: pa.Table, source: str) -> pd.Series:
+    """Versions of the rows that a table of schema SEGMENTS should have; the index is the id."""
+    versions = [_version(segment, source) for segment in segments.to_pylist()]
+    return pd.Series(versions, index=pd.Index(segments["segment_id"].to_pylist(), dtype="str"), dtype="str")
+
+
+def make_rows(
+    segments: pa.Table,
+    source: str,
+    vectors: np.ndarray,
+    model: str,
+    run_ids: Sequence[str],
+    embedded_at: Sequence[str],
+) -> list[Row]:
+    """The rows of a table of schema SEGMENTS, whose vectors are float32 [len(segments), d].
+
+    `run_ids` and `embedded_at` (ISO 8601) tell of each vector who made it when. A text that a
+    server could not hold is cut at a character boundary; the attributes say so.
+    """
+    return [
+        _row(segment, source, vector, model, run_id, when)
+        for segment, vector, run_id, when in zip(segments.to_pylist(), vectors, run_ids, embedded_at, strict=True)
+    ]
+
+
+def _row(segment: dict[str, Any], source: str, vector: np.ndarray, model: str, run_id: str, when: str) -> Row:
+    attributes: dict[str, Any] = json.loads(segment["attributes"])
+    if len(segment["attributes"].encode()) > MAX_ATTRIBUTES_BYTES - 64:
+        attributes = {"attributes_dropped": True}
+    text = cut_to_bytes(segment["text"] or "", MAX_TEXT_BYTES)
+    if text != (segment["text"] or ""):
+        attributes["text_truncated"] = True
+    return Row(
+        id=segment["segment_id"],
+        vector=vector,
+        source=source,
+        uri=segment["uri"],
+        path=segment["path"],
+        role=segment["role"],
+        position=segment["position"],
+        start=segment["start"],
+        end=segment["end"],
+        text=text,
+        content_hash=segment["content_hash"],
+        item_version=segment["item_version"],
+        version=_version(segment, source),
+        attributes=attributes,
+        run_id=run_id,
+        model=model,
+        embedded_at=when,
+    )
+
+
+def cut_to_bytes(text: str, limit: int) -> str:
+    """The longest beginning of `text` that takes at most `limit` bytes of UTF-8."""
+    if len(text) * 4 <= limit:
+        return text
+    return text.encode()[:limit].decode(errors="ignore")
+
+
+def _version(segment: Mapping[str, Any], source: str) -> str:
+    names = ("segment_id", "uri", "path", "role", "position", "start", "end", "content_hash", "item_version")
+    scalars = [str(segment[name]) for name in names]
+    return digest(_ROW_LAYOUT, source, *scalars, segment["text"] or "", segment["attributes"])
+
+
+def _exists(client: "MilvusClient", name: str) -> bool:
+    with explaining(f"look for collection {name}"):
+        return bool(client.has_collection(name, timeout=CALL_SECONDS))
+
+
+def _create(client: "MilvusClient", name: str, provenance: Provenance) -> None:
+    from pymilvus import DataType
+
+    stored = json.dumps(asdict(provenance))
+    schema = client.create_schema(auto_id=False, enable_dynamic_field=False, description=stored)
+    for field, (kind, parameters) in _fields(provenance).items():
+        schema.add_field(field, DataType[kind], is_primary=field == "id", **parameters)
+    with explaining(f"create collection {name}"):
+        client.create_collection(
+            name,
+            schema=schema,
+            consistency_level="Strong",
+            properties={PROVENANCE_PROPERTY: stored},
+            timeout=CALL_SECONDS,
+        )
+
+
+def _fields(provenance: Provenance) -> dict[str, tuple[str, Mapping[str, int]]]:
+    return {**_FIELDS, VECTOR_FIELD: ("FLOAT_VECTOR", {"dim": provenance.dimension})}
+
+
+def _differences(description: Mapping[str, Any], provenance: Provenance) -> list[str]:
+    stored_provenance = provenance_of(description)
+    if stored_provenance is None:
+        return ["it does not say which model made it"]
+    expected = asdict(provenance)
+    found = [
+        f"{name} stored={value!r}, expected={expected[name]!r}"
+        for name, value in asdict(stored_provenance).items()
+        if value != expected[name]
+    ]
+    stored = {
+        field["name"]: {"type": field["type"].name, "primary": bool(field.get("is_primary")), **field["params"]}
+        for field in description["fields"]
+    }
+    wanted = {
+        name: {"type": kind, "primary": name == "id", **parameters}
+        for name, (kind, parameters) in _fields(provenance).items()
+    }
+    found += [f"field {name} is missing" for name in wanted if name not in stored]
+    found += [f"field {name} is unknown" for name in stored if name not in wanted]
+    found += [
+        f"field {name}: {key} stored={stored[name].get(key)}, expected={value}"
+        for name, properties in wanted.items()
+        if name in stored
+        for key, value in properties.items()
+        if stored[name].get(key) != value
+    ]
+    if description.get("enable_dynamic_field"):
+        found.append("it takes dynamic fields")
+    return found
+
+
+def _safe(name: str) -> str:
+    """Letters, digits and underscores, a letter first: what a Milvus server accepts as a name."""
+    safe = re.sub(r"[^A-Za-z0-9_]", "_", name)
+    return safe if re.match(r"[A-Za-z]", safe) else f"s_{safe}"

@@ -1,0 +1,125 @@
+"""The media sensors and the nightly schedules, called directly, and in a run of what they request."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from embedding_platform.definitions import build_definitions
+from embedding_platform.platform import Platform
+from embedding_platform.runs import run_sources
+
+
+@pytest.fixture
+def texts(platform: Platform) -> Path:
+    source = Path(platform.settings.media_url) / "letters"
+    source.mkdir()
+    (source / "one.txt").write_text("The harvest was good this year.")
+    return source
+
+
+def tick(platform: Platform, instance: dg.DagsterInstance, modality: str = "text") -> dg.SensorResult | dg.SkipReason:
+    sensors = build_definitions(platform).sensors or []
+    (sensor,) = [sensor for sensor in sensors if sensor.name == f"{modality}_media"]
+    with dg.build_sensor_context(instance=instance, resources={"platform": platform}) as context:
+        return sensor(context)
+
+
+def requested(result: dg.SensorResult | dg.SkipReason) -> Mapping[str | None, str | None]:
+    assert isinstance(result, dg.SensorResult), result
+    return {request.partition_key: request.run_key for request in result.run_requests or []}
+
+
+def test_a_new_source_gets_its_partition_and_a_run(platform: Platform, texts: Path, instance: dg.DagsterInstance) -> None:
+    result = tick(platform, instance)
+    assert set(requested(result)) == {"letters"}
+    (change,) = result.dynamic_partitions_requests
+    assert isinstance(change, dg.AddDynamicPartitionsRequest)
+    assert list(change.partition_keys) == ["letters"]
+
+
+def test_only_the_modalities_that_a_source_holds_get_it(
+    platform: Platform, texts: Path, instance: dg.DagsterInstance
+) -> None:
+    assert isinstance(tick(platform, instance, "image"), dg.SkipReason)
+
+
+def test_one_difference_is_requested_once_and_a_later_one_again(
+    platform: Platform, texts: Path, instance: dg.DagsterInstance
+) -> None:
+    first = requested(tick(platform, instance))
+    assert requested(tick(platform, instance)) == first, "the same run key is launched once by Dagster"
+    (texts / "two.txt").write_text("The winter came early.")
+    assert requested(tick(platform, instance)) != first
+
+
+def test_nothing_is_requested_while_nothing_changes(
+    platform: Platform, texts: Path, instance: dg.DagsterInstance
+) -> None:
+    list(run_sources(platform, instance))
+    assert isinstance(tick(platform, instance), dg.SkipReason)
+
+
+@pytest.mark.parametrize("change", ["add", "edit", "remove", "touch"])
+def test_each_kind_of_change_is_noticed(
+    platform: Platform, texts: Path, instance: dg.DagsterInstance, change: str
+) -> None:
+    (texts / "two.txt").write_text("The winter came early.")
+    list(run_sources(platform, instance))
+    if change == "add":
+        (texts / "three.txt").write_text("The spring was late.")
+    elif change == "edit":
+        (texts / "two.txt").write_text("The winter came late, and stayed.")
+    elif change == "remove":
+        (texts / "two.txt").unlink()
+    else:
+        os.utime(texts / "two.txt", (1, 1))
+    assert set(requested(tick(platform, instance))) == {"letters"}
+
+
+def test_going_back_and_forth_is_requested_every_time(
+    platform: Platform, texts: Path, instance: dg.DagsterInstance
+) -> None:
+    keys = []
+    for turn in range(4):
+        (texts / "one.txt").write_text("Fair." if turn % 2 else "Foul.")
+        keys.append(requested(tick(platform, instance))["letters"])
+        list(run_sources(platform, instance))
+    assert len(set(keys)) == len(keys)
+
+
+def test_a_vanished_source_is_emptied_and_then_loses_its_partition(
+    platform: Platform, texts: Path, instance: dg.DagsterInstance
+) -> None:
+    (Path(platform.settings.media_url) / "other").mkdir()
+    list(run_sources(platform, instance))
+    shutil.rmtree(texts)
+    assert set(requested(tick(platform, instance))) == {"letters"}
+    job = build_definitions(platform).resolve_job_def("text_sync")
+    assert job.execute_in_process(instance=instance, partition_key="letters").success
+    (change,) = tick(platform, instance).dynamic_partitions_requests
+    assert isinstance(change, dg.DeleteDynamicPartitionsRequest)
+    assert list(change.partition_keys) == ["letters"]
+
+
+def test_an_unreachable_media_root_is_a_reason_to_wait_and_to_remove_nothing(
+    platform: Platform, texts: Path, instance: dg.DagsterInstance
+) -> None:
+    list(run_sources(platform, instance))
+    shutil.rmtree(platform.settings.media_url)
+    result = tick(platform, instance)
+    assert isinstance(result, dg.SkipReason)
+    assert "media_root" in (result.skip_message or "")
+
+
+def test_every_night_each_source_is_reconciled(platform: Platform, texts: Path, instance: dg.DagsterInstance) -> None:
+    list(run_sources(platform, instance))
+    (schedule,) = [
+        schedule for schedule in build_definitions(platform).schedules or [] if schedule.name == "text_nightly"
+    ]
+    with dg.build_schedule_context(instance=instance, resources={"platform": platform}) as context:
+        requests = list(schedule(context))
+    assert [request.partition_key for request in requests] == ["letters"]

@@ -1,0 +1,200 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from embedding_platform.errors import PlatformError
+from embedding_platform.milvus.connection import close_directory, connect, is_lite, serve
+
+from .conftest import SERVER_VARIABLE, TOKEN_VARIABLE
+from .making import desired, new_collection, rows_for
+
+HOLDER = """
+import sys
+from embedding_platform.milvus.connection import connect
+connect(sys.argv[1])
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder():
+    """Start processes that hold a directory until their input ends."""
+    started = []
+
+    def hold(directory):
+        process = subprocess.Popen(
+            [sys.executable, "-c", HOLDER, directory], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        started.append(process)
+        assert process.stdout.readline() == "open\n"
+        return process
+
+    yield hold
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def silent_port():
+    """A port that takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+def closed_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def refusal(*args, **kwargs):
+    with pytest.raises(PlatformError) as failure:
+        connect(*args, **kwargs)
+    assert "\n" not in str(failure.value)
+    return str(failure.value)
+
+
+def test_a_directory_is_made_with_its_parents_and_shared(tmp_path):
+    directory = tmp_path / "new" / "deep" / "milvus"
+    first, second = connect(str(directory)), connect(str(tmp_path / "new" / "." / "deep" / "milvus"))
+    name = new_collection(first)
+    assert second.list_collections() == [name]
+    assert is_lite(first)
+    first.close()
+    assert second.list_collections() == [name]
+    close_directory(str(directory))
+
+
+def test_a_directory_that_was_closed_opens_again_with_its_rows(tmp_path):
+    from embedding_platform.milvus.sync import read_rows, sync_partition
+
+    directory = str(tmp_path / "milvus")
+    client = connect(directory)
+    name = new_collection(client)
+    wanted = desired(range(10))
+    sync_partition(client, name, "photos", wanted, rows_for(wanted))
+    client.close()
+    close_directory(directory)
+    close_directory(directory)
+    assert set(read_rows(connect(directory), name, "photos").index) == set(wanted.index)
+    close_directory(directory)
+
+
+def test_a_directory_of_another_process_is_refused_then_taken_when_free(tmp_path, holder):
+    directory = str(tmp_path / "milvus")
+    process = holder(directory)
+    assert "another process holds" in refusal(directory, timeout_seconds=0.5)
+    process.communicate()
+    assert connect(directory).list_collections() == []
+    close_directory(directory)
+
+
+def test_a_file_is_no_directory(tmp_path):
+    old = tmp_path / "old.db"
+    old.write_bytes(b"SQLite")
+    assert "before 3.2 cannot be read" in refusal(str(old))
+    assert "cannot open" in refusal(str(old / "below"))
+
+
+def test_a_server_that_is_not_there_is_named_without_secrets(capfd):
+    message = refusal(f"http://root:hush@127.0.0.1:{closed_port()}", "root:s3cret", timeout_seconds=2)
+    assert "no Milvus answers at http://***@127.0.0.1" in message
+    assert "start it" in message
+    assert "hush" not in message
+    assert "s3cret" not in message
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_a_server_that_says_nothing_is_given_up_within_the_timeout(silent_port):
+    started = time.monotonic()
+    assert "no Milvus answers" in refusal(f"http://127.0.0.1:{silent_port}", timeout_seconds=1)
+    assert time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("", "the milvus uri is empty"),
+        ("ftp://u:pw@host/x", "scheme 'ftp'"),
+        ("http://host:port", "correct the uri"),
+    ],
+)
+def test_uris_that_name_nothing_are_explained(uri, message):
+    answer = refusal(uri, timeout_seconds=1)
+    assert message in answer
+    assert "pw" not in answer
+
+
+def test_the_bundled_server_is_found_by_its_directory_and_leaves_nothing(tmp_path):
+    directory = str(tmp_path / "deep" / "milvus")
+    note = f"{directory}.server.json"
+    with serve(directory) as uri:
+        with open(note) as file:
+            said = json.load(file)
+        assert said["uri"] == uri
+        name = new_collection(connect(directory))
+        assert connect(uri).list_collections() == [name]
+        with pytest.raises(PlatformError, match="already served at http"), serve(directory):
+            pass
+        assert os.path.exists(note)
+    assert not os.path.exists(note)
+    with pytest.raises(ProcessLookupError):
+        os.kill(said["pid"], 0)
+    assert connect(directory).list_collections() == [name]
+    close_directory(directory)
+
+
+def test_a_directory_in_use_cannot_be_served(tmp_path, holder):
+    directory = str(tmp_path / "milvus")
+    holder(directory)
+    with pytest.raises(PlatformError, match=r"cannot serve .*lock"), serve(directory):
+        pass
+
+
+@pytest.mark.parametrize("note", ['{"uri": "http://127.0.0.1:%d", "pid": %d}', "not json", "{}", "[]"])
+def test_a_stale_note_is_ignored_and_removed(tmp_path, note):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    directory = str(tmp_path / "milvus")
+    path = tmp_path / "milvus.server.json"
+    path.write_text(note % (closed_port(), dead.pid) if "%" in note else note)
+    assert connect(directory).list_collections() == []
+    assert not path.exists()
+    close_directory(directory)
+
+
+def test_the_server_dies_with_its_parent(tmp_path):
+    directory = str(tmp_path / "milvus")
+    parent = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from embedding_platform.milvus.connection import serve\n"
+            "with serve(sys.argv[1]): print('up', flush=True); sys.stdin.read()",
+            directory,
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert parent.stdout.readline() == b"up\n"
+    parent.kill()
+    parent.communicate()
+    assert connect(directory, timeout_seconds=30).list_collections() == []
+    close_directory(directory)
+
+
+@pytest.mark.server
+def test_a_wrong_token_is_refused_without_naming_it():
+    uri, token = os.environ.get(SERVER_VARIABLE, ""), os.environ.get(TOKEN_VARIABLE, "")
+    if not uri or not token:
+        pytest.skip(f"{SERVER_VARIABLE} and {TOKEN_VARIABLE} name no Milvus server that asks for a token")
+    connect(uri, token).close()
+    message = refusal(uri, "root:wr0ngSecret", timeout_seconds=10)
+    assert "refuses the token" in message
+    assert "wr0ngSecret" not in message

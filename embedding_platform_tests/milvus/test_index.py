@@ -1,0 +1,136 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedding_platform.errors import PlatformError
+from embedding_platform.milvus.index import INDEX_TYPES, ann_search, check_index, ensure_index, recall_at_k
+from embedding_platform.milvus.schema import partition_name
+from embedding_platform.milvus.sync import read_rows, sync_partition
+from embedding_platform.spaces import Index
+
+from .making import FLAT, HNSW, desired, make_row, new_collection, row_id, rows_for, vector
+
+PHOTOS = partition_name("photos")
+IVF = Index("IVF_FLAT", {"nlist": 4}, {"nprobe": 4})
+SQ8 = Index("IVF_SQ8", {"nlist": 4}, {"nprobe": 4})
+
+
+def filled(client, count=60, **changes):
+    collection = new_collection(client, **changes)
+    wanted = desired(range(count))
+    sync_partition(client, collection, PHOTOS, wanted, rows_for(wanted))
+    return collection, wanted
+
+
+def stored_vectors(wanted):
+    return np.stack([make_row(key, "1")["vector"] for key in wanted.index])
+
+
+@pytest.mark.parametrize("index", [HNSW, IVF, SQ8, Index("AUTOINDEX", {}, {})])
+def test_an_index_is_built_once_and_changed_without_touching_rows(client, index):
+    collection, wanted = filled(client)
+    ensure_index(client, collection, FLAT, "COSINE")
+    assert not ensure_index(client, collection, FLAT, "COSINE")
+    assert ensure_index(client, collection, index, "COSINE")
+    assert not ensure_index(client, collection, index, "COSINE")
+    names = client.list_indexes(collection)
+    assert len(names) == 1
+    assert client.describe_index(collection, names[0])["index_type"] == index.type
+    assert len(read_rows(client, collection, PHOTOS)) == len(wanted)
+    hits = ann_search(client, collection, None, stored_vectors(wanted)[:3], 1, index, "COSINE")
+    assert [hit[0][0] for hit in hits] == list(wanted.index[:3])
+
+
+def test_other_build_parameters_mean_another_index(client):
+    collection, _ = filled(client)
+    assert ensure_index(client, collection, HNSW, "COSINE")
+    assert ensure_index(client, collection, Index("HNSW", {"M": 8, "efConstruction": 100}, {"ef": 64}), "COSINE")
+    assert not ensure_index(client, collection, Index("HNSW", {"M": 8, "efConstruction": 100}, {"ef": 9}), "COSINE")
+
+
+def test_a_change_that_was_killed_halfway_is_finished(client):
+    collection, _ = filled(client)
+    ensure_index(client, collection, FLAT, "COSINE")
+    client.release_collection(collection)
+    client.drop_index(collection, client.list_indexes(collection)[0])
+    assert ensure_index(client, collection, FLAT, "COSINE")
+    assert len(read_rows(client, collection, PHOTOS)) == 60
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (Index("NOSUCH", {}, {}), f"unknown index type 'NOSUCH'; choose one of {', '.join(INDEX_TYPES)}"),
+        (Index("IVF_PQ", {}, {}), "unknown index type 'IVF_PQ'"),
+        (Index("HNSW", {"M": 16}, {"ef": 64}), "build parameters M, efConstruction, given are M"),
+        (Index("FLAT"), "takes the build parameters none, given are M, efConstruction"),
+        (Index("IVF_FLAT", {"nlist": 4}, {"ef": 4}), "search parameters nprobe, given are ef"),
+        (Index("HNSW", {"M": 1, "efConstruction": 8}, {"ef": 64}), "M is 1, allowed are 2 to 2048"),
+    ],
+)
+def test_indexes_that_milvus_does_not_have_are_refused(index, message):
+    with pytest.raises(PlatformError) as refusal:
+        check_index(index)
+    assert message in str(refusal.value)
+
+
+def test_an_unknown_index_never_reaches_milvus(client):
+    collection, _ = filled(client, 3)
+    before = client.list_indexes(collection)
+    with pytest.raises(PlatformError, match="unknown index type"):
+        ensure_index(client, collection, Index("NOSUCH", {}, {}), "COSINE")
+    assert client.list_indexes(collection) == before
+
+
+@pytest.mark.parametrize("metric", ["COSINE", "IP", "L2"])
+def test_scores_are_cosine_inner_product_or_squared_distance(client, metric):
+    collection, wanted = filled(client, 40, metric=metric)
+    ensure_index(client, collection, HNSW, metric)
+    stored = stored_vectors(wanted)
+    queries = np.stack([3 * vector(n) for n in (1001, 1002)])
+    products = queries @ stored.T
+    exact = {
+        "IP": products,
+        "COSINE": products / 3,
+        "L2": ((queries[:, None] - stored[None]) ** 2).sum(-1),
+    }[metric]
+    best_first = np.sort(exact, axis=1) if metric == "L2" else -np.sort(-exact, axis=1)
+    hits = ann_search(client, collection, PHOTOS, queries, 100, HNSW, metric)
+    scores = [[score for _, score in answer] for answer in hits]
+    assert np.array(scores) == pytest.approx(best_first, abs=1e-4)
+    assert recall_at_k(scores, best_first.tolist(), 10, metric) == 1.0
+
+
+def test_search_keeps_to_the_partition(client):
+    collection, wanted = filled(client, 10)
+    scans = desired(range(5), of="scans")
+    sync_partition(client, collection, partition_name("scans"), scans, rows_for(scans, "scans"))
+    ensure_index(client, collection, HNSW, "COSINE")
+    (hits,) = ann_search(client, collection, partition_name("scans"), stored_vectors(wanted)[:1], 20, HNSW, "COSINE")
+    assert {key for key, _ in hits} == {row_id(n, "scans") for n in range(5)}
+
+
+@pytest.mark.parametrize(
+    ("found", "exact", "k", "metric", "recall"),
+    [
+        ([[0.9, 0.8]], [[0.9, 0.8]], 2, "COSINE", 1.0),
+        ([[0.9, 0.7]], [[0.9, 0.8]], 2, "COSINE", 0.5),
+        ([[0.9, 0.9]], [[0.9, 0.9, 0.9]], 2, "IP", 1.0),
+        ([[0.1, 0.5]], [[0.1, 0.2]], 2, "L2", 0.5),
+        ([[0.9]], [[0.9, 0.8]], 2, "COSINE", 0.5),
+        ([[0.9]], [[0.9]], 10, "COSINE", 1.0),
+        ([[0.8 - 5e-6]], [[0.8]], 1, "COSINE", 1.0),
+        ([[-5.0]], [[-5.0]], 1, "IP", 1.0),
+        ([[], [0.9]], [[], [0.9]], 1, "COSINE", 1.0),
+        ([], [], 1, "COSINE", 1.0),
+    ],
+)
+def test_recall(found, exact, k, metric, recall):
+    assert recall_at_k(found, exact, k, metric) == recall
+
+
+@given(st.lists(st.floats(-1, 1), min_size=1, max_size=20), st.integers(1, 25), st.sampled_from(["COSINE", "IP", "L2"]))
+def test_exact_search_has_recall_one(scores, k, metric):
+    ranked = sorted(scores, reverse=metric != "L2")
+    assert recall_at_k([ranked[:k]], [ranked], k, metric) == 1.0

@@ -1,0 +1,70 @@
+from uuid import uuid4
+
+import pytest
+
+from embedding_platform.errors import PlatformError
+from embedding_platform.milvus.alias import point_alias
+from embedding_platform.milvus.index import ensure_index
+from embedding_platform.milvus.query import get_rows, search_rows
+from embedding_platform.milvus.schema import FIELD_NAMES, SCALAR_NAMES, partition_name
+from embedding_platform.milvus.sync import sync_partition
+
+from .making import HNSW, desired, make_row, new_collection, row_id, rows_for
+
+
+@pytest.fixture
+def alias(client):
+    collection = new_collection(client)
+    for source in ("photos", "product-photos"):
+        wanted = desired(range(20), of=source)
+        sync_partition(client, collection, partition_name(source), wanted, rows_for(wanted, source))
+    ensure_index(client, collection, HNSW, "COSINE")
+    alias = f"a_{uuid4().hex}"
+    point_alias(client, alias, collection)
+    return alias
+
+
+def search(client, alias, **options):
+    vector = make_row(row_id(7), "1")["vector"]
+    return search_rows(client, alias, vector, options.pop("limit", 5), HNSW, "COSINE", **options)
+
+
+def test_hits_come_best_first_with_every_field(client, alias):
+    hits = search(client, alias, limit=30)
+    assert len(hits) == 30
+    assert set(hits[0]) == {*SCALAR_NAMES, "score"}
+    assert hits[0]["id"] == row_id(7)
+    assert hits[0]["score"] == pytest.approx(1, abs=1e-4)
+    assert hits[0]["attributes"] == {"width": 3, "nested": [None, {"é": 1.5}]}
+    scores = [hit["score"] for hit in hits]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_hits_keep_to_the_sources(client, alias):
+    assert {hit["source"] for hit in search(client, alias, limit=40, sources=["product-photos"])} == {"product-photos"}
+    both = search(client, alias, limit=40, sources=["product-photos", "photos"])
+    assert len(both) == 40
+    assert search(client, alias, sources=[]) == []
+
+
+def test_an_unknown_source_names_the_known_ones(client, alias):
+    with pytest.raises(PlatformError, match=r"unknown source 'phots'.* photos, product-photos"):
+        search(client, alias, sources=["phots"])
+
+
+def test_an_unknown_alias_is_named(client):
+    with pytest.raises(PlatformError, match="nosuch"):
+        search(client, "nosuch")
+
+
+def test_rows_come_in_the_order_of_their_ids(client, alias):
+    keys = [row_id(9), row_id(999), row_id(3)]
+    rows = get_rows(client, alias, keys)
+    assert [row["id"] for row in rows] == [row_id(9), row_id(3)]
+    assert set(rows[0]) == set(FIELD_NAMES)
+    assert get_rows(client, alias, []) == []
+
+
+def test_what_is_no_id_is_refused(client, alias):
+    with pytest.raises(PlatformError, match="is no row id"):
+        get_rows(client, alias, ["' or true or '"])

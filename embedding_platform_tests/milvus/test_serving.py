@@ -1,0 +1,121 @@
+"""Several processes write through the bundled server; then it is killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from embedding_platform.errors import PlatformError
+from embedding_platform.milvus.connection import connect, serve
+from embedding_platform.milvus.index import ann_search, ensure_index
+from embedding_platform.milvus.schema import partition_name
+from embedding_platform.milvus.sync import read_rows, sync_partition
+
+from .making import HNSW, desired, make_row, new_collection, no_rows, rows_for
+
+TESTS = Path(__file__).parent.parent
+WRITERS = 3
+ROWS = 1500
+
+WRITER = """
+import sys
+from milvus.making import desired, rows_for
+from embedding_platform.milvus.connection import connect
+from embedding_platform.milvus.schema import partition_name
+from embedding_platform.milvus.sync import sync_partition
+
+directory, collection, source, rows = sys.argv[1:]
+wanted = desired(range(int(rows)), of=source)
+client = connect(directory)
+report = sync_partition(client, collection, partition_name(source), wanted, rows_for(wanted, source, 100), print)
+client.flush(collection, timeout=60)
+assert report.upserted == len(wanted), report
+"""
+
+
+def start_writers(directory, collection):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, directory, collection, f"source {number}", str(ROWS)],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(WRITERS)
+    ]
+
+
+@pytest.fixture
+def directory(tmp_path):
+    return str(tmp_path / "milvus")
+
+
+def test_processes_write_at_once_and_a_killed_server_loses_nothing(directory):
+    with serve(directory):
+        client = connect(directory)
+        collection = new_collection(client)
+        for writer in start_writers(directory, collection):
+            _, errors = writer.communicate(timeout=120)
+            assert writer.returncode == 0, errors
+        ensure_index(client, collection, HNSW, "COSINE")
+        with open(f"{directory}.server.json") as file:
+            os.kill(json.load(file)["pid"], signal.SIGKILL)
+        client.close()
+
+    with serve(directory):
+        client = connect(directory)
+        for number in range(WRITERS):
+            source = f"source {number}"
+            wanted = desired(range(ROWS), of=source)
+            assert sync_partition(client, collection, partition_name(source), wanted, no_rows).batches == 0
+            assert len(read_rows(client, collection, partition_name(source))) == ROWS
+        query = make_row(wanted.index[5], "1")["vector"][None]
+        (hits,) = ann_search(client, collection, None, query, 1, HNSW, "COSINE")
+        assert hits[0][0] == wanted.index[5]
+        client.close()
+
+
+def test_a_sync_that_lost_its_server_is_finished_by_the_next(directory):
+    source = "source 0"
+    wanted = desired(range(5000), of=source)
+    with serve(directory):
+        client = connect(directory)
+        collection = new_collection(client)
+        with open(f"{directory}.server.json") as file:
+            pid = json.load(file)["pid"]
+
+        def killed_halfway(ids):
+            for number, rows in enumerate(rows_for(wanted, source, 1000)(ids)):
+                if number == 3:
+                    os.kill(pid, signal.SIGKILL)
+                    return
+                yield rows
+
+        with pytest.raises(PlatformError, match=r"Milvus could not .*run again"):
+            sync_partition(Impatient(client), collection, "p", wanted, killed_halfway)
+        client.close()
+
+    with serve(directory):
+        client = connect(directory)
+        report = sync_partition(client, collection, "p", wanted, rows_for(wanted, source, 1000))
+        assert 0 < report.counts["unchanged"] < 5000
+        assert report.counts["new"] + report.counts["unchanged"] == 5000
+        assert len(read_rows(client, collection, "p")) == 5000
+        client.close()
+
+
+class Impatient:
+    """A client whose calls give up after a second rather than two minutes."""
+
+    def __init__(self, client):
+        self._client = client
+
+    def __getattr__(self, name):
+        call = getattr(self._client, name)
+        return lambda *args, **kwargs: call(*args, **{**kwargs, "timeout": 1})

@@ -1,0 +1,106 @@
+"""Files that cannot be used: the others are indexed, each bad one has its reason, too many block."""
+
+import struct
+import zlib
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from PIL import Image
+
+from embedding_platform.platform import Platform
+from embedding_platform.reconcile.files import stored_items, stored_rejects
+from embedding_platform.reconcile.segments import rejected_items
+from embedding_platform.runs import run_sources
+from embedding_platform_tests.conftest import open_platform
+
+
+def huge_png() -> bytes:
+    """A PNG of a few bytes whose header claims 100,000 x 100,000 pixels."""
+
+    def chunk(kind: bytes, payload: bytes) -> bytes:
+        return struct.pack(">I", len(payload)) + kind + payload + struct.pack(">I", zlib.crc32(kind + payload))
+
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+@pytest.fixture
+def images(platform: Platform) -> Path:
+    """A source of ten good images and five that are not."""
+    source = Path(platform.settings.media_url) / "mixed"
+    source.mkdir()
+    for number in range(10):
+        Image.new("RGB", (64, 64), (25 * number, 90, 200 - 15 * number)).save(source / f"good-{number}.png")
+    whole = (source / "good-0.png").read_bytes()
+    Image.effect_noise((256, 256), 80).save(source / "whole.jpg")
+    (source / "truncated.jpg").write_bytes((source / "whole.jpg").read_bytes()[:4000])
+    (source / "empty.png").write_bytes(b"")
+    (source / "prose.jpg").write_text("This is prose, not a picture.")
+    (source / "corrupt.png").write_bytes(whole[:40] + b"\xff" * 30 + whole[70:])
+    (source / "huge.png").write_bytes(huge_png())
+    return source
+
+
+def reasons(platform: Platform, modality: str, source: str) -> dict[str, str]:
+    rows = stored_rejects(platform.store, modality, source)
+    rows += rejected_items(platform.store, modality, source, platform.cutting)
+    return {path: reason for path, _, _, reason in rows}
+
+
+def test_bad_images_have_a_reason_and_stop_nobody(
+    platform: Platform, images: Path, instance: dg.DagsterInstance
+) -> None:
+    (run,) = run_sources(platform, instance, ["image"])
+    assert run.succeeded, run.failures
+    found = reasons(platform, "image", "mixed")
+    assert set(found) == {"truncated.jpg", "empty.png", "prose.jpg", "corrupt.png", "huge.png"}
+    assert all(len(reason) > 10 and "\n" not in reason for reason in found.values()), found
+    assert run.metadata["image/clip/collection"]["dagster/partition_row_count"] == 11
+
+
+def test_rejects_show_as_a_failed_check_with_the_worst_examples(
+    platform: Platform, images: Path, instance: dg.DagsterInstance
+) -> None:
+    (run,) = run_sources(platform, instance, ["image"])
+    records = instance.get_records_for_run(run.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION).records
+    checks = {}
+    for record in records:
+        evaluation = record.event_log_entry.dagster_event.asset_check_evaluation_data
+        checks[evaluation.asset_key.to_user_string(), evaluation.check_name] = evaluation
+    files, segments = checks["image/files", "rejects"], checks["image/segments", "rejects"]
+    assert not files.passed or not segments.passed
+    for check in (files, segments):
+        assert check.severity == dg.AssetCheckSeverity.WARN
+        assert check.partition == "mixed"
+    shown = {row.data["path"] for check in (files, segments) for row in check.metadata["worst"].records}
+    assert shown == set(reasons(platform, "image", "mixed"))
+
+
+def test_too_large_a_share_of_rejects_blocks(tmp_path: Path, images: Path, instance: dg.DagsterInstance) -> None:
+    platform = open_platform(tmp_path, quality={"max_rejected_share": 0.01})
+    (run,) = run_sources(platform, instance, ["image"])
+    assert not run.succeeded
+    assert "image/clip/collection" not in run.metadata
+
+
+def test_a_mended_file_is_taken_up(platform: Platform, images: Path, instance: dg.DagsterInstance) -> None:
+    list(run_sources(platform, instance, ["image"]))
+    Image.new("RGB", (64, 64), "white").save(images / "empty.png")
+    (run,) = run_sources(platform, instance, ["image"])
+    assert "empty.png" not in reasons(platform, "image", "mixed")
+    assert run.of("collection", "upserted") == 2, "one row in each of the two image spaces"
+
+
+def test_sound_named_as_a_picture_is_known_by_its_content(platform: Platform, instance: dg.DagsterInstance) -> None:
+    import wave
+
+    source = Path(platform.settings.media_url) / "misnamed"
+    source.mkdir()
+    with wave.open(str(source / "song.jpg"), "wb") as sound:
+        sound.setparams((1, 2, 16_000, 0, "NONE", ""))
+        sound.writeframes(b"".join(struct.pack("<h", (number * 97) % 9000) for number in range(16_000)))
+    (run,) = run_sources(platform, instance)
+    assert (run.modality, run.succeeded) == ("audio", True)
+    (item,) = stored_items(platform.store, "audio", "misnamed")
+    assert item.attributes["named_as"] == "image/jpeg"

@@ -1,0 +1,185 @@
+"""From sample media in five modalities to published collections, and what a change to the media changes."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import dagster as dg
+import pandas as pd
+import pytest
+from PIL import Image
+
+from embedding_platform.definitions import build_definitions
+from embedding_platform.milvus.alias import alias_target
+from embedding_platform.milvus.connection import close_directory
+from embedding_platform.milvus.schema import alias_name, collection_name, partition_name
+from embedding_platform.milvus.sync import read_rows
+from embedding_platform.platform import Platform
+from embedding_platform.reconcile.files import listed_sources
+from embedding_platform.runs import SourceRun, run_sources
+from embedding_platform.search import file_query, search, text_query, trace
+from embedding_platform.starter.sample_media import SAMPLE_QUESTIONS, make_sample_media, make_sample_queries
+from embedding_platform_tests.conftest import open_platform
+
+
+@dataclass(frozen=True)
+class Lake:
+    """A platform over the sample media, its Dagster instance, and what the first run said."""
+
+    folder: Path
+    platform: Platform
+    dagster: dg.DagsterInstance
+    first: list[SourceRun]
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lake]:
+    folder = tmp_path_factory.mktemp("lake")
+    make_sample_media(str(folder / "media"))
+    make_sample_queries(str(folder / "queries"))
+    platform = open_platform(folder)
+    with dg.instance_for_test() as dagster:
+        yield Lake(folder, platform, dagster, list(run_sources(platform, dagster)))
+    close_directory(platform.settings.milvus_uri)
+
+
+def rows(platform: Platform) -> dict[tuple[str, str], str]:
+    """Version by (space, row id) of all that is published."""
+    found = {}
+    for space in platform.spaces:
+        for source in listed_sources(platform.store, space.modality):
+            collection = collection_name(space.key, platform.fingerprint(space))
+            versions = read_rows(platform.milvus, collection, partition_name(source))
+            found |= {(space.key, row_id): version for row_id, version in versions.items()}
+    return found
+
+
+def test_every_asset_of_every_space_materializes_and_every_run_succeeds(lake: Lake) -> None:
+    assert [run.failures for run in lake.first if not run.succeeded] == []
+    done = {asset for run in lake.first for asset in run.metadata}
+    assert done == {spec.key.to_user_string() for spec in build_definitions(lake.platform).get_all_asset_specs()}
+
+
+def test_every_space_is_published_with_good_recall(lake: Lake) -> None:
+    for space in lake.platform.spaces:
+        published = alias_target(lake.platform.milvus, alias_name(space.key))
+        assert published == collection_name(space.key, lake.platform.fingerprint(space))
+    recalls = [
+        metadata["recall_at_10"]
+        for run in lake.first
+        for asset, metadata in run.metadata.items()
+        if asset.endswith("/collection")
+    ]
+    assert recalls
+    assert min(recalls) >= lake.platform.settings.quality.min_recall
+
+
+@pytest.mark.parametrize("question", SAMPLE_QUESTIONS, ids=lambda question: f"{question.modality}-{question.answer}")
+def test_search_finds_the_right_thing_first(lake: Lake, question) -> None:
+    platform = lake.platform
+    if question.kind == "text":
+        query = text_query(question.query)
+    else:
+        query = file_query(platform, str(lake.folder / "queries" / question.query))
+    able = [
+        space for space in platform.spaces if space.modality == question.modality and query.role in space.model.roles
+    ]
+    assert able
+    for space in able:
+        (hits,) = search(platform, query, [space], limit=3).values()
+        assert question.answer in hits[0].path, [hit.path for hit in hits]
+
+
+def test_a_hit_leads_back_to_its_file_and_run(lake: Lake) -> None:
+    (hits,) = search(lake.platform, text_query("how do volcanoes erupt"), [lake.platform.space("text/minilm")]).values()
+    (found,) = trace(lake.platform, hits[0].id)
+    assert found.file is not None
+    assert found.file.uri == hits[0].uri
+    assert found.file.path == hits[0].path
+    assert found.provenance.fingerprint == lake.platform.fingerprint(lake.platform.space("text/minilm"))
+    assert found.hit.run_id in {run.run_id for run in lake.first}
+
+
+def test_a_second_run_embeds_nothing_and_writes_nothing(lake: Lake) -> None:
+    before = stored_files(lake.folder)
+    assert all(run.succeeded and run.did_nothing for run in run_sources(lake.platform, lake.dagster))
+    assert stored_files(lake.folder) == before
+
+
+def stored_files(folder: Path) -> dict[Path, tuple[int, int]]:
+    store = folder / ".embedding_platform" / "store"
+    return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in store.rglob("*") if path.is_file()}
+
+
+def test_exactly_the_changed_rows_change(lake: Lake) -> None:
+    media = lake.folder / "media"
+    before = rows(lake.platform)
+    removed = sorted((media / "shapes").iterdir())[0]
+    edited = media / "handbook" / "lineage.txt"
+    added = media / "shapes" / "a-new-picture.png"
+    kept = {path: path.read_bytes() for path in (removed, edited)}
+    text = edited.read_text(encoding="utf-8")
+    removed.unlink()
+    edited.write_text(text + "\nOne more sentence at the very end tells of penguins.\n", encoding="utf-8")
+    Image.new("RGB", (64, 64), "orange").save(added)
+    try:
+        runs = list(run_sources(lake.platform, lake.dagster))
+        after = rows(lake.platform)
+        assert all(run.succeeded for run in runs)
+        gone, come = before.keys() - after.keys(), after.keys() - before.keys()
+        changed = {key for key in before.keys() & after.keys() if before[key] != after[key]}
+        image_spaces = {"image/resnet50", "image/clip"}
+        assert sorted(space for space, _ in gone) == sorted(image_spaces)
+        assert {space for space, _ in come} <= image_spaces | {"text/minilm"}
+        assert sorted(space for space, _ in come if space in image_spaces) == sorted(image_spaces)
+        assert {space for space, _ in changed} <= {"text/minilm"}
+        told = pd.DataFrame([metadata for run in runs for metadata in collection_counts(run)])
+        assert told["new"].sum() == len(come)
+        assert told["stale"].sum() == len(changed)
+        assert told["orphaned"].sum() == len(gone)
+        (hits,) = search(lake.platform, text_query("penguins"), [lake.platform.space("text/minilm")]).values()
+        assert hits[0].path == "lineage.txt"
+        assert "penguins" in hits[0].text
+    finally:
+        added.unlink()
+        for path, payload in kept.items():
+            path.write_bytes(payload)
+    restored = list(run_sources(lake.platform, lake.dagster))
+    assert rows(lake.platform).keys() == before.keys()
+    assert sum(run.of("embeddings", "embedded") for run in restored) == 0, "vectors of former contents are reused"
+
+
+def collection_counts(run: SourceRun) -> list[dict[str, object]]:
+    return [
+        {name: metadata[name] for name in ("new", "stale", "orphaned", "unchanged")}
+        for asset, metadata in run.metadata.items()
+        if asset.endswith("/collection")
+    ]
+
+
+def test_a_source_that_vanishes_leaves_nothing_behind(lake: Lake) -> None:
+    media = lake.folder / "media"
+    shutil.copytree(media / "shapes", media / "copies")
+    list(run_sources(lake.platform, lake.dagster, ["image"], ["copies"]))
+    assert "copies" in lake.dagster.get_dynamic_partitions("image_sources")
+    shutil.rmtree(media / "copies")
+    runs = list(run_sources(lake.platform, lake.dagster, ["image"]))
+    assert all(run.succeeded for run in runs)
+    assert "copies" not in lake.dagster.get_dynamic_partitions("image_sources")
+    for space in lake.platform.spaces:
+        if space.modality == "image":
+            collection = collection_name(space.key, lake.platform.fingerprint(space))
+            assert partition_name("copies") not in lake.platform.milvus.list_partitions(collection)
+
+
+def test_content_that_is_already_embedded_is_not_embedded_again_elsewhere(lake: Lake) -> None:
+    media = lake.folder / "media"
+    shutil.copytree(media / "clips", media / "more-clips")
+    try:
+        (run,) = run_sources(lake.platform, lake.dagster, ["video"], ["more-clips"])
+        assert run.of("embeddings", "embedded") == 0
+        assert run.of("embeddings", "reused") == run.of("embeddings", "new") > 0
+    finally:
+        shutil.rmtree(media / "more-clips")
+        list(run_sources(lake.platform, lake.dagster, ["video"]))
