@@ -135,3 +135,7 @@ def trace(opened: Callable[[], "Platform"], row_id: str) -> None:
 
     for found in trace_row(opened(), row_id):
         terminal.print_trace(found)
+
+
+if __name__ == "__main__":
+    main()

@@ -226,7 +226,8 @@ def _explain(problem: Mapping[str, Any]) -> str:
     if problem["type"] == "extra_forbidden":
         mend = _closest(name, _names_beside(problem["loc"]))
         return f"{key} = {_mask(value, name + mend)}: no such setting; {mend}"
-    complaint = problem["msg"][0].lower() + problem["msg"][1:]
+    complaint = problem["msg"].removeprefix("Value error, ")
+    complaint = complaint[0].lower() + complaint[1:]
     return f"{key} = {_mask(value, name)}: {complaint}; correct it in {DEFAULT_FILE} or in the environment"
 
 
