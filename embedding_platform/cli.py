@@ -80,7 +80,7 @@ def dev(opened: Callable[[], "Platform"], host: str, port: int) -> None:
     """Start the web UI, its daemon, and the local Milvus that they share."""
     from embedding_platform.development import serve_web_ui
 
-    sys.exit(serve_web_ui(opened().settings, host, port))
+    sys.exit(serve_web_ui(opened(), host, port))
 
 
 @main.command()

@@ -9,26 +9,28 @@ from types import FrameType
 
 from embedding_platform.errors import PlatformError
 from embedding_platform.milvus.connection import serve
-from embedding_platform.settings import Settings
+from embedding_platform.platform import Platform
 
 SECONDS_TO_STOP = 30.0
 
 
-def serve_web_ui(settings: Settings, host: str, port: int) -> int:
+def serve_web_ui(platform: Platform, host: str, port: int) -> int:
     """Run `dagster dev` until it is stopped, with a Milvus Lite server beside it where Milvus is a folder.
 
     A Milvus Lite folder takes one process, and here several need it: runs, sensors and the
     command line. They find the server by the folder. Returns Dagster's exit status.
 
     Raises:
-        PlatformError: if this folder has no dagster.yaml or no workspace.yaml.
+        PlatformError: if this folder has no dagster.yaml or no workspace.yaml, or if a model is
+            not there, which would otherwise show as a stack trace of Dagster's code server.
     """
     for name in ("dagster.yaml", "workspace.yaml"):
         if not os.path.isfile(name):
             raise PlatformError(f"no {name} in this folder; change to the project's folder")
+    platform.check()
     with ExitStack() as stack:
-        if "://" not in settings.milvus_uri:
-            stack.enter_context(serve(settings.milvus_uri))
+        if "://" not in platform.settings.milvus_uri:
+            stack.enter_context(serve(platform.settings.milvus_uri))
         command = [sys.executable, "-m", "dagster", "dev", "-w", "workspace.yaml", "-h", host, "-p", str(port)]
         # A shell that starts this in the background has interrupts ignored, and Dagster would inherit that.
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -80,6 +80,16 @@ class Platform:
         milvus = self.settings.milvus
         return connect(self.settings.milvus_uri, milvus.token.get_secret_value(), milvus.timeout_seconds)
 
+    def check(self) -> None:
+        """Look at all that Dagster needs to load the asset graph.
+
+        Raises:
+            PlatformError: naming what is not there, and the mend.
+        """
+        _ = self.cutting
+        for space in self.spaces:
+            self.fingerprint(space)
+
     def encoder(self, space: Space) -> Encoder:
         """The space's model, loaded once per process."""
         return loading.load(space.model, self.settings.device, self.settings.precision)

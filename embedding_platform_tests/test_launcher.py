@@ -1,0 +1,43 @@
+"""The run launcher: Dagster loads it by dagster.yaml, and it tells dead runs from living ones."""
+
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from dagster._core.launcher import WorkerStatus
+from dagster._core.test_utils import create_run_for_test
+
+from embedding_platform.launcher import MonitoredRunLauncher
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The instance of the project's dagster.yaml, in a folder of the test's own."""
+    monkeypatch.chdir(tmp_path)
+    with dg.DagsterInstance.from_config(str(ROOT)) as opened:
+        yield opened
+
+
+def test_the_projects_instance_uses_it_with_run_monitoring(instance: dg.DagsterInstance) -> None:
+    assert isinstance(instance.run_launcher, MonitoredRunLauncher)
+    assert instance.run_monitoring_enabled
+    assert instance.run_launcher.supports_check_run_worker_health
+    assert instance.run_retries_enabled
+    assert not instance.telemetry_enabled
+
+
+@pytest.mark.parametrize(
+    ("tags", "status"),
+    [
+        ({}, WorkerStatus.UNKNOWN),
+        ({".dagster/grpc_info": '{"host": "localhost", "port": 1}'}, WorkerStatus.FAILED),
+    ],
+    ids=["without a code server", "with a code server that is gone"],
+)
+def test_a_run_without_a_living_process_is_known(
+    instance: dg.DagsterInstance, tags: dict[str, str], status: WorkerStatus
+) -> None:
+    run = create_run_for_test(instance, tags=tags, status=dg.DagsterRunStatus.STARTED)
+    assert instance.run_launcher.check_run_worker_health(run).status == status
