@@ -33,6 +33,7 @@ def build_definitions(platform: Platform) -> dg.Definitions:
         sensors=[media_sensor(modality.name, platform.settings.sensor_seconds) for modality in modalities],
         schedules=[nightly_schedule(modality.name, platform.settings.nightly) for modality in modalities],
         resources={"platform": platform},
+        executor=dg.in_process_executor,
     )
 
 

@@ -11,7 +11,13 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    YamlConfigSettingsSource,
+)
 
 from embedding_platform.errors import PlatformError
 from embedding_platform.spaces import INDEX_PARAMETERS, MODEL_SETS, Index, Space
@@ -137,13 +143,16 @@ class Settings(BaseSettings):
         return self._absolute(self.milvus.uri)
 
     def _absolute(self, path: str) -> str:
-        return path if "://" in path else os.path.normpath(self.base / Path(path).expanduser())
+        scheme, _, place = path.partition("://")
+        if place and scheme != "file":
+            return f"{scheme}://{place.rstrip('/')}"
+        return os.path.normpath(self.base / Path(place or path).expanduser())
 
     def _adjusted(self, space: Space) -> Space:
         if space.key in self.models:
             location, _, revision = self.models[space.key].partition("@")
-            if location.startswith((".", "~")):
-                location = self._absolute(location)
+            if location.startswith((".", "~", "/")):
+                location, revision = self._absolute(self.models[space.key]), ""
             space = replace(space, model=replace(space.model, location=location, revision=revision or None))
         if space.key in self.indexes:
             index = self.indexes[space.key]
@@ -188,17 +197,20 @@ def load_settings(file: str | Path | None = None, **overrides: Any) -> Settings:
     if named and not path.is_file():
         raise PlatformError(f"settings file {path} is not there; name one that is, or leave {FILE_VARIABLE} unset")
     _refuse_unknown_variables()
+    if path.is_file():
+        _refuse_unreadable(path)
 
     class FileSettings(Settings):
-        model_config = SettingsConfigDict(yaml_file=path if path.is_file() else None)
+        model_config = SettingsConfigDict(yaml_file=path if path.is_file() else None, yaml_file_encoding="utf-8")
 
     try:
         return FileSettings(**{"base": path.parent, **overrides})
     except ValidationError as error:
         raise PlatformError("; ".join(_explain(problem) for problem in error.errors())) from None
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise PlatformError(f"{path} is not valid YAML: {reason}; mend the line that it names") from None
+    except SettingsError as error:
+        field = re.search('field "([^"]+)"', str(error))
+        variable = f"{PREFIX}{field[1].upper()}" if field else f"one that begins with {PREFIX}"
+        raise PlatformError(f"environment variable {variable} is no JSON; mend it or unset it") from None
 
 
 def masked(settings: Settings) -> dict[str, Any]:
@@ -218,11 +230,34 @@ def _refuse_unknown_variables() -> None:
             raise PlatformError(f"environment variable {name} is no setting; {_closest(name, known)} or unset it")
 
 
+def _refuse_unreadable(path: Path) -> None:
+    """Refuse a file that holds no table of settings, without showing what it holds."""
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise PlatformError(f"settings file {path} cannot be read: {error.strerror}; permit reading it") from None
+    except UnicodeDecodeError:
+        raise PlatformError(f"settings file {path} is not UTF-8; save it as UTF-8") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        # YAML quotes what it stumbles over, which may be a token that begins with * or !.
+        reason = re.sub(
+            r"'[^'<]{2,}'", "'*****'", str(getattr(error, "problem", None) or "it holds control characters")
+        )
+        raise PlatformError(f"{path}{place} is not valid YAML: {reason}; mend that line") from None
+    if content is not None and not isinstance(content, dict):
+        raise PlatformError(f"settings file {path} is no table; write a line such as key: value for each setting")
+    for key in content or ():
+        if not isinstance(key, str):
+            raise PlatformError(f"{key} in {path}: no such setting; {_closest(key, list(Settings.model_fields))}")
+
+
 def _explain(problem: Mapping[str, Any]) -> str:
-    key = ".".join(str(part) for part in problem["loc"])
+    key = ".".join(map(_bare_key, problem["loc"]))
     if not key:
-        return problem["msg"].removeprefix("Value error, ")
-    name, value = str(problem["loc"][-1]), repr(problem["input"])
+        return _without_password(problem["msg"].removeprefix("Value error, "))
+    name, value = str(problem["loc"][-1]), problem["input"]
     if problem["type"] == "extra_forbidden":
         mend = _closest(name, _names_beside(problem["loc"]))
         return f"{key} = {_mask(value, name + mend)}: no such setting; {mend}"
@@ -231,12 +266,23 @@ def _explain(problem: Mapping[str, Any]) -> str:
     return f"{key} = {_mask(value, name)}: {complaint}; correct it in {DEFAULT_FILE} or in the environment"
 
 
-def _mask(value: str, name: str) -> str:
-    return "*****" if re.search("token|password|secret|key", name, re.IGNORECASE) else _without_password(value)
+def _mask(value: Any, name: str) -> str:
+    if re.search("token|password|secret|key", name, re.IGNORECASE):
+        return "*****"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(map(_bare_key, value))}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(_mask(inner, name) for inner in value)}]"
+    return _without_password(repr(value))
+
+
+def _bare_key(key: Any) -> str:
+    """A key without what a forgotten colon or space has made part of it."""
+    return re.split(r"[\s=:]", str(key))[0]
 
 
 def _without_password(uri: str) -> str:
-    return re.sub(r"://[^/@\s]+@", "://*****@", uri)
+    return re.sub(r"://[^/\s]+@", "://*****@", uri)
 
 
 def _names_beside(location: tuple[Any, ...]) -> list[str]:

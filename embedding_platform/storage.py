@@ -111,12 +111,27 @@ def iterate_shards(
 ) -> Iterator[pa.Table]:
     """Yield the shards of `folder` one at a time, so that memory holds one of them.
 
+    Where another writer compacts the folder meanwhile, rows may come twice, but none is missed.
+
     Raises:
         PlatformError: if a shard is unreadable.
+        FileNotFoundError: if a shard of `names` is not there.
     """
     fs, path = fsspec.url_to_fs(folder)
-    for name in table_names(folder) if names is None else names:
-        yield _read(fs, posixpath.join(path, name), schema, list(columns or schema.names))
+    waiting = list(table_names(folder) if names is None else names)
+    read = set()
+    while waiting:
+        name = waiting.pop(0)
+        try:
+            shard = _read(fs, posixpath.join(path, name), schema, list(columns or schema.names))
+        except FileNotFoundError:
+            present = table_names(folder)
+            if names is not None or name in present:
+                raise
+            waiting = [other for other in present if other not in read]
+            continue
+        read.add(name)
+        yield shard
 
 
 def read_shards(folder: str, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
@@ -168,10 +183,10 @@ def _read(fs: fsspec.AbstractFileSystem, path: str, schema: pa.Schema, columns: 
     try:
         table = pq.read_table(path, filesystem=fs, columns=list(columns), partitioning=None)
         return table.cast(pa.schema([schema.field(name) for name in columns]))
-    except (pa.ArrowInvalid, pa.ArrowTypeError, KeyError, OSError) as error:
+    except (pa.ArrowException, ValueError, KeyError, OSError) as error:
         if isinstance(error, FileNotFoundError):
             raise
-        reason = str(error).splitlines()[0]
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise PlatformError(
             f"cannot read {path}: {reason}; remove this file and run again: its rows will be made anew"
         ) from error

@@ -15,6 +15,7 @@ from embedding_platform.milvus.alias import alias_target
 from embedding_platform.milvus.connection import close_directory
 from embedding_platform.milvus.schema import alias_name, collection_name, partition_name
 from embedding_platform.milvus.sync import read_rows
+from embedding_platform.models.loading import resolve
 from embedding_platform.platform import Platform
 from embedding_platform.reconcile.files import listed_sources
 from embedding_platform.runs import SourceRun, run_sources
@@ -183,3 +184,36 @@ def test_content_that_is_already_embedded_is_not_embedded_again_elsewhere(lake: 
     finally:
         shutil.rmtree(media / "more-clips")
         list(run_sources(lake.platform, lake.dagster, ["video"]))
+
+
+def test_another_model_is_a_migration_and_the_alias_moves_when_every_source_is_complete(lake: Lake) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    space = lake.platform.space("image/resnet50")
+    alias, former = alias_name(space.key), collection_name(space.key, lake.platform.fingerprint(space))
+    retrained = lake.folder / "retrained"
+    shutil.copytree(resolve(space.model), retrained)
+    weights = load_file(retrained / "model.safetensors")
+    save_file(
+        {name: value * 1.01 for name, value in weights.items()}, retrained / "model.safetensors", {"format": "pt"}
+    )
+    changed = open_platform(lake.folder, models={space.key: str(retrained)})
+    latter = collection_name(space.key, changed.fingerprint(changed.space(space.key)))
+    assert latter != former
+    first, *others = changed.sources()["image"]
+    picture = file_query(changed, str(lake.folder / "queries" / "pictures" / "0.png"))
+
+    (run,) = run_sources(changed, lake.dagster, ["image"], [first])
+    assert run.succeeded
+    assert run.metadata["image/resnet50/published"]["waiting"] == len(others) > 0
+    assert alias_target(changed.milvus, alias) == former
+    assert search(changed, picture, [changed.space(space.key)]), "readers go on with the former model"
+
+    assert all(run.succeeded for run in run_sources(changed, lake.dagster, ["image"], others))
+    assert alias_target(changed.milvus, alias) == latter
+    (hits,) = search(changed, picture, [changed.space(space.key)]).values()
+    assert hits[0].model == str(retrained)
+
+    back = list(run_sources(lake.platform, lake.dagster, ["image"]))
+    assert sum(run.of("embeddings", "embedded") for run in back) == 0
+    assert alias_target(lake.platform.milvus, alias) == former

@@ -42,7 +42,9 @@ def test_doing_an_increment_leaves_none(desired, actual):
 
 
 def test_an_id_that_is_there_twice_is_stale_even_with_the_right_version():
-    increment = diff(series([("a", "1"), ("b", "1")]), series([("a", "1"), ("a", "1"), ("b", "1"), ("c", "1"), ("c", "1")]))
+    increment = diff(
+        series([("a", "1"), ("b", "1")]), series([("a", "1"), ("a", "1"), ("b", "1"), ("c", "1"), ("c", "1")])
+    )
     assert (list(increment.stale), list(increment.unchanged), list(increment.orphaned)) == (["a"], ["b"], ["c"])
 
 

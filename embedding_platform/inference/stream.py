@@ -134,6 +134,7 @@ def _embed_decoded(
     decoded: queue.Queue, running: int, encoder: Encoder, budgets: Mapping[Role, int]
 ) -> Iterator[Embedded | Failed]:
     waiting: dict[Role, list[tuple[int, _Decoded]]] = {role: [] for role in budgets}
+    weight: dict[Role, int] = dict.fromkeys(budgets, 0)
     lookahead = 4
     while running:
         outcome = decoded.get()
@@ -145,11 +146,13 @@ def _embed_decoded(
             yield outcome
         else:
             role = outcome.segment.role
-            waiting[role].append((encoder.cost(role, outcome.content), outcome))
-            if sum(cost for cost, _ in waiting[role]) >= lookahead * budgets[role]:
+            cost = encoder.cost(role, outcome.content)
+            waiting[role].append((cost, outcome))
+            weight[role] += cost
+            if weight[role] >= lookahead * budgets[role]:
                 for batch in _batches(waiting[role], budgets[role]):
                     yield from _embed_batch(batch, encoder, role)
-                waiting[role] = []
+                waiting[role], weight[role] = [], 0
     for role, rest in waiting.items():
         for batch in _batches(rest, budgets[role]):
             yield from _embed_batch(batch, encoder, role)
@@ -173,7 +176,8 @@ def _embed_batch(batch: list[_Decoded], encoder: Encoder, role: Role) -> Iterato
         vectors = encoder.embed(role, [item.content for item in batch])
     except (RuntimeError, ValueError, RejectedError) as error:
         if len(batch) == 1:
-            yield Failed(batch[0].segment, f"the model failed on it: {str(error).splitlines()[0]}")
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            yield Failed(batch[0].segment, f"the model failed on it: {reason}")
             return
         middle = len(batch) // 2
         yield from _embed_batch(batch[:middle], encoder, role)

@@ -1,6 +1,6 @@
 """`<modality>/<space>/embeddings`: segment contents against the vectors stored under the space's fingerprint."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
@@ -11,14 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedding_platform import layout, records, storage
-from embedding_platform.errors import RejectedError
 from embedding_platform.increments import Increment, diff
 from embedding_platform.inference.stream import Embedded, Failed, embed_stream
 from embedding_platform.media.cutting import Cutting, read
-from embedding_platform.media.listing import current_state
 from embedding_platform.models.encoder import Encoder
 from embedding_platform.reconcile.files import stored_items
-from embedding_platform.reconcile.segments import Reject, live_segments
+from embedding_platform.reconcile.segments import Reject, check_unchanged, live_segments
 from embedding_platform.records import REJECTED, Content, Item, Segment
 from embedding_platform.settings import BatchSettings
 from embedding_platform.spaces import Space
@@ -104,10 +102,10 @@ def reconcile_embeddings(
         encoder = load_encoder()
         device = encoder.device
         seconds["load"] = perf_counter() - started
+        items = {item.path: item for item in stored_items(store, space.modality, source)}
         files = _first_segments(store, space, source, cutting, needed)
         budgets = {role: getattr(batch, role) for role in space.roles}
-        listed = {item.path: item for item in stored_items(store, space.modality, source)}
-        reader = partial(_read_as_listed, space.modality, listed)
+        reader = partial(_read_unchanged, space.modality, items)
         outcomes = embed_stream(files, reader, encoder, budgets, batch.readers)
         for chunk in _chunks(outcomes, batch.chunk):
             sound, bad = _judge(chunk, space)
@@ -181,23 +179,15 @@ def judge_stored(folder: str, space: Space, live: pd.Index) -> Judged:
     return Judged(judged, np.concatenate(norms) if norms else np.empty(0), found, spread)
 
 
-def _read_as_listed(modality: str, listed: Mapping[str, Item], segments: Sequence[Segment]) -> Iterator[Content]:
-    """Contents of one file's segments, as long as the file is what its content hash was taken of.
+def _read_unchanged(modality: str, items: dict[str, Item], group: Sequence[Segment]) -> Iterator[Content]:
+    """Contents of one file's segments, none of them from bytes other than those that were hashed.
 
-    A text is read from its segment, not from the file.
-
-    Raises:
-        RejectedError: if the file cannot be read, or has changed since it was listed.
+    A vector is kept under the content hash for good, so it must not come from a later version
+    of the file. Text was taken from the file when it was cut.
     """
-    item = listed[segments[0].path]
-    for segment, content in zip(segments, read(modality, segments), strict=False):
-        if segment.text is None:
-            try:
-                state = current_state(item.uri)
-            except FileNotFoundError as error:
-                raise RejectedError("is no longer there") from error
-            if state != (item.size, item.modified):
-                raise RejectedError("has changed since it was listed")
+    for segment, content in zip(group, read(modality, group), strict=False):
+        if segment.role != "text":
+            check_unchanged(items[segment.path])
         yield content
 
 

@@ -11,6 +11,7 @@ from embedding_platform import layout, records, storage
 from embedding_platform.errors import RejectedError
 from embedding_platform.increments import Increment, diff
 from embedding_platform.media.cutting import Cutting, code_version, cut
+from embedding_platform.media.listing import current_state
 from embedding_platform.reconcile.files import stored_items
 from embedding_platform.records import REJECTED, SEGMENTS, Item, Segment
 
@@ -114,9 +115,25 @@ def rejected_items(store: str, modality: str, source: str, cutting: Cutting) -> 
     return [tuple(row[name] for name in REJECTED.names) for row in storage.read_table(url, REJECTED).to_pylist()]
 
 
+def check_unchanged(item: Item) -> None:
+    """Make sure that what was just read of the file is what was listed and hashed.
+
+    Raises:
+        RejectedError: if the file changed since; the next listing gives it a new version.
+    """
+    try:
+        unchanged = current_state(item.uri) == (item.size, item.modified)
+    except FileNotFoundError:
+        unchanged = False
+    if not unchanged:
+        raise RejectedError("changed or went away after it was listed; the next run takes it up")
+
+
 def _cut_one(modality: str, source: str, item: Item, cutting: Cutting) -> list[Segment] | Reject:
     try:
-        return cut(modality, source, item, cutting)
+        segments = cut(modality, source, item, cutting)
+        check_unchanged(item)
+        return segments
     except RejectedError as error:
         return (item.path, item.uri, item.version, str(error))
 

@@ -92,9 +92,12 @@ def compact(folder: str, dimension: int, live: pd.Index, rows_per_shard: int = 5
     seen: set[str] = set()
     pending: list[pa.Table] = []
     written: set[str] = set()
-    for table in storage.iterate_shards(folder, vectors_schema(dimension), names=names):
+    for name, table in zip(names, storage.iterate_shards(folder, vectors_schema(dimension), names=names), strict=True):
         chosen = _not_seen(_only(table, live), seen)
         seen.update(chosen["content_hash"].to_pylist())
+        if chosen.num_rows == table.num_rows >= rows_per_shard:
+            written.add(name)
+            continue
         pending.append(chosen)
         if sum(part.num_rows for part in pending) >= rows_per_shard:
             written.add(storage.append_shard(folder, pa.concat_tables(pending)))

@@ -1,0 +1,271 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from embedding_platform.errors import PlatformError
+from embedding_platform.settings import BatchSettings, load_settings, masked
+from embedding_platform.spaces import MODEL_SETS
+
+SECRET = "s3cr3t-value"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch) -> Path:
+    """A working folder without settings; returns it."""
+    monkeypatch.chdir(tmp_path)
+    for name in os.environ:
+        if name.startswith("EMBEDDING_PLATFORM_"):
+            monkeypatch.delenv(name)
+    return tmp_path
+
+
+def write(folder: Path, text: str | bytes, name: str = "embedding_platform.yaml") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / name
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def complaint(**overrides: object) -> str:
+    """The one line with which loading fails."""
+    with pytest.raises(PlatformError) as caught:
+        load_settings(**overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert SECRET not in message
+    return message
+
+
+def test_defaults_lie_in_the_working_folder(folder):
+    settings = load_settings()
+    assert settings.media_url == str(folder / "media")
+    assert settings.store_url == str(folder / ".embedding_platform" / "store")
+    assert settings.milvus_uri == str(folder / ".embedding_platform" / "milvus")
+    assert settings.active_spaces == MODEL_SETS["starter"]
+
+
+def test_relative_paths_start_from_the_folder_of_the_file(folder):
+    path = write(folder / "conf", "media_root: ../lake\nstore_root: state\nmilvus: {uri: db}\n", "mine.yaml")
+    settings = load_settings(path)
+    assert settings.media_url == str(folder / "lake")
+    assert settings.store_url == str(folder / "conf" / "state")
+    assert settings.milvus_uri == str(folder / "conf" / "db")
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("/lake/../lake2", "/lake2"),
+        ("s3://bucket/lake", "s3://bucket/lake"),
+        ("s3://bucket/lake/", "s3://bucket/lake"),
+        ("file:///lake", "/lake"),
+        ("~", str(Path("~").expanduser())),
+    ],
+)
+def test_a_root_may_be_an_absolute_path_or_a_url(given, shown):
+    assert load_settings(media_root=given, store_root="/elsewhere").media_url == shown
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "---\n"])
+def test_an_empty_file_gives_the_defaults(folder, text):
+    write(folder, text)
+    assert load_settings().device == "auto"
+
+
+def test_arguments_win_over_environment_over_file_over_defaults(folder, monkeypatch):
+    write(folder, "device: cpu\nsensor_seconds: 40\nbatch: {text: 100, image: 7}\nmilvus: {uri: from-file}\n")
+    monkeypatch.setenv("EMBEDDING_PLATFORM_SENSOR_SECONDS", "50")
+    monkeypatch.setenv("EMBEDDING_PLATFORM_BATCH__IMAGE", "8")
+    monkeypatch.setenv("EMBEDDING_PLATFORM_MILVUS__TIMEOUT_SECONDS", "3")
+    settings = load_settings()
+    assert (settings.device, settings.sensor_seconds) == ("cpu", 50)
+    assert settings.batch == BatchSettings(text=100, image=8)
+    assert (settings.milvus.uri, settings.milvus.timeout_seconds) == ("from-file", 3)
+    assert load_settings(sensor_seconds=60).sensor_seconds == 60
+
+
+def test_the_environment_names_the_file_and_takes_lists_and_tables(folder, monkeypatch):
+    path = write(folder / "conf", "device: cpu\n", "mine.yaml")
+    monkeypatch.setenv("EMBEDDING_PLATFORM_SETTINGS", str(path))
+    monkeypatch.setenv("EMBEDDING_PLATFORM_SPACES", '["image/clip"]')
+    monkeypatch.setenv("EMBEDDING_PLATFORM_MODELS", json.dumps({"image/clip": "openai/clip@abc"}))
+    settings = load_settings()
+    (space,) = settings.active_spaces
+    assert (settings.device, space.key) == ("cpu", "image/clip")
+    assert (space.model.location, space.model.revision) == ("openai/clip", "abc")
+
+
+@pytest.mark.parametrize(
+    ("given", "location", "revision"),
+    [
+        ("org/name", "org/name", None),
+        ("org/name@main", "org/name", "main"),
+        ("/models/clip", "/models/clip", None),
+        ("/models@2026/clip", "/models@2026/clip", None),
+        ("./clip", "{folder}/clip", None),
+        ("package:mine/clip", "package:mine/clip", None),
+    ],
+)
+def test_a_model_may_be_another(folder, given, location, revision):
+    write(folder, json.dumps({"models": {"image/clip": given}}))
+    model = next(space.model for space in load_settings().active_spaces if space.key == "image/clip")
+    assert (model.location, model.revision) == (location.format(folder=folder), revision)
+
+
+def test_an_index_may_be_another_for_one_space(folder):
+    write(folder, "indexes: {image/clip: {type: IVF_FLAT, build: {nlist: 64}, search: {nprobe: 8}}}")
+    indexes = {space.key: space.index.type for space in load_settings().active_spaces}
+    assert indexes.pop("image/clip") == "IVF_FLAT"
+    assert set(indexes.values()) == {"HNSW"}
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("devise: cpu", ["devise = 'cpu'", "no such setting", "did you mean device?"]),
+        ("xyz: 1", ["xyz = 1", "no such setting", "choose from", "media_root"]),
+        ("batch: {txt: 5}", ["batch.txt = 5", "did you mean text?"]),
+        ("indexes: {image/clip: {type: FLAT, bild: {}}}", ["indexes.image/clip.bild", "did you mean build?"]),
+        ("batch: {text: many}", ["batch.text = 'many'", "valid integer", "correct it in embedding_platform.yaml"]),
+        ("batch: {text: 0}", ["batch.text = 0", "greater than or equal to 1"]),
+        ("batch: 5", ["batch = 5", "dictionary"]),
+        ("milvus:", ["milvus = None", "dictionary"]),
+        ("device: gpu", ["device = 'gpu'", "cuda"]),
+        ("model_set: big", ["model_set = 'big'", "'starter' or 'hub'"]),
+        ("spaces: image/clip", ["spaces = 'image/clip'", "list"]),
+        ("precision: int8", ["precision = 'int8'", "'bfloat16'"]),
+        ("cutting: {audio_window_seconds: 31}", ["cutting.audio_window_seconds = 31", "less than or equal to 30"]),
+        ("nightly: often", ["nightly = 'often'", "correct it"]),
+        ("quality: {min_recall: 2}", ["quality.min_recall = 2", "less than or equal to 1"]),
+        ("indexes: {image/clip: {type: ANNOY}}", ["indexes.image/clip.type = 'ANNOY'", "'HNSW'"]),
+        ("1: 2", ["1", "no such setting"]),
+        ("batch: {1: 2}", ["batch", "1", "string"]),
+        ("device: cpu\0", ["embedding_platform.yaml", "control characters"]),
+        ("- a\n- b", ["embedding_platform.yaml", "key: value"]),
+        ("just words", ["embedding_platform.yaml", "key: value"]),
+        ("a: [1", ["embedding_platform.yaml", "not valid YAML", "line"]),
+        ("a: b: c", ["embedding_platform.yaml", "not valid YAML", "line 1"]),
+        ("\tdevice: cpu", ["embedding_platform.yaml", "not valid YAML", "line 1"]),
+        (b"device: \xe9t\xe9", ["embedding_platform.yaml", "UTF-8"]),
+    ],
+)
+def test_a_mistake_in_the_file_is_one_line_with_key_value_and_mend(folder, text, parts):
+    write(folder, text)
+    message = complaint()
+    for part in parts:
+        assert part in message
+
+
+def test_several_mistakes_are_all_named(folder):
+    write(folder, "devise: cpu\nbatch: {text: 0, imago: 1}\n")
+    message = complaint()
+    assert all(key in message for key in ("devise", "batch.text", "batch.imago"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "parts"),
+    [
+        ("DEVISE", "cpu", ["EMBEDDING_PLATFORM_DEVISE", "did you mean EMBEDDING_PLATFORM_DEVICE?", "unset"]),
+        ("BATCH__TXT", "5", ["batch.txt = '5'", "did you mean text?"]),
+        ("BATCH__TEXT", "many", ["batch.text = 'many'", "valid integer"]),
+        ("BATCH", "{broken", ["EMBEDDING_PLATFORM_BATCH", "JSON"]),
+        ("SPACES", "image/clip", ["spaces = 'image/clip'", "valid list", "in the environment"]),
+        ("MODELS", '["a"]', ["models", "dictionary"]),
+        ("MILVUS", f'{{"token": "{SECRET}", broken', ["EMBEDDING_PLATFORM_MILVUS", "JSON"]),
+        ("SETTINGS", "nowhere.yaml", ["nowhere.yaml is not there", "EMBEDDING_PLATFORM_SETTINGS"]),
+    ],
+)
+def test_a_mistake_in_the_environment_is_named(monkeypatch, name, value, parts):
+    monkeypatch.setenv(f"EMBEDDING_PLATFORM_{name}", value)
+    message = complaint()
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        ({"device": "cpu", "precision": "float16"}, ["precision float16", "device cpu", "bfloat16"]),
+        ({"spaces": ["image/clp"]}, ["spaces", "'image/clp'", "did you mean image/clip?"]),
+        ({"spaces": ["text/mpnet"]}, ["'text/mpnet'", "model_set starter"]),
+        ({"models": {"image/none": "x"}}, ["models", "'image/none'", "did you mean image/"]),
+        ({"indexes": {"image/none": {"type": "FLAT"}}}, ["indexes", "'image/none'"]),
+        ({"cutting": {"overlap_tokens": 200}}, ["cutting.overlap_tokens 200", "256 tokens", "choose fewer"]),
+        ({"store_root": "media/store"}, ["store_root", "inside media_root", "move it out"]),
+        ({"store_root": "media"}, ["store_root", "inside media_root"]),
+        ({"store_root": "media/../media/x"}, ["store_root", "inside media_root"]),
+        ({"milvus": {"uri": "media/db"}}, ["milvus.uri", "inside media_root"]),
+        ({"media_root": "s3://b/m/", "store_root": "s3://b/m/store"}, ["store_root", "inside media_root"]),
+        ({"media_root": "file:///m", "store_root": "/m/store"}, ["store_root", "inside media_root"]),
+        (
+            {"media_root": f"ftp://me:{SECRET}@h/m", "store_root": f"ftp://me:{SECRET}@h/m/s"},
+            ["store_root", "ftp://*****@h/m/s", "inside media_root"],
+        ),
+    ],
+)
+def test_what_cannot_work_together_is_refused(overrides, parts):
+    message = complaint(**overrides)
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize("store", ["media-store", "mediastore", "../media/store"])
+def test_a_store_beside_the_media_is_fine(store):
+    assert load_settings(store_root=store).store_url.endswith("store")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"milvus: {{tokn: {SECRET}}}",
+        f"milvus: {{auth: {SECRET}}}",
+        f"milvsu: {{token: {SECRET}}}",
+        f"milvus_token: {SECRET}",
+        f"token: {SECRET}",
+        f"milvus: {{token: [{SECRET}]}}",
+        f"milvus: {{token {SECRET}}}",
+        f"milvus: {{token={SECRET}}}",
+        f"milvus: {{token:{SECRET}}}",
+        f"milvsu: {{token {SECRET}}}",
+        f"token={SECRET}: 1",
+        f"milvus: [{{token: {SECRET}}}]",
+        f"milvus: {{uri: 'http://me:{SECRET}@host', timeout_seconds: soon}}",
+        f"media_roott: 'ftp://me:{SECRET}@host/lake'",
+        f"batch: {{text: 'http://me:{SECRET}@host'}}",
+        f"batch: {{text: 'http://me:pass@{SECRET}@host'}}",
+        f"milvus: {{token: {SECRET}, uri: [}}",
+        f"milvus: {{token: *{SECRET}}}",
+        f"milvus: {{token: !{SECRET} x}}",
+        f"milvus:\n  token: {SECRET}: x",
+    ],
+)
+def test_no_error_shows_a_secret(folder, text):
+    write(folder, text)
+    complaint()
+
+
+def test_printed_settings_show_no_secret():
+    settings = load_settings(
+        media_root=f"ftp://me:{SECRET}@host/lake",
+        store_root=f"ftp://me:a@{SECRET}@host/store",
+        milvus={"uri": f"http://me:{SECRET}@host:19530", "token": SECRET},
+    )
+    shown = masked(settings)
+    assert SECRET not in json.dumps(shown)
+    assert shown["milvus"]["token"] == "*****"
+    assert shown["milvus"]["uri"] == "http://*****@host:19530"
+    assert shown["media_root"] == "ftp://*****@host/lake"
+    assert SECRET not in repr(settings.milvus.token)
+    assert masked(load_settings())["milvus"]["token"] == ""
+
+
+def test_a_file_that_is_named_must_be_there(folder):
+    assert "none.yaml is not there" in complaint(file=folder / "none.yaml")
+
+
+def test_settings_do_not_change():
+    settings = load_settings()
+    with pytest.raises(ValueError, match="frozen"):
+        settings.device = "cpu"
