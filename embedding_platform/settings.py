@@ -140,7 +140,7 @@ class Settings(BaseSettings):
     @property
     def milvus_uri(self) -> str:
         """Milvus as an absolute folder (Milvus Lite) or the URL of a server."""
-        return self._absolute(self.milvus.uri)
+        return self.milvus.uri if self.milvus.uri.startswith("unix:") else self._absolute(self.milvus.uri)
 
     def _absolute(self, path: str) -> str:
         scheme, _, place = path.partition("://")
@@ -169,6 +169,8 @@ class Settings(BaseSettings):
                     raise ValueError(
                         f"{name} names {key!r}, no space of model_set {self.model_set}; {_closest(key, known)}"
                     )
+        if self.spaces == []:
+            raise ValueError("spaces is an empty list, so that nothing would be kept; name some, or leave it out")
         if self.device == "cpu" and self.precision == "float16":
             raise ValueError("precision float16 does not run on device cpu; choose float32 or bfloat16")
         for space in self.active_spaces:
@@ -177,6 +179,12 @@ class Settings(BaseSettings):
                     f"cutting.overlap_tokens {self.cutting.overlap_tokens} is over half of the "
                     f"{space.model.max_tokens} tokens that {space.key} reads; choose fewer"
                 )
+        if re.search(r"://[^/\s:]*:[^/\s]*@", self.media_root):
+            protocol = self.media_root.partition("://")[0].upper()
+            raise ValueError(
+                f"media_root {self.media_root} holds a password, which every row would show; leave it out and set "
+                f"FSSPEC_{protocol}_USERNAME and FSSPEC_{protocol}_PASSWORD"
+            )
         for name, place in (("store_root", self.store_url), ("milvus.uri", self.milvus_uri)):
             if f"{place}/".startswith(f"{self.media_url}/"):
                 raise ValueError(f"{name} {place} lies inside media_root, which would index itself; move it out")

@@ -9,7 +9,8 @@ repeat the first.
 import hashlib
 import os
 import posixpath
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from uuid import uuid4
 
 import fsspec
@@ -151,6 +152,36 @@ def remove_shards(folder: str, names: Iterable[str]) -> None:
             continue
 
 
+def compact_shards(
+    folder: str, schema: pa.Schema, keep: Callable[[pa.Table], pa.Table], rows_per_shard: int, fewest: int = 32
+) -> int:
+    """Rewrite many small shards into few, with the rows of each that `keep` returns; the number of shards removed.
+
+    New shards are durable before old ones go, so a reader or a crash in between meets
+    repeated rows, never missing ones. Shards of `rows_per_shard` stay as they are, so that the
+    cost grows with what is new. Nothing is done while fewer than `fewest` small ones lie here.
+    """
+    fs, path = fsspec.url_to_fs(folder)
+    names = table_names(folder)
+    if len(names) < fewest:
+        return 0
+    names = [name for name in names if _count(fs, posixpath.join(path, name)) < rows_per_shard]
+    if len(names) < fewest:
+        return 0
+    pending: list[pa.Table] = []
+    written: set[str] = set()
+    for table in iterate_shards(folder, schema, names=names):
+        pending.append(keep(table))
+        if sum(part.num_rows for part in pending) >= rows_per_shard:
+            written.add(append_shard(folder, pa.concat_tables(pending)))
+            pending = []
+    if any(part.num_rows for part in pending):
+        written.add(append_shard(folder, pa.concat_tables(pending)))
+    removed = [name for name in names if name not in written]
+    remove_shards(folder, removed)
+    return len(removed)
+
+
 def subfolders(url: str) -> list[str]:
     """Names of the folders directly under `url`, sorted; an absent folder has none."""
     fs, path = fsspec.url_to_fs(url)
@@ -180,12 +211,24 @@ def _encode(table: pa.Table) -> bytes:
 
 
 def _read(fs: fsspec.AbstractFileSystem, path: str, schema: pa.Schema, columns: Sequence[str]) -> pa.Table:
-    try:
+    with _explaining(path):
         table = pq.read_table(path, filesystem=fs, columns=list(columns), partitioning=None)
         return table.cast(pa.schema([schema.field(name) for name in columns]))
+
+
+def _count(fs: fsspec.AbstractFileSystem, path: str) -> int:
+    """Number of rows, from the file's footer alone."""
+    with _explaining(path):
+        return int(pq.read_metadata(path, filesystem=fs).num_rows)
+
+
+@contextmanager
+def _explaining(path: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise
     except (pa.ArrowException, ValueError, KeyError, OSError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise PlatformError(
             f"cannot read {path}: {reason}; remove this file and run again: its rows will be made anew"

@@ -68,6 +68,11 @@ def test_a_root_may_be_an_absolute_path_or_a_url(given, shown):
     assert load_settings(media_root=given, store_root="/elsewhere").media_url == shown
 
 
+@pytest.mark.parametrize("uri", ["http://localhost:19530", "https://in01.zilliz.com", "tcp://h:1", "unix:/run/milvus"])
+def test_the_uri_of_a_server_is_no_path(uri):
+    assert load_settings(milvus={"uri": uri}).milvus_uri == uri
+
+
 @pytest.mark.parametrize("text", ["", "# nothing\n", "---\n"])
 def test_an_empty_file_gives_the_defaults(folder, text):
     write(folder, text)
@@ -189,6 +194,7 @@ def test_a_mistake_in_the_environment_is_named(monkeypatch, name, value, parts):
     [
         ({"device": "cpu", "precision": "float16"}, ["precision float16", "device cpu", "bfloat16"]),
         ({"spaces": ["image/clp"]}, ["spaces", "'image/clp'", "did you mean image/clip?"]),
+        ({"spaces": []}, ["spaces", "empty", "leave it out"]),
         ({"spaces": ["text/mpnet"]}, ["'text/mpnet'", "model_set starter"]),
         ({"models": {"image/none": "x"}}, ["models", "'image/none'", "did you mean image/"]),
         ({"indexes": {"image/none": {"type": "FLAT"}}}, ["indexes", "'image/none'"]),
@@ -200,8 +206,8 @@ def test_a_mistake_in_the_environment_is_named(monkeypatch, name, value, parts):
         ({"media_root": "s3://b/m/", "store_root": "s3://b/m/store"}, ["store_root", "inside media_root"]),
         ({"media_root": "file:///m", "store_root": "/m/store"}, ["store_root", "inside media_root"]),
         (
-            {"media_root": f"ftp://me:{SECRET}@h/m", "store_root": f"ftp://me:{SECRET}@h/m/s"},
-            ["store_root", "ftp://*****@h/m/s", "inside media_root"],
+            {"media_root": f"ftp://me:{SECRET}@host/lake"},
+            ["media_root ftp://*****@host/lake", "password", "FSSPEC_FTP_PASSWORD"],
         ),
     ],
 )
@@ -248,7 +254,7 @@ def test_no_error_shows_a_secret(folder, text):
 
 def test_printed_settings_show_no_secret():
     settings = load_settings(
-        media_root=f"ftp://me:{SECRET}@host/lake",
+        media_root="abfs://container@account.dfs.core.windows.net/lake",
         store_root=f"ftp://me:a@{SECRET}@host/store",
         milvus={"uri": f"http://me:{SECRET}@host:19530", "token": SECRET},
     )
@@ -256,7 +262,7 @@ def test_printed_settings_show_no_secret():
     assert SECRET not in json.dumps(shown)
     assert shown["milvus"]["token"] == "*****"
     assert shown["milvus"]["uri"] == "http://*****@host:19530"
-    assert shown["media_root"] == "ftp://*****@host/lake"
+    assert shown["store_root"] == "ftp://*****@host/store"
     assert SECRET not in repr(settings.milvus.token)
     assert masked(load_settings())["milvus"]["token"] == ""
 

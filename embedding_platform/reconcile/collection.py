@@ -26,7 +26,7 @@ from embedding_platform.milvus.schema import (
 )
 from embedding_platform.milvus.sync import SyncReport, drop_partition, read_rows, sync_partition
 from embedding_platform.reconcile.embeddings import rejected_contents
-from embedding_platform.reconcile.segments import live_segments, segments_increment
+from embedding_platform.reconcile.segments import live_segments, rejected_items, segments_increment
 from embedding_platform.spaces import Space
 from embedding_platform.vectors import store as vector_store
 from embedding_platform.vectors.judgement import exact_neighbours
@@ -88,9 +88,11 @@ class LiveRows:
         return versions, contents[held].value_counts(), int(missing.sum())
 
     def uncut(self) -> int:
-        """Items that the present cutter has not cut yet, whose segments are therefore unknown."""
-        increment = segments_increment(self.store, self.space.modality, self.source, self.cutting)
-        return len(increment.new) + len(increment.stale)
+        """Items that the present cutter has neither cut nor rejected, whose segments are therefore unknown."""
+        place = (self.store, self.space.modality, self.source, self.cutting)
+        increment = segments_increment(*place)
+        rejected = [path for path, *_ in rejected_items(*place)]
+        return len(increment.new.append(increment.stale).difference(rejected))
 
     def rows(self, ids: pd.Index) -> Iterator[list[Row]]:
         """Complete rows for segment ids, one vector shard at a time."""

@@ -15,8 +15,14 @@ from embedding_platform.media.listing import current_state
 from embedding_platform.reconcile.files import stored_items
 from embedding_platform.records import REJECTED, SEGMENTS, Item, Segment
 
+ROWS_PER_SHARD = 50_000
+"""Segments in a shard after compaction: some 50 MB of text."""
+
 ITEMS_PER_CHUNK = 64
 """Items whose segments become durable together: a killed run repeats at most so many."""
+
+CHANGED = "changed or went away after it was listed; the next run takes it up"
+"""The one reason that does not stand: what was found wrong was wrong with other bytes."""
 
 Reject = tuple[str, str, str, str]
 """(path, uri, version, reason) of something that a stage could not use."""
@@ -49,7 +55,8 @@ def reconcile_segments(
     version = code_version(modality, cutting)
     folder = layout.segments_folder(store, modality, source, version)
     items = {item.path: item for item in stored_items(store, modality, source)}
-    rejects = {(row[0], row[2]): row for row in rejected_items(store, modality, source, cutting)}
+    last_rejects = rejected_items(store, modality, source, cutting)
+    rejects = {(row[0], row[2]): row for row in last_rejects if row[3] != CHANGED}
     increment = segments_increment(store, modality, source, cutting)
     needed = [items[path] for path in [*increment.new, *increment.stale]]
 
@@ -67,10 +74,12 @@ def reconcile_segments(
             progress(start + len(chunk), len(needed))
 
     live_rejects = [row for row in rejects.values() if row[0] in items and items[row[0]].version == row[2]]
-    if len(live_rejects) != len(rejects):
+    if sorted(live_rejects) != sorted(last_rejects):
         _write_rejects(store, modality, source, version, live_rejects)
     if len(increment.stale) or len(increment.orphaned):
         _drop_dead_rows(folder, items)
+    if needed:
+        storage.compact_shards(folder, SEGMENTS, lambda table: _live_rows(table, items), ROWS_PER_SHARD)
     storage.remove_sibling_folders(folder)
     live = live_segments(store, modality, source, cutting, ["segment_id", "content_hash"]).sort_by("segment_id")
     data_version = records.digest(*live["segment_id"].to_pylist(), *live["content_hash"].to_pylist())
@@ -81,7 +90,8 @@ def segments_increment(store: str, modality: str, source: str, cutting: Cutting)
     """Which items are to be cut, or their segments dropped; nothing is done."""
     folder = layout.segments_folder(store, modality, source, code_version(modality, cutting))
     desired = pd.Series({item.path: item.version for item in stored_items(store, modality, source)}, dtype=object)
-    rejects = [(path, version) for path, _, version, _ in rejected_items(store, modality, source, cutting)]
+    rejected = rejected_items(store, modality, source, cutting)
+    rejects = [(path, version) for path, _, version, reason in rejected if reason != CHANGED]
     table = storage.read_shards(folder, SEGMENTS, ["path", "item_version"])
     dealt_with = dict.fromkeys(zip(table["path"].to_pylist(), table["item_version"].to_pylist(), strict=True))
     dealt_with |= dict.fromkeys(rejects)
@@ -126,16 +136,20 @@ def check_unchanged(item: Item) -> None:
     except FileNotFoundError:
         unchanged = False
     if not unchanged:
-        raise RejectedError("changed or went away after it was listed; the next run takes it up")
+        raise RejectedError(CHANGED)
 
 
 def _cut_one(modality: str, source: str, item: Item, cutting: Cutting) -> list[Segment] | Reject:
+    outcome: list[Segment] | Reject
     try:
-        segments = cut(modality, source, item, cutting)
-        check_unchanged(item)
-        return segments
+        outcome = cut(modality, source, item, cutting)
     except RejectedError as error:
-        return (item.path, item.uri, item.version, str(error))
+        outcome = (item.path, item.uri, item.version, str(error))
+    try:
+        check_unchanged(item)
+    except RejectedError as error:
+        outcome = (item.path, item.uri, item.version, str(error))
+    return outcome
 
 
 def _drop_dead_rows(folder: str, live: dict[str, Item]) -> None:

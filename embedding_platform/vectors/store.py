@@ -17,6 +17,9 @@ import pyarrow.compute as pc
 from embedding_platform import storage
 from embedding_platform.records import vectors_schema
 
+SHARD_BYTES = 64 * 2**20
+"""Size of a shard after compaction: a few of them fit into memory while they are joined."""
+
 
 class VectorBatch(NamedTuple):
     """Content hashes [n], their vectors float32 [n, d], and the provenance of each."""
@@ -79,34 +82,20 @@ def reuse(space_folder: str, own_folder: str, dimension: int, wanted: pd.Index) 
     return pd.Index(sorted(found), dtype=object)
 
 
-def compact(folder: str, dimension: int, live: pd.Index, rows_per_shard: int = 50_000) -> int:
-    """Rewrite many small or mostly dead shards into few that hold live content only.
+def compact(folder: str, dimension: int, live: pd.Index, rows_per_shard: int | None = None) -> int:
+    """Rewrite many small shards into few of SHARD_BYTES that hold live content only, each once.
 
-    New shards are durable before old ones go, so a reader or a crash in between meets
-    repeated rows, never missing ones. Returns the number of shards removed; does nothing
-    while fewer than 32 shards lie here.
+    Returns the number of shards removed; see `storage.compact_shards`.
     """
-    names = storage.table_names(folder)
-    if len(names) < 32:
-        return 0
+    rows_per_shard = rows_per_shard or max(1, SHARD_BYTES // (4 * dimension))
     seen: set[str] = set()
-    pending: list[pa.Table] = []
-    written: set[str] = set()
-    for name, table in zip(names, storage.iterate_shards(folder, vectors_schema(dimension), names=names), strict=True):
+
+    def keep(table: pa.Table) -> pa.Table:
         chosen = _not_seen(_only(table, live), seen)
         seen.update(chosen["content_hash"].to_pylist())
-        if chosen.num_rows == table.num_rows >= rows_per_shard:
-            written.add(name)
-            continue
-        pending.append(chosen)
-        if sum(part.num_rows for part in pending) >= rows_per_shard:
-            written.add(storage.append_shard(folder, pa.concat_tables(pending)))
-            pending = []
-    if any(part.num_rows for part in pending):
-        written.add(storage.append_shard(folder, pa.concat_tables(pending)))
-    removed = [name for name in names if name not in written]
-    storage.remove_shards(folder, removed)
-    return len(removed)
+        return chosen
+
+    return storage.compact_shards(folder, vectors_schema(dimension), keep, rows_per_shard)
 
 
 def _only(table: pa.Table, wanted: pd.Index) -> pa.Table:

@@ -1,4 +1,4 @@
-"""One Milvus Lite directory for the whole folder; with EMBEDDING_PLATFORM_TEST_MILVUS_URI, a server."""
+"""One Milvus Lite directory for the whole folder; with MILVUS_TEST_URI, a server."""
 
 import os
 
@@ -6,8 +6,8 @@ import pytest
 
 from embedding_platform.milvus.connection import close_directory, connect
 
-SERVER_VARIABLE = "EMBEDDING_PLATFORM_TEST_MILVUS_URI"
-TOKEN_VARIABLE = "EMBEDDING_PLATFORM_TEST_MILVUS_TOKEN"
+SERVER_VARIABLE = "MILVUS_TEST_URI"
+TOKEN_VARIABLE = "MILVUS_TEST_TOKEN"
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,494 @@
+"""Files, segments and embeddings of one source, over real media and a small encoder."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from embedding_platform import layout, storage
+from embedding_platform.media.cutting import code_version
+from embedding_platform.reconcile.embeddings import embeddings_increment, judge_stored, reconcile_embeddings
+from embedding_platform.reconcile.files import (
+    classify_source,
+    files_increment,
+    listed_sources,
+    listing_age,
+    reconcile_files,
+)
+from embedding_platform.reconcile.segments import live_segments, reconcile_segments, segments_increment
+from embedding_platform.settings import BatchSettings
+from embedding_platform.vectors import store as vector_store
+from embedding_platform_tests.inference.small_encoder import DIMENSION, SmallEncoder
+from embedding_platform_tests.reconcile.small_lake import CUTTING, FINGERPRINT, Lake, counts, space_of, write_text
+
+
+@pytest.fixture
+def lake(tmp_path):
+    return Lake(tmp_path)
+
+
+@pytest.fixture(params=["text", "image", "audio"])
+def any_lake(request, tmp_path):
+    return Lake(tmp_path, request.param)
+
+
+def vectors_of(lake: Lake, source: str = "one") -> dict[str, np.ndarray]:
+    folder = layout.vectors_folder(lake.store, lake.space.key, lake.fingerprint, source)
+    wanted = vector_store.stored_hashes(folder)
+    return {
+        content: vector
+        for part in vector_store.iterate(folder, DIMENSION, wanted)
+        for content, vector in zip(part.hashes, part.vectors, strict=True)
+    }
+
+
+def test_add_edit_rename_and_delete_are_exactly_the_increment(any_lake):
+    lake = any_lake
+    for number in range(4):
+        lake.write(f"n{number}", number)
+    for report in lake.run():
+        assert counts(report) == (4, 0, 0, 0)
+    assert lake.encoder.embedded == 4
+
+    lake.write("added", 10)
+    lake.write("n0", 11)
+    lake.path("n1").rename(lake.path("renamed"))
+    lake.path("n2").unlink()
+    files, segments, embeddings = lake.run()
+    assert counts(files) == counts(segments) == (2, 1, 2, 1)
+    assert counts(embeddings) == (2, 0, 2, 2)
+    assert lake.encoder.embedded == 4 + 2
+    assert (segments.segments, embeddings.contents, embeddings.missing) == (4, 4, [])
+
+
+def test_a_run_without_a_difference_writes_nothing_and_loads_no_model(any_lake):
+    lake = any_lake
+    for number in range(3):
+        lake.write(f"n{number}", number)
+    first = [report.data_version for report in lake.run()]
+    before, loads = lake.stored_files(), lake.loads
+    second = lake.run()
+    assert [report.increment.is_empty for report in second] == [True] * 3
+    assert [report.data_version for report in second] == first
+    assert lake.stored_files() == before
+    assert lake.loads == loads == 1
+
+
+def test_each_stage_tells_its_increment_beforehand_without_doing_it(lake):
+    lake.write("a", 1)
+    lake.write("b", 2)
+    lake.run()
+    lake.write("b", 3)
+    lake.write("c", 4)
+    lake.path("a").unlink()
+    before = lake.stored_files()
+    seen = classify_source(lake.store, str(lake.media), "one")["text"]
+    assert files_increment(lake.store, "text", "one", seen).counts() == {
+        "new": 1,
+        "stale": 1,
+        "orphaned": 1,
+        "unchanged": 0,
+    }
+    assert lake.stored_files() == before
+    lake.files()
+    assert list(segments_increment(lake.store, "text", "one", lake.cutting).new) == ["c.txt"]
+    lake.segments()
+    assert len(embeddings_increment(lake.store, lake.space, "one", FINGERPRINT, lake.cutting).new) == 2
+
+
+def test_touching_a_file_changes_its_listing_and_nothing_else(lake):
+    path = lake.write("a", 1)
+    lake.run()
+    os.utime(path, ns=(1, 1))
+    age = listing_age(lake.store, "text", "one")
+    files, segments, embeddings = lake.run()
+    assert [counts(report) for report in (files, segments, embeddings)] == [(0, 0, 0, 1)] * 3
+    assert listing_age(lake.store, "text", "one") != age
+    assert lake.files().hashed == 0
+
+
+def test_equal_content_is_embedded_once_and_reported_as_duplicate(lake):
+    for name in ("a", "b", "c"):
+        lake.write(name, 1)
+    _, segments, embeddings = lake.run()
+    assert (segments.segments, embeddings.contents, embeddings.duplicates, lake.encoder.embedded) == (3, 1, 2, 1)
+
+
+def test_content_that_moves_to_another_source_takes_its_vector_along(any_lake):
+    lake = any_lake
+    for number in range(3):
+        lake.write(f"n{number}", number)
+    lake.run()
+    vectors = vectors_of(lake)
+    lake.path("n0", "two").parent.mkdir()
+    for number in range(3):
+        lake.path(f"n{number}").rename(lake.path(f"n{number}", "two"))
+    lake.run("one")
+    _, _, embeddings = lake.run("two")
+    assert (embeddings.reused, embeddings.embedded, lake.loads) == (3, 0, 1)
+    for content, vector in vectors_of(lake, "two").items():
+        np.testing.assert_array_equal(vector, vectors[content])
+    assert listed_sources(lake.store, lake.modality) == ["two"]
+
+
+def test_a_source_that_went_away_empties_every_stage(lake):
+    path = lake.write("a", 1)
+    lake.run()
+    path.unlink()
+    path.parent.rmdir()
+    files, segments, embeddings = lake.run()
+    assert [counts(report) for report in (files, segments, embeddings)] == [(0, 0, 1, 0)] * 3
+    assert (segments.segments, embeddings.contents, listed_sources(lake.store, "text")) == (0, 0, [])
+
+
+@pytest.mark.parametrize(
+    ("fault", "spoilt"),
+    [
+        ("finite", np.full(DIMENSION, np.nan, np.float32)),
+        ("zero", np.zeros(DIMENSION, np.float32)),
+        ("dimension", np.ones(DIMENSION + 1, np.float32)),
+    ],
+)
+def test_an_unsound_vector_is_recorded_and_not_tried_again(lake, fault, spoilt):
+    lake.encoder = SmallEncoder(spoil=lambda content, vector: spoilt if content.startswith("2 ") else vector)
+    lake.batch = lake.batch.model_copy(update={"text": 1})
+    for number in range(4):
+        lake.write(f"n{number}", number)
+    _, _, embeddings = lake.run()
+    ((path, uri, content, reason),) = embeddings.rejected
+    assert (path, uri) == ("n2.txt", str(lake.path("n2")))
+    assert reason.startswith(f"{fault}: small gave ")
+    assert embeddings.faults[fault] == [content]
+    assert (embeddings.embedded, embeddings.missing, len(vectors_of(lake))) == (3, [], 3)
+
+    before, calls = lake.stored_files(), lake.encoder.embedded
+    _, _, again = lake.run()
+    assert (again.rejected, again.faults[fault]) == (embeddings.rejected, [content])
+    assert lake.encoder.embedded == calls
+    assert lake.stored_files() == before
+
+    lake.path("n2").unlink()
+    _, _, gone = lake.run()
+    assert (gone.rejected, gone.faults[fault]) == ([], [])
+
+
+def test_norms_are_judged_as_the_model_gives_them_where_the_space_does_not_normalise(lake, monkeypatch):
+    lake.encoder = SmallEncoder(spoil=lambda content, vector: vector * 3)
+    monkeypatch.setattr(Lake, "space", property(lambda self: space_of("text", normalised=False)))
+    lake.write("a", 1)
+    _, _, embeddings = lake.run()
+    assert embeddings.rejected[0][3] == "norm: norm 3.0000 lies outside text/small's band 0.999 to 1.001"
+    assert vectors_of(lake) == {}
+
+
+def test_vectors_are_normalised_where_the_space_says_so(lake):
+    lake.encoder = SmallEncoder(spoil=lambda content, vector: vector * 3)
+    lake.write("a", 1)
+    lake.run()
+    (vector,) = vectors_of(lake).values()
+    assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-6)
+
+
+def test_a_content_that_the_model_refuses_is_tried_again_the_next_time(lake):
+    def refuse(content: str) -> None:
+        if content.startswith("1 "):
+            raise RuntimeError("out of memory")
+
+    lake.encoder = SmallEncoder(refuse=refuse)
+    for number in range(3):
+        lake.write(f"n{number}", number)
+    _, _, embeddings = lake.run()
+    assert [row[0] for row in embeddings.rejected] == ["n1.txt"]
+    assert embeddings.rejected[0][3] == "unreadable: the model failed on it: out of memory"
+    assert len(embeddings.faults["unreadable"]) == 1
+
+    lake.encoder = SmallEncoder()
+    _, _, mended = lake.run()
+    assert (lake.encoder.embedded, mended.rejected, mended.missing) == (1, [], [])
+
+
+def test_a_file_that_went_away_before_it_was_embedded_is_tried_again(tmp_path):
+    lake = Lake(tmp_path, "image")
+    lake.write("a", 1)
+    gone = lake.write("b", 2)
+    lake.files()
+    lake.segments()
+    aside = gone.rename(tmp_path / "aside.png")
+    embeddings = lake.embeddings()
+    assert [(row[0], row[3]) for row in embeddings.rejected] == [("b.png", "unreadable: is no longer there")]
+    aside.rename(gone)
+    assert lake.embeddings().rejected == []
+    assert lake.encoder.embedded == 2
+
+
+@pytest.mark.parametrize("modality", ["image", "audio"])
+def test_a_file_that_changed_since_its_listing_gives_no_vector_to_its_old_content(tmp_path, modality):
+    lake = Lake(tmp_path, modality)
+    lake.write("a", 1)
+    lake.files()
+    lake.segments()
+    lake.write("a", 2)
+    stale = lake.embeddings()
+    assert [row[3] for row in stale.rejected] == [
+        "unreadable: changed or went away after it was listed; the next run takes it up"
+    ]
+    assert vectors_of(lake) == {}
+    _, _, embeddings = lake.run()
+    assert (embeddings.embedded, embeddings.rejected) == (1, [])
+
+
+def test_an_item_that_cannot_be_cut_is_rejected_with_its_reason_until_it_changes(tmp_path):
+    lake = Lake(tmp_path, "image")
+    lake.write("good", 1)
+    bad = lake.write("bad", 2)
+    bad.write_bytes(bad.read_bytes()[:-200])
+    _, segments, _ = lake.run()
+    ((path, _, _, reason),) = segments.rejected
+    assert path == "bad.png"
+    assert "cut short" in reason
+    assert counts(segments) == (2, 0, 0, 0)
+    assert segments.segments == 1
+    before = lake.stored_files()
+    again = lake.segments()
+    assert (counts(again), again.rejected) == ((0, 0, 0, 2), segments.rejected)
+    assert lake.stored_files() == before
+    lake.write("bad", 2)
+    _, segments, _ = lake.run()
+    assert (segments.rejected, segments.segments) == ([], 2)
+
+
+@pytest.mark.parametrize("passing", ["touched", "emptied", "away"])
+def test_an_item_that_changed_before_it_was_cut_is_cut_by_the_next_run(lake, passing):
+    lake.write("good", 1)
+    path = lake.write("restless", 2)
+    payload = path.read_bytes()
+    lake.files()
+    if passing == "touched":
+        os.utime(path, ns=(1, 1))
+    elif passing == "emptied":
+        path.write_bytes(b"")
+    else:
+        path.unlink()
+    segments = lake.segments()
+    assert [row[0] for row in segments.rejected] == ["restless.txt"]
+    assert "after it was listed" in segments.rejected[0][3]
+    assert segments.segments == 1
+    path.write_bytes(payload)
+    _, segments, _ = lake.run()
+    assert (segments.rejected, segments.segments) == ([], 2)
+    assert counts(lake.segments()) == (0, 0, 0, 2)
+
+
+def test_a_new_cut_replaces_the_old_one_and_keeps_vectors_of_equal_passages(lake):
+    write_text(lake.path("long"), 1, paragraphs=6)
+    write_text(lake.path("short"), 2)
+    lake.run()
+    old = layout.segments_folder(lake.store, "text", "one", code_version("text", lake.cutting))
+    embedded = lake.encoder.embedded
+    lake.cutting = dataclasses.replace(lake.cutting, max_tokens=40)
+    _, segments, embeddings = lake.run()
+    assert counts(segments) == (2, 0, 0, 0)
+    assert not os.path.exists(old)
+    assert 0 < lake.encoder.embedded - embedded == embeddings.embedded
+    assert embeddings.increment.counts()["unchanged"] == 1
+
+
+def test_shards_hold_no_rows_of_changed_or_absent_items_after_a_run(lake):
+    for number in range(5):
+        lake.write(f"n{number}", number)
+    lake.run()
+    lake.write("n0", 9)
+    lake.path("n1").unlink()
+    lake.run()
+    folder = layout.segments_folder(lake.store, "text", "one", code_version("text", lake.cutting))
+    rows = [
+        name
+        for table in storage.iterate_shards(folder, live_segments(lake.store, "text", "one", lake.cutting).schema)
+        for name in table["path"].to_pylist()
+    ]
+    assert sorted(rows) == ["n0.txt", "n2.txt", "n3.txt", "n4.txt"]
+
+
+def test_a_cut_that_was_killed_before_it_dropped_old_rows_is_finished_by_the_next(lake, monkeypatch):
+    lake.write("a", 1)
+    lake.write("b", 2)
+    lake.run()
+    lake.write("a", 3)
+    lake.files()
+    with monkeypatch.context() as patch:
+        patch.setattr("embedding_platform.reconcile.segments._drop_dead_rows", _die)
+        with pytest.raises(KeyboardInterrupt):
+            lake.segments()
+    finished = lake.segments()
+    assert finished.segments == 2
+    assert counts(lake.segments()) == (0, 0, 0, 2)
+
+
+def test_a_cut_that_was_killed_keeps_the_chunks_it_had_done(lake, monkeypatch):
+    monkeypatch.setattr("embedding_platform.reconcile.segments.ITEMS_PER_CHUNK", 2)
+    for number in range(5):
+        lake.write(f"n{number}", number)
+    lake.files()
+
+    def die_in_the_second_chunk(done: int, total: int) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        reconcile_segments(lake.store, "text", "one", lake.cutting, progress=die_in_the_second_chunk)
+    report = lake.segments()
+    assert (counts(report), report.segments) == ((1, 0, 0, 4), 5)
+
+
+def test_many_small_shards_become_few(lake, monkeypatch):
+    monkeypatch.setattr("embedding_platform.reconcile.segments.ITEMS_PER_CHUNK", 1)
+    for number in range(40):
+        lake.write(f"n{number}", number)
+    _, segments, _ = lake.run()
+    folder = layout.segments_folder(lake.store, "text", "one", code_version("text", lake.cutting))
+    assert len(storage.table_names(folder)) == 1
+    assert (segments.segments, counts(lake.segments())) == (40, (0, 0, 0, 40))
+
+
+def test_two_processes_on_one_source_repeat_but_never_corrupt(lake):
+    for number in range(30):
+        lake.write(f"n{number}", number)
+    lake.files()
+    lake.segments()
+    others = [dataclasses.replace(lake, encoder=SmallEncoder()) for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        reports = list(pool.map(lambda other: other.embeddings(), others))
+    assert all(report.missing == [] and not any(report.faults.values()) for report in reports)
+    assert len(vectors_of(lake)) == 30
+    assert counts(lake.embeddings()) == (0, 0, 0, 30)
+
+
+def test_media_and_store_may_be_any_file_system(tmp_path):
+    place = f"memory://{tmp_path.name}"
+    reports = []
+    for texts in ({"a": "one", "b": "two"}, {"a": "one", "b": "changed", "c": "three"}):
+        for name, text in texts.items():
+            storage.write_bytes(f"{place}/media/one/{name}.txt", text.encode())
+        files = reconcile_files(f"{place}/store", f"{place}/media", "text", "one")
+        segments = reconcile_segments(f"{place}/store", "text", "one", CUTTING)
+        embeddings = reconcile_embeddings(
+            f"{place}/store", space_of("text"), "one", FINGERPRINT, CUTTING, SmallEncoder, BatchSettings(), "run"
+        )
+        assert (segments.rejected, embeddings.rejected, embeddings.missing) == ([], [], [])
+        reports.append((counts(files), counts(segments), counts(embeddings)))
+    assert reports == [((2, 0, 0, 0),) * 3, ((1, 1, 0, 1), (1, 1, 0, 1), (2, 0, 1, 1))]
+
+
+def test_a_media_root_that_moved_is_followed_without_embedding_anew(tmp_path):
+    lake = Lake(tmp_path, "image")
+    lake.write("a", 1)
+    lake.run()
+    lake.media.rename(tmp_path / "moved")
+    lake.media_name = "moved"
+    files, segments, embeddings = lake.run()
+    assert [counts(report) for report in (files, segments, embeddings)] == [(0, 0, 0, 1)] * 3
+    assert [item.uri for item in files.items] == [str(lake.path("a"))]
+    assert live_segments(lake.store, "image", "one", lake.cutting)["uri"].to_pylist() == [str(lake.path("a"))]
+    lake.fingerprint = "e" * 64
+    assert lake.embeddings().rejected == []
+
+
+def test_a_new_fingerprint_embeds_anew_and_keeps_the_old_vectors(lake):
+    lake.write("a", 1)
+    lake.run()
+    lake.fingerprint = "e" * 64
+    assert counts(lake.embeddings()) == (1, 0, 0, 0)
+    lake.fingerprint = FINGERPRINT
+    assert counts(lake.embeddings()) == (0, 0, 0, 1)
+
+
+def test_progress_counts_up_to_what_is_to_do(lake):
+    for number in range(10):
+        lake.write(f"n{number}", number)
+    lake.files()
+    lake.segments()
+    heard: list[tuple[int, int]] = []
+    reconcile_embeddings(
+        lake.store,
+        lake.space,
+        "one",
+        FINGERPRINT,
+        lake.cutting,
+        SmallEncoder,
+        lake.batch,
+        "run",
+        progress=lambda done, total: heard.append((done, total)),
+    )
+    assert heard == [(4, 10), (8, 10), (10, 10)]
+
+
+def test_stored_vectors_that_went_bad_are_found(lake):
+    lake.write("a", 1)
+    lake.run()
+    folder = layout.vectors_folder(lake.store, lake.space.key, FINGERPRINT, "one")
+    vector_store.append(folder, ["x"], np.full((1, DIMENSION), np.nan, np.float32), "run", "cpu")
+    judged = judge_stored(folder, lake.space, pd.Index([*vectors_of(lake)]))
+    assert (judged.judged, judged.faults) == (2, {"finite": ["x"]})
+
+
+def test_a_source_may_have_any_name(tmp_path):
+    lake = Lake(tmp_path)
+    names = ["photos & more", "ünï", "100%", "中" * 60, "a~b"]
+    for source in names:
+        lake.write("a", 1, source)
+        lake.run(source)
+    assert listed_sources(lake.store, "text") == sorted(names)
+    assert lake.encoder.embedded == 1
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_process_killed_while_embedding_repeats_at_most_one_chunk(tmp_path, seed):
+    lake, total, chunk = Lake(tmp_path), 24, 4
+    for number in range(total):
+        lake.write(f"n{number:02}", 100 * seed + number)
+    log = tmp_path / "embedded"
+    script = textwrap.dedent(
+        """
+        import os, sys, time
+        from pathlib import Path
+        from embedding_platform_tests.inference.small_encoder import SmallEncoder
+        from embedding_platform_tests.reconcile.small_lake import Lake
+
+        class Slow(SmallEncoder):
+            def embed(self, role, batch):
+                time.sleep(0.05)
+                with open(sys.argv[2], "a") as log:
+                    log.write("x" * len(batch))
+                return super().embed(role, batch)
+
+        lake = Lake(Path(sys.argv[1]), encoder=Slow())
+        lake.batch = lake.batch.model_copy(update={"text": 12})
+        lake.run()
+        """
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path), str(log)])
+    while process.poll() is None and not (log.exists() and log.stat().st_size >= 4 + 5 * seed):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    stored = len(vectors_of(lake))
+    before = log.stat().st_size
+    assert process.returncode == -signal.SIGKILL
+    assert before - chunk <= stored <= before < total
+
+    _, _, embeddings = lake.run()
+    assert embeddings.embedded == total - stored
+    assert before + lake.encoder.embedded <= total + chunk
+    assert len(vectors_of(lake)) == total
+
+
+def _die(*_: object) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,180 @@
+from datetime import UTC, datetime
+from uuid import uuid4
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from embedding_platform import storage
+from embedding_platform.vectors.store import append, compact, iterate, reuse, stored_hashes
+
+DIMENSION = 3
+KEYS = [f"k{number}" for number in range(12)]
+
+
+def index(*hashes: str) -> pd.Index:
+    return pd.Index(list(hashes), dtype=object)
+
+
+def vector(key: str) -> np.ndarray:
+    return np.array([len(key), sum(map(ord, key)), 0.1], dtype=np.float32)
+
+
+def put(folder: str, *keys: str, run: str = "run") -> str:
+    return append(folder, list(keys), np.stack([vector(key) for key in keys]), run, "cpu")
+
+
+def read(folder: str, wanted: pd.Index) -> dict[str, np.ndarray]:
+    found: dict[str, np.ndarray] = {}
+    for batch in iterate(folder, DIMENSION, wanted):
+        assert batch.vectors.dtype == np.float32
+        for key, stored in zip(batch.hashes, batch.vectors, strict=True):
+            assert key not in found, "a hash came twice"
+            found[key] = stored
+    return found
+
+
+def assert_holds(folder: str, wanted: set[str]) -> None:
+    found = read(folder, index(*sorted(wanted)))
+    assert found.keys() == wanted
+    for key, stored in found.items():
+        np.testing.assert_array_equal(stored, vector(key))
+
+
+@pytest.fixture(params=["local", "memory"])
+def folder(request, tmp_path):
+    return str(tmp_path / "space" / "own") if request.param == "local" else f"memory://{uuid4().hex}/space/own"
+
+
+APPEND = st.tuples(st.just("append"), st.lists(st.sampled_from(KEYS), min_size=1, max_size=4))
+COMPACT = st.tuples(st.just("compact"), st.sets(st.sampled_from(KEYS)))
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+@given(deeds=st.lists(APPEND | COMPACT, max_size=8), wanted=st.sets(st.sampled_from(KEYS)), rows=st.integers(1, 40))
+def test_whatever_was_appended_and_compacted_each_wanted_hash_comes_once(deeds, wanted, rows):
+    folder = f"memory://{uuid4().hex}/own"
+    held: set[str] = set()
+    for deed, keys in deeds:
+        if deed == "append":
+            for part in range(5):
+                put(folder, *keys, run=f"{part}")
+            held |= set(keys)
+        else:
+            compact(folder, DIMENSION, index(*sorted(keys)), rows)
+            left = set(stored_hashes(folder))
+            assert held & keys <= left <= held
+            held = left
+    assert set(stored_hashes(folder)) == held
+    assert_holds(folder, wanted & held)
+    assert read(folder, index(*sorted(wanted))).keys() == wanted & held
+
+
+def test_vectors_carry_their_provenance(folder):
+    before = datetime.now(UTC)
+    put(folder, "a", "b", run="first")
+    (batch,) = iterate(folder, DIMENSION, index("b"))
+    assert (list(batch.hashes), batch.run_ids) == (["b"], ["first"])
+    assert before <= batch.embedded_at[0] <= datetime.now(UTC)
+
+
+def test_values_are_stored_bit_for_bit(folder):
+    values = np.array([[1 / 3, np.nextafter(np.float32(1), np.float32(2)), -0.0]], dtype=np.float32)
+    append(folder, ["a"], np.asfortranarray(values), "run", "cpu")
+    (batch,) = iterate(folder, DIMENSION, index("a"))
+    assert batch.vectors.tobytes() == values.tobytes()
+
+
+def test_an_absent_folder_holds_nothing(folder):
+    assert list(stored_hashes(folder)) == list(iterate(folder, DIMENSION, index("a"))) == []
+    assert compact(folder, DIMENSION, index("a")) == 0
+
+
+@pytest.mark.parametrize(("shards", "does"), [(31, False), (32, True)])
+def test_compaction_waits_until_there_is_something_to_gain(folder, shards, does):
+    for number in range(shards):
+        put(folder, f"k{number}")
+    assert bool(compact(folder, DIMENSION, stored_hashes(folder))) == does
+    assert len(storage.table_names(folder)) == (1 if does else shards)
+    assert_holds(folder, {f"k{number}" for number in range(shards)})
+
+
+def test_compaction_fills_shards_and_drops_what_is_not_live(folder):
+    for number in range(40):
+        put(folder, f"k{number}", f"dead{number}")
+    live = {f"k{number}" for number in range(40)}
+    assert compact(folder, DIMENSION, index(*sorted(live)), rows_per_shard=10) == 40
+    assert len(storage.table_names(folder)) == 4
+    assert set(stored_hashes(folder)) == live
+    assert_holds(folder, live)
+
+
+def test_compaction_without_live_content_empties_the_folder(folder):
+    for number in range(32):
+        put(folder, f"k{number}")
+    assert compact(folder, DIMENSION, index()) == 32
+    assert storage.table_names(folder) == []
+
+
+def test_full_shards_are_left_alone_by_later_compactions(folder):
+    keys = [f"k{number}" for number in range(40)]
+    full = {put(folder, key, f"other-{key}") for key in keys}
+    small = {put(folder, f"small-{key}") for key in keys[:31]}
+    live = {*keys, *(f"other-{key}" for key in keys), *(f"small-{key}" for key in keys[:31])}
+    assert compact(folder, DIMENSION, index(*sorted(live)), rows_per_shard=2) == 0
+    small.add(put(folder, "small"))
+    live.add("small")
+    assert compact(folder, DIMENSION, index(*sorted(live)), rows_per_shard=2) == 32
+    assert full < set(storage.table_names(folder))
+    assert not small & set(storage.table_names(folder))
+    assert_holds(folder, live)
+
+
+def test_a_compaction_killed_before_it_deletes_does_no_harm(folder, monkeypatch):
+    keys = [f"k{number}" for number in range(33)]
+    for key in keys:
+        put(folder, key)
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "remove_shards", die)
+        with pytest.raises(KeyboardInterrupt):
+            compact(folder, DIMENSION, index(*keys))
+    assert len(storage.table_names(folder)) == 34
+    assert len(stored_hashes(folder)) == 33
+    assert_holds(folder, set(keys))
+    compact(folder, DIMENSION, index(*keys))
+    assert len(storage.table_names(folder)) == 1
+    assert_holds(folder, set(keys))
+
+
+def test_reuse_copies_from_other_sources_with_the_provenance(folder):
+    space = folder.rsplit("/", 1)[0]
+    put(storage.join(space, "other"), "a", "b", run="old")
+    put(storage.join(space, "third"), "b", "c", run="older")
+    put(folder, "d")
+    found = reuse(space, folder, DIMENSION, index("a", "b", "c", "x"))
+    assert list(found) == ["a", "b", "c"]
+    assert_holds(folder, {"a", "b", "c", "d"})
+    (batch,) = (batch for batch in iterate(folder, DIMENSION, index("a")) if "a" in batch.hashes)
+    assert batch.run_ids == ["old"]
+
+
+def test_reuse_never_copies_from_the_source_itself(folder):
+    put(folder, "a")
+    before = storage.table_names(folder)
+    assert list(reuse(folder.rsplit("/", 1)[0], folder, DIMENSION, index("a"))) == []
+    assert storage.table_names(folder) == before
+
+
+def test_reuse_finds_a_content_that_another_source_holds_twice(folder):
+    other = storage.join(folder.rsplit("/", 1)[0], "other")
+    put(other, "a", run="1")
+    put(other, "a", run="2")
+    assert list(reuse(folder.rsplit("/", 1)[0], folder, DIMENSION, index("a"))) == ["a"]
+    assert_holds(folder, {"a"})
+    assert len(storage.table_names(folder)) == 1
