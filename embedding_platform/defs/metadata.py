@@ -59,13 +59,13 @@ def of_embeddings(report: EmbeddingsReport, space: Space, precision: str) -> Met
         "dimension": space.model.dimension,
         "model": space.model.location,
         "precision": precision,
-        **{f"seconds_{name}": seconds for name, seconds in report.seconds.items()},
+        **{f"seconds_{name}": round(seconds, 3) for name, seconds in report.seconds.items()},
     }
     if report.embedded:
         metadata["device"] = report.device
-        metadata["items_per_second"] = report.embedded / max(report.seconds["embed"], 1e-9)
+        metadata["items_per_second"] = round(report.embedded / max(report.seconds["embed"], 1e-9), 2)
     if len(report.judged.norms):
-        metadata["mean_norm"] = float(report.judged.norms.mean())
+        metadata["mean_norm"] = round(float(report.judged.norms.mean()), 6)
         metadata["norms"] = _histogram(report.judged.norms)
     return metadata
 
@@ -83,9 +83,9 @@ def of_collection(report: CollectionReport, platform: Platform, space: Space, so
         "repaired": sync.repaired,
         "index": space.index.type,
         "index_built": report.index_built,
-        **{f"seconds_{name}": seconds for name, seconds in report.seconds.items()},
-        "seconds_write": sync.write_seconds,
-        "seconds_verify": sync.verify_seconds,
+        **{f"seconds_{name}": round(seconds, 3) for name, seconds in report.seconds.items()},
+        "seconds_write": round(sync.write_seconds, 3),
+        "seconds_verify": round(sync.verify_seconds, 3),
     }
     if report.recall is not None:
         metadata["recall_at_10"] = report.recall

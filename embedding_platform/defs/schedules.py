@@ -27,6 +27,8 @@ def nightly_schedule(modality: str, cron: str) -> dg.ScheduleDefinition:
         if not sources:
             yield dg.SkipReason(f"no {modality} sources yet")
         for source in sources:
-            yield dg.RunRequest(run_key=f"{context.scheduled_execution_time:%Y-%m-%d}/{source}", partition_key=source)
+            yield dg.RunRequest(
+                run_key=f"{context.scheduled_execution_time.isoformat()}/{source}", partition_key=source
+            )
 
     return schedule

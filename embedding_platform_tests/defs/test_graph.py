@@ -24,7 +24,7 @@ def definitions(tmp_path_factory: pytest.TempPathFactory) -> dg.Definitions:
 
 
 def specs(definitions: dg.Definitions) -> dict[str, dg.AssetSpec]:
-    return {spec.key.to_user_string(): spec for spec in definitions.get_all_asset_specs()}
+    return {spec.key.to_user_string(): spec for spec in definitions.resolve_all_asset_specs()}
 
 
 def test_is_loadable(definitions: dg.Definitions) -> None:

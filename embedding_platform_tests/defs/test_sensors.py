@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
@@ -33,7 +34,9 @@ def requested(result: dg.SensorResult | dg.SkipReason) -> Mapping[str | None, st
     return {request.partition_key: request.run_key for request in result.run_requests or []}
 
 
-def test_a_new_source_gets_its_partition_and_a_run(platform: Platform, texts: Path, instance: dg.DagsterInstance) -> None:
+def test_a_new_source_gets_its_partition_and_a_run(
+    platform: Platform, texts: Path, instance: dg.DagsterInstance
+) -> None:
     result = tick(platform, instance)
     assert set(requested(result)) == {"letters"}
     (change,) = result.dynamic_partitions_requests
@@ -120,6 +123,9 @@ def test_every_night_each_source_is_reconciled(platform: Platform, texts: Path, 
     (schedule,) = [
         schedule for schedule in build_definitions(platform).schedules or [] if schedule.name == "text_nightly"
     ]
-    with dg.build_schedule_context(instance=instance, resources={"platform": platform}) as context:
+    night = datetime(2026, 1, 2, 2, tzinfo=UTC)
+    with dg.build_schedule_context(
+        instance=instance, scheduled_execution_time=night, resources={"platform": platform}
+    ) as context:
         requests = list(schedule(context))
     assert [request.partition_key for request in requests] == ["letters"]
