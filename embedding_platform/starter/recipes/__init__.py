@@ -1,0 +1,1 @@
+"""How each starter model is built, trained and measured: one file per architecture."""
