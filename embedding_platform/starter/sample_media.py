@@ -171,7 +171,7 @@ def _query_files(seed: int) -> Iterator[tuple[str, bytes]]:
             yield question.query, _sound(kind, band, question.query, seed)
         else:
             motion, colour = question.answer.strip("-").rsplit("-", 1)
-            yield question.query, _clip_payload(motion.removeprefix("moving-"), colour, question.query, seed)[1]
+            yield question.query, _clip_payload(motion, colour, question.query, seed)[1]
 
 
 def _write(root: str, files: Iterator[tuple[str, bytes]]) -> int:
@@ -214,7 +214,7 @@ def _sound(kind: str, band: str, path: str, seed: int, seconds: float | None = N
 def _clip(source: str, motion: str, colour: str, number: int, seed: int) -> tuple[str, bytes]:
     suffix = _in_turn(CLIP_SUFFIXES, number)
     shape, payload = _clip_payload(motion, colour, f"{source}/{number}.{suffix}", seed, silent=number % 4 == 3)
-    return f"{source}/{_moving(motion)}-{colour}-{shape}-{number:03}.{suffix}", payload
+    return f"{source}/{motion}-{colour}-{shape}-{number:03}.{suffix}", payload
 
 
 def _clip_payload(motion: str, colour: str, path: str, seed: int, silent: bool = False) -> tuple[str, bytes]:
@@ -226,10 +226,6 @@ def _clip_payload(motion: str, colour: str, path: str, seed: int, silent: bool =
     turns = int(rng.integers(4, 9))
     whole = None if silent else np.tile(sound, turns)
     return clip.shape, _encoded_clip(np.tile(frames, (turns, 1, 1, 1)), whole, path.rsplit(".", 1)[1])
-
-
-def _moving(motion: str) -> str:
-    return f"moving-{motion}" if motion in ("left", "right", "up", "down") else motion
 
 
 def _encoded_picture(image: Image.Image, suffix: str) -> bytes:
@@ -342,7 +338,7 @@ SAMPLE_QUESTIONS: tuple[Question, ...] = (
         for number, (kind, band) in enumerate(TONES[1::4])
     ),
     *(
-        Question("video", "file", f"clips/{number}.mp4", f"{_moving(motion)}-{colour}-")
+        Question("video", "file", f"clips/{number}.mp4", f"{motion}-{colour}-")
         for number, (motion, colour) in enumerate(MOVES[::4])
     ),
 )

@@ -102,7 +102,7 @@ PITCH_BANDS: Mapping[str, float] = MappingProxyType({"deep": 110.0, "low": 260.0
 
 PITCH_STEPS = 8
 
-MOTIONS = ("left", "right", "up", "down", "growing", "shrinking", "spinning", "blinking")
+MOTIONS = ("sideways", "up-and-down", "circling", "pulsing", "spinning", "blinking")
 MOTION_FRAMES = 16
 FRAME_RATE = 25
 CLIP_SAMPLE_RATE = 48_000
@@ -111,11 +111,18 @@ CLIP_SAMPLES = MOTION_FRAMES * CLIP_SAMPLE_RATE // FRAME_RATE
 
 SOUND_SAMPLE_RATE = 16_000
 
-HELD_OUT_SEED = 20_240_601
-PICTURES_HELD_OUT = 0.1
-SOUNDS_HELD_OUT = 0.25
-CLIPS_HELD_OUT = 0.25
-"""The parts of the combinations that no model is trained on; see `split`."""
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The part of the combinations that no model is trained on, between 0 and 1, and how it is drawn."""
+
+    part: float
+    seed: int
+
+
+PICTURES_HELD_OUT = HeldOut(0.1, 20_261_121)
+SOUNDS_HELD_OUT = HeldOut(0.25, 20_240_601)
+CLIPS_HELD_OUT = HeldOut(0.25, 20_261_121)
 
 
 @dataclass(frozen=True)
@@ -159,18 +166,18 @@ def sounds() -> list[Sound]:
 
 
 def clips() -> list[Clip]:
-    """Every combination of motion, colour and shape: 384 of them."""
+    """Every combination of motion, colour and shape: 288 of them."""
     return list(itertools.starmap(Clip, itertools.product(MOTIONS, COLOURS, SHAPES)))
 
 
-def split(things: Sequence[Thing], held_out: float) -> tuple[list[Thing], list[Thing]]:
+def split(things: Sequence[Thing], held_out: HeldOut) -> tuple[list[Thing], list[Thing]]:
     """Parts things into those trained on and the held-out ones; the same at every call.
 
     Args:
         things: all descriptions of one sort, in the order that `pictures`, `sounds` or `clips` gives.
-        held_out: the part to hold out, between 0 and 1.
+        held_out: which part to hold out.
     """
-    chosen = np.random.default_rng(HELD_OUT_SEED).permutation(len(things))[: round(len(things) * held_out)]
+    chosen = np.random.default_rng(held_out.seed).permutation(len(things))[: round(len(things) * held_out.part)]
     hidden = set(chosen.tolist())
     return (
         [thing for index, thing in enumerate(things) if index not in hidden],
@@ -374,11 +381,10 @@ def _clip_frames(clip: Clip, pixels: int, phase: float, rng: np.random.Generator
     frames = np.empty((MOTION_FRAMES, pixels, pixels, 3), np.uint8)
     for index in range(MOTION_FRAMES):
         time = (phase + index / MOTION_FRAMES) % 1
-        # A crossing shape leaves one edge before it enters at the other, so no frame shows a jump.
-        crossing = -radius + (1 + 2 * radius) * time
-        place_x = {"left": 1 - crossing, "right": crossing}.get(clip.motion, x)
-        place_y = {"up": 1 - crossing, "down": crossing}.get(clip.motion, y)
-        scale = {"growing": 0.4 + 1.2 * time, "shrinking": 1.6 - 1.2 * time}.get(clip.motion, 1.0)
+        swing, turn = sin(2 * pi * time), cos(2 * pi * time)
+        place_x = {"sideways": 0.5 + 0.3 * swing, "circling": 0.5 + 0.28 * turn}.get(clip.motion, x)
+        place_y = {"up-and-down": 0.5 + 0.3 * swing, "circling": 0.5 + 0.28 * swing}.get(clip.motion, y)
+        scale = 1 + 0.6 * swing if clip.motion == "pulsing" else 1.0
         angle = 2 * pi * time if clip.motion == "spinning" else 0.0
         image = Image.new("RGB", (side, side), background)
         if clip.motion != "blinking" or time % 0.5 < 0.25:
@@ -405,16 +411,15 @@ def _clip_sound(clip: Clip, phase: float, rng: np.random.Generator) -> np.ndarra
     cycle = CLIP_SAMPLES / CLIP_SAMPLE_RATE
     cycles = round(220 * 2 ** (list(COLOURS).index(clip.colour) / 3) * cycle)
     swing = np.sin(2 * pi * times)
-    bend = {"up": 0.06, "down": -0.06}.get(clip.motion, 0.0)
+    bend = 0.06 if clip.motion == "up-and-down" else 0.0
     angle = 2 * pi * cycles * (np.arange(CLIP_SAMPLES) / CLIP_SAMPLES + bend * swing / (2 * pi))
     wave = np.sin(angle)
-    if clip.motion in ("left", "right"):
+    if clip.motion in ("sideways", "circling"):
         wave = wave + np.sin(3 * angle) / 3
     loudness = {
-        "left": 1 - 0.8 * times,
-        "right": 0.2 + 0.8 * times,
-        "growing": times**2,
-        "shrinking": (1 - times) ** 2,
+        "sideways": 0.55 + 0.45 * swing,
+        "circling": 0.55 + 0.45 * np.sin(2 * pi * 2 * times),
+        "pulsing": (0.5 + 0.5 * swing) ** 2,
         "spinning": 0.55 + 0.45 * np.sin(2 * pi * 4 * times),
         "blinking": (times % 0.5 < 0.25).astype(float),
     }.get(clip.motion, np.ones(CLIP_SAMPLES))

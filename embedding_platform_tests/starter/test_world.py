@@ -15,19 +15,19 @@ EVERYTHING = {
 @pytest.mark.parametrize("name", EVERYTHING)
 def test_split_is_disjoint_whole_and_the_same_every_time(name: str) -> None:
     things, count = EVERYTHING[name]
-    known, hidden = world.split(things, 0.25)
+    known, hidden = world.split(things, world.HeldOut(0.25, 1))
     assert len(set(things)) == count
     assert not set(known) & set(hidden)
     assert set(known) | set(hidden) == set(things)
     assert len(hidden) == count // 4
-    assert world.split(things, 0.25) == (known, hidden)
+    assert world.split(things, world.HeldOut(0.25, 1)) == (known, hidden)
 
 
 def test_one_seed_gives_one_picture_sound_and_clip() -> None:
     picture = world.Picture("red", "star", "large", "striped", "top left", "white")
     drawings = [np.asarray(world.draw_picture(picture, 64, np.random.default_rng(seed))) for seed in (1, 1, 2)]
     sounds = [world.make_sound(world.Sound("saw", "low", 3), 0.5, np.random.default_rng(seed)) for seed in (1, 1, 2)]
-    clips = [world.make_clip(world.Clip("left", "red", "star"), 32, np.random.default_rng(seed)) for seed in (1, 1, 2)]
+    clips = [world.make_clip(world.Clip("sideways", "red", "star"), 32, np.random.default_rng(seed)) for seed in (1, 1, 2)]
     for first, same, other in (drawings, sounds, [frames for frames, _ in clips], [sound for _, sound in clips]):
         assert np.array_equal(first, same)
         assert not np.array_equal(first, other)
