@@ -36,7 +36,7 @@ starter-weights: $(INSTALLED) ## Train the built-in starter models again (about 
 clean: ## Remove the sample media and everything that was made from them.
 	rm -rf media .embedding_platform .dagster .tmp_dagster_home_*
 
-# torch comes first and pinned: a looser wish pulls gigabytes of CUDA packages.
+# torch comes first and pinned, so that nothing else picks a build of it with other CUDA packages.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)

@@ -57,7 +57,7 @@ def config(opened: Callable[[], "Platform"]) -> None:
 @click.pass_obj
 def run(opened: Callable[[], "Platform"], modalities: tuple[str, ...], sources: tuple[str, ...]) -> None:
     """Bring Milvus in line with the media, without the web UI."""
-    from embedding_platform.demo import run_with_progress
+    from embedding_platform.terminal import run_with_progress
 
     runs = run_with_progress(opened(), modalities, sources)
     sys.exit(0 if all(run.succeeded for run in runs) else 1)
@@ -80,7 +80,8 @@ def dev(opened: Callable[[], "Platform"], host: str, port: int) -> None:
     """Start the web UI, its daemon, and the local Milvus that they share."""
     from embedding_platform.development import serve_web_ui
 
-    sys.exit(serve_web_ui(opened(), host, port))
+    settings = click.get_current_context().find_root().params["settings"]
+    sys.exit(serve_web_ui(opened(), host, port, settings))
 
 
 @main.command()

@@ -8,8 +8,8 @@ from embedding_platform.errors import PlatformError
 from embedding_platform.milvus.alias import alias_target
 from embedding_platform.milvus.schema import alias_name
 from embedding_platform.platform import Platform
-from embedding_platform.runs import SourceRun, instance, run_sources
-from embedding_platform.search import file_query, search, text_query
+from embedding_platform.runs import SourceRun
+from embedding_platform.search import Hit, file_query, search, text_query
 from embedding_platform.spaces import Space
 from embedding_platform.starter.sample_media import SAMPLE_QUESTIONS, make_sample_media, make_sample_queries
 
@@ -29,7 +29,7 @@ def run_demo(platform: Platform) -> bool:
     terminal.CONSOLE.print(
         f"{made} sample files made in {platform.settings.media_url}" if made else "sample media: there"
     )
-    runs = run_with_progress(platform)
+    runs = terminal.run_with_progress(platform)
     terminal.print_spaces([_summary(platform, space, runs) for space in platform.spaces])
     for title, hits in sample_answers(platform):
         terminal.print_hits(title, hits)
@@ -56,39 +56,23 @@ def make_media_once(media_root: str) -> int:
     return made
 
 
-def run_with_progress(
-    platform: Platform, modalities: Sequence[str] = (), sources: Sequence[str] = ()
-) -> list[SourceRun]:
-    """Run sources with a progress bar, and print what was done; "nothing to do" if nothing was."""
-    with instance() as dagster, terminal.run_progress() as bars:
-        watched = Platform(platform.settings, watch=bars.watch)
-        bars.expect(sum(len(names) for names in watched.sources().values()))
-        runs = []
-        for run in run_sources(watched, dagster, modalities, sources, starting=bars.starting):
-            bars.finished()
-            runs.append(run)
-    if all(run.did_nothing and run.succeeded for run in runs):
-        files = sum(run.of("files", "dagster/partition_row_count") for run in runs)
-        terminal.CONSOLE.print(f"nothing to do: {files} files are as indexed; nothing embedded, nothing written")
-    else:
-        terminal.print_runs(runs)
-    return runs
-
-
-def sample_answers(platform: Platform) -> list[tuple[str, list]]:
-    """The hits of the first sample question of each modality, with a title for each."""
-    queries = os.path.join(os.path.dirname(platform.store), "queries")
+def sample_answers(platform: Platform) -> list[tuple[str, list[Hit]]]:
+    """For each modality the hits of its first sample question that a space can encode, with a title."""
+    queries = str(platform.settings.base / ".embedding_platform" / "queries")
     make_sample_queries(queries)
-    answers = []
+    answers: list[tuple[str, list[Hit]]] = []
     for modality in platform.modalities:
-        question = next(question for question in SAMPLE_QUESTIONS if question.modality == modality)
-        if question.kind == "text":
-            query = text_query(question.query)
-        else:
-            query = file_query(platform, os.path.join(queries, question.query))
-        able = [space for space in platform.spaces if space.modality == modality and query.role in space.model.roles]
-        for key, hits in search(platform, query, able[:1], limit=3).items():
-            answers.append((f"{key}: {query.name}", hits))
+        spaces = [space for space in platform.spaces if space.modality == modality]
+        for question in SAMPLE_QUESTIONS:
+            if question.modality != modality:
+                continue
+            is_text = question.kind == "text"
+            query = text_query(question.query) if is_text else file_query(platform, f"{queries}/{question.query}")
+            able = [space for space in spaces if query.role in space.model.roles]
+            if able:
+                hits = search(platform, query, able[:1], limit=3)
+                answers += [(f"{key}: {query.name}", found) for key, found in hits.items()]
+                break
     return answers
 
 

@@ -5,11 +5,22 @@ ever. This one asks the run's code server whether the worker is still there, so 
 monitoring fails a dead run within seconds and run retries take it up again.
 """
 
+import os
+import socket
+
 from dagster import DagsterRun
 from dagster._core.errors import DagsterUserCodeUnreachableError
 from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
 from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionResult
 from dagster._serdes import deserialize_value
+from grpc import RpcError, StatusCode
+
+PROCESS_TAG = "embedding_platform/process"
+
+
+def process_tags() -> dict[str, str]:
+    """Tags by which a run of the command line, which no launcher started, is known to be alive."""
+    return {PROCESS_TAG: f"{socket.gethostname()}:{os.getpid()}"}
 
 
 class MonitoredRunLauncher(DefaultRunLauncher):
@@ -24,12 +35,27 @@ class MonitoredRunLauncher(DefaultRunLauncher):
         """Ask the code server that started the run whether its process is alive."""
         client = self._get_grpc_client_for_termination(run.run_id)
         if client is None:
-            return CheckRunHealthResult(WorkerStatus.UNKNOWN, "the run names no code server")
+            return _health_of_process(run.tags.get(PROCESS_TAG, ""))
         request = CanCancelExecutionRequest(run_id=run.run_id)
         try:
             reply = client.can_cancel_execution(request, timeout=5)
         except DagsterUserCodeUnreachableError as error:
+            if isinstance(error.__cause__, RpcError) and error.__cause__.code() == StatusCode.DEADLINE_EXCEEDED:
+                return CheckRunHealthResult(WorkerStatus.RUNNING, "the run's code server is busy")
             return CheckRunHealthResult(WorkerStatus.FAILED, f"the run's code server is gone: {error}")
         if deserialize_value(reply, CanCancelExecutionResult).can_cancel:
             return CheckRunHealthResult(WorkerStatus.RUNNING)
         return CheckRunHealthResult(WorkerStatus.FAILED, "the run's process is gone")
+
+
+def _health_of_process(tag: str) -> CheckRunHealthResult:
+    host, _, number = tag.rpartition(":")
+    if not host:
+        return CheckRunHealthResult(WorkerStatus.UNKNOWN, "the run names neither code server nor process")
+    if host != socket.gethostname():
+        return CheckRunHealthResult(WorkerStatus.RUNNING, f"the run is on {host}, out of sight")
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return CheckRunHealthResult(WorkerStatus.FAILED, "the run's process is gone")
+    return CheckRunHealthResult(WorkerStatus.RUNNING)

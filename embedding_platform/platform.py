@@ -1,22 +1,22 @@
 """One platform: what its settings name, opened when first asked for.
 
-The command line and the Dagster resource are both this. A process has one of each: one
-Milvus client, one loaded model per space, one set of fingerprints.
+The command line and the Dagster resource are both this. A process has one Milvus client and
+loads a model once.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from embedding_platform.errors import PlatformError
 from embedding_platform.media.cutting import Cutting
-from embedding_platform.media.listing import list_sources
 from embedding_platform.milvus.connection import connect
 from embedding_platform.models import loading
-from embedding_platform.models.encoder import Encoder
-from embedding_platform.reconcile.files import classify_source, listed_sources
-from embedding_platform.reconcile.pending import Pending, pending_of_source
+from embedding_platform.models.encoder import Encoder, Precision
+from embedding_platform.reconcile.collection import holds_source
+from embedding_platform.reconcile.files import classify_source, listed_sources, present_sources
+from embedding_platform.reconcile.pending import Pending, pending_of_source, pending_publication
 from embedding_platform.settings import Settings
 from embedding_platform.spaces import Space
 
@@ -90,33 +90,49 @@ class Platform:
         for space in self.spaces:
             self.fingerprint(space)
 
-    def encoder(self, space: Space) -> Encoder:
-        """The space's model, loaded once per process."""
-        return loading.load(space.model, self.settings.device, self.settings.precision)
+    def encoder(self, space: Space, precision: Precision | None = None) -> Encoder:
+        """The space's model in the settings' precision or another, loaded once per process."""
+        return loading.load(space.model, self.settings.device, precision or self.settings.precision)
 
-    def fingerprint(self, space: Space) -> str:
+    def fingerprint(self, space: Space, precision: Precision | None = None) -> str:
         """The hash of all that decides the values of the space's vectors."""
-        return loading.fingerprint(space, self.settings.precision)
+        return loading.fingerprint(space, precision or self.settings.precision)
 
     def seen(self, modality: str, source: str) -> dict[str, str]:
         """State by path of the files of one modality that a source holds now."""
         return classify_source(self.store, self.settings.media_url, source).get(modality, {})
 
-    def sources(self) -> dict[str, list[str]]:
-        """The sources of each modality: those on disk that hold it and those of the last listing."""
+    def is_gone(self, modality: str, source: str) -> bool:
+        """Whether nothing of the source is left: no listing, and no partition in Milvus."""
+        spaces = [space for space in self.spaces if space.modality == modality]
+        return source not in listed_sources(self.store, modality) and not any(
+            holds_source(self.milvus, space, self.fingerprint(space), source) for space in spaces
+        )
+
+    def sources(self, only: Sequence[str] = ()) -> dict[str, list[str]]:
+        """The sources of each modality, all or `only` some: those on disk that hold it and those listed last.
+
+        Raises:
+            PlatformError: if the media root, or a folder of a source, cannot be read.
+        """
         found: dict[str, set[str]] = {modality: set() for modality in self.modalities}
-        for source in list_sources(self.settings.media_url):
+        for source in present_sources(self.store, self.settings.media_url):
+            if only and source not in only:
+                continue
             for modality, entries in classify_source(self.store, self.settings.media_url, source).items():
                 if entries and modality in found:
                     found[modality].add(source)
         for modality in found:
-            found[modality].update(listed_sources(self.store, modality))
+            found[modality].update(
+                source for source in listed_sources(self.store, modality) if not only or source in only
+            )
         return {modality: sorted(sources) for modality, sources in found.items()}
 
     def pending(self) -> Iterator[Pending]:
-        """What the next run would do for each asset and source, without doing it."""
+        """The increment of each asset and source against what its upstream holds now; nothing is done."""
         for modality, sources in self.sources().items():
             spaces = [(space, self.fingerprint(space)) for space in self.spaces if space.modality == modality]
             for source in sources:
                 seen = self.seen(modality, source)
                 yield from pending_of_source(self.milvus, self.store, modality, source, seen, spaces, self.cutting)
+            yield from (pending_publication(self.milvus, space, fingerprint) for space, fingerprint in spaces)

@@ -12,9 +12,8 @@ from embedding_platform.definitions import build_definitions
 from embedding_platform.defs.jobs import job_name
 from embedding_platform.defs.partitions import set_name
 from embedding_platform.errors import PlatformError
-from embedding_platform.media.listing import list_sources
+from embedding_platform.launcher import process_tags
 from embedding_platform.platform import Platform
-from embedding_platform.reconcile.files import listed_sources
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,11 @@ class SourceRun:
 
     @property
     def did_nothing(self) -> bool:
-        """Whether no file was cut, no segment embedded and no row written or deleted."""
+        """Whether nothing was cut, embedded, written, deleted, indexed or published."""
         cut = self.of("segments", "new") + self.of("segments", "stale") + self.of("segments", "orphaned")
         written = self.of("collection", "upserted") + self.of("collection", "deleted")
-        return not (cut or written or self.of("embeddings", "embedded") or self.of("embeddings", "reused"))
+        embedded = self.of("embeddings", "embedded") + self.of("embeddings", "reused")
+        return not (cut or embedded or written or self.of("collection", "index_built") or self.of("published", "moved"))
 
 
 @contextmanager
@@ -49,6 +49,10 @@ def instance() -> Iterator[dg.DagsterInstance]:
         PlatformError: if there is neither.
     """
     if os.environ.get("DAGSTER_HOME"):
+        if not os.path.isdir(os.environ["DAGSTER_HOME"]):
+            raise PlatformError(
+                f"DAGSTER_HOME {os.environ['DAGSTER_HOME']} is no folder; make it, or unset the variable"
+            )
         opened = dg.DagsterInstance.get()
     elif Path("dagster.yaml").is_file():
         opened = dg.DagsterInstance.from_config(os.getcwd())
@@ -73,26 +77,48 @@ def run_sources(
     Raises:
         PlatformError: if a modality or source that was asked for is not there.
     """
-    found = platform.sources()
+    found = expected_sources(platform, dagster, sources)
     _refuse_unknown(modalities, list(found))
-    _refuse_unknown(sources, sorted({source for names in found.values() for source in names}))
+    if not set(sources) <= {source for names in found.values() for source in names}:
+        everything = expected_sources(platform, dagster)
+        _refuse_unknown(sources, sorted({source for names in everything.values() for source in names}))
     definitions = build_definitions(platform)
-    present = list_sources(platform.settings.media_url)
     for modality in modalities or platform.modalities:
         job = definitions.resolve_job_def(job_name(modality))
         partitions = set_name(modality)
-        for source in [name for name in found[modality] if not sources or name in sources]:
+        for source in found[modality]:
             dagster.add_dynamic_partitions(partitions, [source])
             starting(modality, source)
             result = job.execute_in_process(
                 instance=dagster,
                 partition_key=source,
                 raise_on_error=False,
+                tags=process_tags(),
                 run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
             )
+            if _was_interrupted(result):
+                raise KeyboardInterrupt
             yield _source_run(modality, source, result)
-            if source not in present and source not in listed_sources(platform.store, modality):
+            if result.success and platform.is_gone(modality, source):
                 dagster.delete_dynamic_partition(partitions, source)
+
+
+def expected_sources(platform: Platform, dagster: dg.DagsterInstance, only: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Sources by modality: on disk, listed last, or still a Dagster partition since a run did not finish with them."""
+    return {
+        modality: sorted({*names, *(name for name in _partitions(dagster, modality) if not only or name in only)})
+        for modality, names in platform.sources(only).items()
+    }
+
+
+def _partitions(dagster: dg.DagsterInstance, modality: str) -> Sequence[str]:
+    return dagster.get_dynamic_partitions(set_name(modality))
+
+
+def _was_interrupted(result: dg.ExecuteInProcessResult) -> bool:
+    """Whether somebody pressed Ctrl-C, which Dagster turns into a failed step."""
+    errors = [event.step_failure_data.error for event in result.get_step_failure_events()]
+    return any(error is not None and error.cls_name == "DagsterExecutionInterruptedError" for error in errors)
 
 
 def _refuse_unknown(asked: Sequence[str], there: Sequence[str]) -> None:

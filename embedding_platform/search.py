@@ -5,20 +5,23 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import fsspec
 import numpy as np
 
 from embedding_platform.errors import PlatformError, RejectedError
 from embedding_platform.media.cutting import cut, read
+from embedding_platform.media.listing import file_system
 from embedding_platform.media.recognition import recognise
 from embedding_platform.milvus.alias import alias_target
 from embedding_platform.milvus.query import get_rows, search_rows
 from embedding_platform.milvus.schema import Provenance, alias_name, read_provenance
+from embedding_platform.models.encoder import Encoder, Precision
 from embedding_platform.platform import Platform
 from embedding_platform.reconcile.files import listed_sources, stored_items
 from embedding_platform.records import Content, Item
 from embedding_platform.spaces import MODALITIES, MODEL_SETS, Role, Space
 from embedding_platform.vectors.judgement import normalise
+
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
 
 MOST_QUERY_SEGMENTS = 16
 """Segments of a query file that are embedded; their mean is the query vector."""
@@ -84,7 +87,7 @@ def file_query(platform: Platform, path: str) -> Query:
         PlatformError: if the file is not there, holds no known media, or cannot be decoded.
     """
     uri = path if "://" in path else os.path.abspath(path)
-    fs, inner = fsspec.url_to_fs(uri)
+    fs, inner = file_system(uri)
     if not fs.isfile(inner):
         raise PlatformError(f"{path} is no file; name a text, image, audio or video file to search by")
     try:
@@ -116,17 +119,22 @@ def search(
             another model than the settings name.
     """
     able = [space for space in platform.spaces if query.role in space.model.roles]
+    if not able:
+        raise PlatformError(f"none of the spaces that the settings keep encodes {query.role}; add one to `spaces`")
     unable = [space.key for space in spaces if space not in able]
-    if unable or not able:
-        raise PlatformError(
-            f"{', '.join(unable) or 'no space'} cannot encode {query.role}; "
-            f"spaces that can: {', '.join(space.key for space in able) or 'none of those that the settings keep'}"
-        )
-    chosen = list(spaces) or [space for space in able if _is_searchable(platform, space, sources)]
+    if unable:
+        those = ", ".join(space.key for space in able)
+        raise PlatformError(f"{', '.join(unable)} cannot encode {query.role}; spaces that can: {those}")
+    chosen = [(space, list(sources)) for space in spaces] or [
+        (space, held)
+        for space in able
+        if (held := _held(platform, space, sources)) is not None
+        and alias_target(platform.milvus, alias_name(space.key))
+    ]
     if not chosen:
         among = f" with the source {' or '.join(sources)}" if sources else ""
         raise PlatformError(f"no published space{among} can answer this; run `embedding-platform run` first")
-    return {space.key: _search_space(platform, query, space, sources, limit) for space in chosen}
+    return {space.key: _search_space(platform, query, space, held, limit) for space, held in chosen}
 
 
 def trace(platform: Platform, row_id: str) -> list[Trace]:
@@ -162,39 +170,45 @@ def _search_space(platform: Platform, query: Query, space: Space, sources: Seque
     alias = alias_name(space.key)
     if alias_target(platform.milvus, alias) is None:
         raise PlatformError(f"{space.key} is not published yet; run `embedding-platform run` first")
-    space = _space_of(platform, space, read_provenance(platform.milvus, alias))
-    vector = encode(platform, query, space)
+    former, precision = _maker(platform, space, read_provenance(platform.milvus, alias))
+    vector = encode(query, former, platform.encoder(former, precision))
     rows = search_rows(platform.milvus, alias, vector, limit, space.index, space.metric, list(sources) or None)
     return [_hit(space, row) for row in rows]
 
 
-def _space_of(platform: Platform, space: Space, provenance: Provenance) -> Space:
-    """The space whose model made the collection; while a migration is under way that is the former one."""
-    for candidate in (
-        space,
-        *(former for spaces in MODEL_SETS.values() for former in spaces if former.key == space.key),
-    ):
-        if platform.fingerprint(candidate) == provenance.fingerprint:
-            return candidate
+def encode(query: Query, space: Space, encoder: Encoder) -> np.ndarray:
+    """The query's vector in the space, float32 [d]: the mean over its contents."""
+    vectors = encoder.embed(query.role, query.contents)
+    if space.normalised:
+        vectors = normalise(vectors)
+    mean = vectors.mean(axis=0, keepdims=True)
+    return (normalise(mean) if space.normalised else mean)[0].astype(np.float32)
+
+
+def _maker(platform: Platform, space: Space, provenance: Provenance) -> tuple[Space, Precision]:
+    """Model and precision that made the collection; while a migration is under way those are the former ones."""
+    catalogue = [known for spaces in MODEL_SETS.values() for known in spaces if known.key == space.key]
+    own = platform.settings.precision
+    for candidate in (space, *catalogue):
+        for precision in (own, *(other for other in PRECISIONS if other != own)):
+            try:
+                fingerprint = platform.fingerprint(candidate, precision)
+            except PlatformError:
+                # A model of the catalogue that is not installed here did not make the collection.
+                break
+            if fingerprint == provenance.fingerprint:
+                return candidate, precision
     raise PlatformError(
         f"{space.key} is published with {provenance.model} (fingerprint {provenance.fingerprint[:12]}), which the "
         "settings no longer name; set that model back, or run `embedding-platform run` to migrate"
     )
 
 
-def _is_searchable(platform: Platform, space: Space, sources: Sequence[str]) -> bool:
-    """Whether the space is published and, where sources are asked for, holds one of them."""
-    held = set(sources) & set(listed_sources(platform.store, space.modality))
-    return bool((held or not sources) and alias_target(platform.milvus, alias_name(space.key)))
-
-
-def encode(platform: Platform, query: Query, space: Space) -> np.ndarray:
-    """The query's vector in the space, float32 [d]: the mean over its contents."""
-    vectors = platform.encoder(space).embed(query.role, query.contents)
-    if space.normalised:
-        vectors = normalise(vectors)
-    mean = vectors.mean(axis=0, keepdims=True)
-    return (normalise(mean) if space.normalised else mean)[0].astype(np.float32)
+def _held(platform: Platform, space: Space, sources: Sequence[str]) -> list[str] | None:
+    """Those of the sources asked for that the space has; None if it has none of them."""
+    if not sources:
+        return []
+    return [source for source in listed_sources(platform.store, space.modality) if source in sources] or None
 
 
 def _hit(space: Space, row: dict[str, Any]) -> Hit:

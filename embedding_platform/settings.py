@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -20,11 +20,25 @@ from pydantic_settings import (
 )
 
 from embedding_platform.errors import PlatformError
-from embedding_platform.spaces import INDEX_PARAMETERS, MODEL_SETS, Index, Space
+from embedding_platform.spaces import MODEL_SETS, Index, Space, index_fault, usual_index
 
 PREFIX = "EMBEDDING_PLATFORM_"
 FILE_VARIABLE = f"{PREFIX}SETTINGS"
 DEFAULT_FILE = "embedding_platform.yaml"
+
+_ARGUMENT = "base"
+"""The one field of Settings that `load_settings` alone sets."""
+
+_CRON_FIELDS: tuple[tuple[str, int, int, tuple[str, ...]], ...] = (
+    ("minute", 0, 59, ()),
+    ("hour", 0, 23, ()),
+    ("day", 1, 31, ()),
+    ("month", 1, 12, ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")),
+    ("weekday", 0, 7, ("sun", "mon", "tue", "wed", "thu", "fri", "sat")),
+)
+"""The fields of a cron line: name, least and greatest number, and the names of the numbers from the least on."""
+
+_LONGEST_MONTHS = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 
 
 class _Section(BaseModel):
@@ -76,15 +90,15 @@ class IndexSettings(_Section):
     build: dict[str, int] = {}
     search: dict[str, int] = {}
 
+    @property
+    def index(self) -> Index:
+        """The index with its usual parameters, where these settings name no other."""
+        return usual_index(self.type, self.build, self.search)
+
     @model_validator(mode="after")
-    def _refuse_foreign_parameters(self) -> "IndexSettings":
-        for name, known, given in zip(
-            ("build", "search"), INDEX_PARAMETERS[self.type], (self.build, self.search), strict=True
-        ):
-            for parameter in given:
-                if parameter not in known:
-                    choices = ", ".join(known) or "none"
-                    raise ValueError(f"{name} names {parameter!r}; parameters of {self.type}: {choices}")
+    def _refuse_what_milvus_does_not_take(self) -> "IndexSettings":
+        if fault := index_fault(self.index):
+            raise ValueError(fault)
         return self
 
 
@@ -107,7 +121,7 @@ class Settings(BaseSettings):
     cutting: CuttingSettings = CuttingSettings()
     quality: QualitySettings = QualitySettings()
     sensor_seconds: int = Field(default=30, ge=5)
-    nightly: str = Field(default="0 2 * * *", pattern=r"^\S+( \S+){4}$")
+    nightly: str = "0 2 * * *"
 
     @classmethod
     def settings_customise_sources(
@@ -150,15 +164,29 @@ class Settings(BaseSettings):
 
     def _adjusted(self, space: Space) -> Space:
         if space.key in self.models:
-            location, _, revision = self.models[space.key].partition("@")
-            if location.startswith((".", "~", "/")):
-                location, revision = self._absolute(self.models[space.key]), ""
-            space = replace(space, model=replace(space.model, location=location, revision=revision or None))
+            location, revision = self.models[space.key], None
+            if _is_folder(location):
+                location = self._absolute(location)
+            elif not location.startswith("package:"):
+                location, _, revision = location.partition("@")
+            space = replace(space, model=replace(space.model, location=location, revision=revision))
         if space.key in self.indexes:
-            index = self.indexes[space.key]
-            build, search = INDEX_PARAMETERS[index.type]
-            space = replace(space, index=Index(index.type, {**build, **index.build}, {**search, **index.search}))
+            space = replace(space, index=self.indexes[space.key].index)
         return space
+
+    @field_validator("nightly")
+    @classmethod
+    def _refuse_what_is_no_cron_line(cls, line: str) -> str:
+        fields = line.split()
+        if len(fields) != len(_CRON_FIELDS):
+            names = " ".join(name for name, *_ in _CRON_FIELDS)
+            raise ValueError(f"a cron line has five fields, {names}, such as 0 2 * * *")
+        _, _, days, months, _ = (
+            _cron_numbers(field, *known) for field, known in zip(fields, _CRON_FIELDS, strict=True)
+        )
+        if min(days) > max(_LONGEST_MONTHS[month - 1] for month in months):
+            raise ValueError(f"no month {fields[3]} has a day {fields[2]}, so that it would never run")
+        return line
 
     @model_validator(mode="after")
     def _refuse_the_impossible(self) -> "Settings":
@@ -169,6 +197,16 @@ class Settings(BaseSettings):
                     raise ValueError(
                         f"{name} names {key!r}, no space of model_set {self.model_set}; {_closest(key, known)}"
                     )
+        for key, location in self.models.items():
+            if _is_folder(location) or location.startswith("package:"):
+                continue
+            # A branch moves: vectors of two models would lie in one collection.
+            if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?@[0-9a-f]{40}", location):
+                name = location.partition("@")[0]
+                raise ValueError(
+                    f"models.{key} = {location!r} is no model at a commit; write {name}@<40 hex digits of the commit>, "
+                    f"or a folder as ./{name}"
+                )
         if self.spaces == []:
             raise ValueError("spaces is an empty list, so that nothing would be kept; name some, or leave it out")
         if self.device == "cpu" and self.precision == "float16":
@@ -232,9 +270,10 @@ def masked(settings: Settings) -> dict[str, Any]:
 
 
 def _refuse_unknown_variables() -> None:
-    known = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields] + [FILE_VARIABLE]
+    known = [f"{PREFIX}{name.upper()}" for name in _names()] + [FILE_VARIABLE]
     for name in os.environ:
-        if name.startswith(PREFIX) and name.split("__")[0] not in known:
+        # In whatever case, since variables are read in any.
+        if name.upper().startswith(PREFIX) and name.upper().split("__")[0] not in known:
             raise PlatformError(f"environment variable {name} is no setting; {_closest(name, known)} or unset it")
 
 
@@ -257,8 +296,49 @@ def _refuse_unreadable(path: Path) -> None:
     if content is not None and not isinstance(content, dict):
         raise PlatformError(f"settings file {path} is no table; write a line such as key: value for each setting")
     for key in content or ():
-        if not isinstance(key, str):
-            raise PlatformError(f"{key} in {path}: no such setting; {_closest(key, list(Settings.model_fields))}")
+        if not isinstance(key, str) or key == _ARGUMENT:
+            raise PlatformError(f"{key} in {path}: no such setting; {_closest(key, _names())}")
+
+
+def _names() -> list[str]:
+    """The settings that file and environment may hold."""
+    return [name for name in Settings.model_fields if name != _ARGUMENT]
+
+
+def _is_folder(location: str) -> bool:
+    return location.startswith((".", "~", "/"))
+
+
+def _cron_numbers(field: str, name: str, low: int, high: int, words: tuple[str, ...]) -> set[int]:
+    """The numbers that a field of a cron line stands for: lists of *, numbers and ranges, with steps.
+
+    Raises:
+        ValueError: naming the field and what it may hold.
+    """
+    numbers: set[int] = set()
+    for part in field.lower().split(","):
+        span, slash, step = part.partition("/")
+        first, dash, last = span.partition("-")
+        if span == "*":
+            ends = [low, high]
+        else:
+            ends = [
+                low + words.index(end) if end in words else _whole(end) for end in ([first, last] if dash else [first])
+            ]
+            if slash and not dash:
+                ends.append(high)
+        if not low <= ends[0] <= ends[-1] <= high or (slash and _whole(step) < 1):
+            choices = f"{low} to {high}" + (f" or {words[0]} to {words[-1]}" if words else "")
+            raise ValueError(
+                f"{part!r} is no {name}; write *, {choices}, a rising range a-b, a step */n, or a list with commas"
+            )
+        numbers.update(range(ends[0], ends[-1] + 1, _whole(step) if slash else 1))
+    return numbers
+
+
+def _whole(digits: str) -> int:
+    """The number that some digits stand for; -1 for anything else."""
+    return int(digits) if re.fullmatch("[0-9]{1,3}", digits) else -1
 
 
 def _explain(problem: Mapping[str, Any]) -> str:
@@ -299,7 +379,7 @@ def _names_beside(location: tuple[Any, ...]) -> list[str]:
         section = section.model_fields[part].annotation
         if not hasattr(section, "model_fields"):
             return list(IndexSettings.model_fields)
-    return list(section.model_fields)
+    return _names() if section is Settings else list(section.model_fields)
 
 
 def _closest(name: Any, known: Sequence[str]) -> str:

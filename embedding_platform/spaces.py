@@ -60,17 +60,38 @@ class Model:
     max_tokens: int | None = None
 
 
-INDEX_PARAMETERS: Mapping[str, tuple[Mapping[str, int], Mapping[str, int]]] = MappingProxyType(
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of an index: the value that suits up to some 100,000 rows, and the range allowed."""
+
+    usual: int
+    low: int
+    high: int
+
+
+@dataclass(frozen=True)
+class IndexType:
+    """Build and search parameters of an index type by name, all of them required."""
+
+    build: Mapping[str, Parameter]
+    search: Mapping[str, Parameter]
+
+
+_IVF = IndexType({"nlist": Parameter(128, 1, 65_536)}, {"nprobe": Parameter(16, 1, 65_536)})
+
+INDEX_TYPES: Mapping[str, IndexType] = MappingProxyType(
     {
-        "HNSW": ({"M": 16, "efConstruction": 200}, {"ef": 64}),
-        "FLAT": ({}, {}),
-        "IVF_FLAT": ({"nlist": 128}, {"nprobe": 16}),
-        "IVF_SQ8": ({"nlist": 128}, {"nprobe": 16}),
-        "AUTOINDEX": ({}, {}),
+        "HNSW": IndexType(
+            {"M": Parameter(16, 2, 2048), "efConstruction": Parameter(200, 1, 1_000_000)},
+            {"ef": Parameter(64, 1, 1_000_000)},
+        ),
+        "FLAT": IndexType({}, {}),
+        "IVF_FLAT": _IVF,
+        "IVF_SQ8": _IVF,
+        "AUTOINDEX": IndexType({}, {}),
     }
 )
-"""Build and search parameters of each index type, with values that suit up to some 100,000 rows
-(milvus.io, "In-memory Index")."""
+"""The types that Milvus Lite, Milvus servers and Zilliz Cloud share (milvus.io, "In-memory Index")."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +99,39 @@ class Index:
     """A Milvus vector index: type, build parameters and search parameters."""
 
     type: str = "HNSW"
-    build: Mapping[str, int] = field(default_factory=lambda: INDEX_PARAMETERS["HNSW"][0])
-    search: Mapping[str, int] = field(default_factory=lambda: INDEX_PARAMETERS["HNSW"][1])
+    build: Mapping[str, int] = field(default_factory=lambda: _usual(INDEX_TYPES["HNSW"].build))
+    search: Mapping[str, int] = field(default_factory=lambda: _usual(INDEX_TYPES["HNSW"].search))
+
+
+def usual_index(kind: str, build: Mapping[str, int], search: Mapping[str, int]) -> Index:
+    """An index of a type of INDEX_TYPES with its usual parameters, where none are given."""
+    known = INDEX_TYPES[kind]
+    return Index(kind, {**_usual(known.build), **build}, {**_usual(known.search), **search})
+
+
+def index_fault(index: Index) -> str | None:
+    """What is wrong with an index, and what is allowed; None for a sound one.
+
+    Asked before Milvus is, because Milvus Lite accepts any parameter in silence.
+    """
+    if index.type not in INDEX_TYPES:
+        return f"unknown index type {index.type!r}; choose one of {', '.join(INDEX_TYPES)}"
+    known = INDEX_TYPES[index.type]
+    for purpose, given, allowed in (("build", index.build, known.build), ("search", index.search, known.search)):
+        if set(given) != set(allowed):
+            return (
+                f"index {index.type} takes the {purpose} parameters {', '.join(allowed) or 'none'}, "
+                f"given are {', '.join(given) or 'none'}; correct index.{purpose} of the space"
+            )
+        for name, value in given.items():
+            low, high = allowed[name].low, allowed[name].high
+            if not low <= value <= high:
+                return f"index {index.type}: {purpose} parameter {name} is {value}, allowed are {low} to {high}"
+    return None
+
+
+def _usual(parameters: Mapping[str, Parameter]) -> dict[str, int]:
+    return {name: parameter.usual for name, parameter in parameters.items()}
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,10 @@ repeat the first.
 import hashlib
 import os
 import posixpath
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 from uuid import uuid4
 
 import fsspec
@@ -22,10 +24,39 @@ from embedding_platform.errors import PlatformError
 
 _HIDDEN_PREFIX = ".writing-"
 
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure"}
+"""Extras of this package that install the file system of a protocol."""
+
 
 def join(root: str, *parts: str) -> str:
     """Join URL or path parts with "/"."""
     return posixpath.join(root, *parts)
+
+
+def file_system(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL and the path in it.
+
+    Raises:
+        PlatformError: if no file system serves the URL's protocol, or it is not installed.
+    """
+    if "://" not in url.partition("::")[0]:
+        # A local name may hold "::", which fsspec would take for a chain of file systems.
+        fs = LocalFileSystem()
+        first, _, rest = url.partition("::")
+        if not rest or os.path.isabs(first):
+            return fs, fs._strip_protocol(url)
+    try:
+        return fsspec.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        protocols = re.findall(r"([\w+.-]+)://", url)
+        extra = next((_EXTRAS[protocol] for protocol in protocols if protocol in _EXTRAS), None)
+        if isinstance(error, ImportError):
+            mend = f"pip install 'embedding-platform[{extra}]'" if extra else "install what it names"
+        else:
+            mend = "correct the URL; folders, s3://, gs:// and az:// are served"
+        # The URL itself may hold a password.
+        place = ", ".join(f"{protocol}://" for protocol in protocols) or url
+        raise PlatformError(f"no file system for {place}: {error}; {mend}") from None
 
 
 def write_bytes(url: str, payload: bytes) -> None:
@@ -34,7 +65,7 @@ def write_bytes(url: str, payload: bytes) -> None:
     Locally the bytes are written beside the target, synced and renamed; elsewhere one PUT
     of the object store is atomic by itself.
     """
-    fs, path = fsspec.url_to_fs(url)
+    fs, path = file_system(url)
     if not isinstance(fs, LocalFileSystem):
         fs.pipe_file(path, payload)
         return
@@ -74,7 +105,7 @@ def read_table(url: str, schema: pa.Schema) -> pa.Table:
     Raises:
         PlatformError: if the file is there but unreadable.
     """
-    fs, path = fsspec.url_to_fs(url)
+    fs, path = file_system(url)
     if not fs.exists(path):
         return schema.empty_table()
     return _read(fs, path, schema, schema.names)
@@ -82,7 +113,7 @@ def read_table(url: str, schema: pa.Schema) -> pa.Table:
 
 def change_mark(url: str) -> str:
     """A mark that changes whenever the file at `url` is replaced; "" while it is absent."""
-    fs, path = fsspec.url_to_fs(url)
+    fs, path = file_system(url)
     return str(fs.ukey(path)) if fs.exists(path) else ""
 
 
@@ -96,7 +127,7 @@ def append_shard(folder: str, table: pa.Table) -> str:
 
 def table_names(folder: str) -> list[str]:
     """Names of the complete Parquet files in `folder`, sorted; an absent folder has none."""
-    fs, path = fsspec.url_to_fs(folder)
+    fs, path = file_system(folder)
     fs.invalidate_cache(path)
     if not fs.exists(path):
         return []
@@ -118,7 +149,7 @@ def iterate_shards(
         PlatformError: if a shard is unreadable.
         FileNotFoundError: if a shard of `names` is not there.
     """
-    fs, path = fsspec.url_to_fs(folder)
+    fs, path = file_system(folder)
     waiting = list(table_names(folder) if names is None else names)
     read = set()
     while waiting:
@@ -144,7 +175,7 @@ def read_shards(folder: str, schema: pa.Schema, columns: Sequence[str] | None = 
 
 def remove_shards(folder: str, names: Iterable[str]) -> None:
     """Remove shards; one that is already gone is no error, since another writer may compact too."""
-    fs, path = fsspec.url_to_fs(folder)
+    fs, path = file_system(folder)
     for name in names:
         try:
             fs.rm_file(posixpath.join(path, name))
@@ -161,7 +192,7 @@ def compact_shards(
     repeated rows, never missing ones. Shards of `rows_per_shard` stay as they are, so that the
     cost grows with what is new. Nothing is done while fewer than `fewest` small ones lie here.
     """
-    fs, path = fsspec.url_to_fs(folder)
+    fs, path = file_system(folder)
     names = table_names(folder)
     if len(names) < fewest:
         return 0
@@ -184,7 +215,7 @@ def compact_shards(
 
 def subfolders(url: str) -> list[str]:
     """Names of the folders directly under `url`, sorted; an absent folder has none."""
-    fs, path = fsspec.url_to_fs(url)
+    fs, path = file_system(url)
     fs.invalidate_cache(path)
     if not fs.exists(path):
         return []
@@ -197,9 +228,9 @@ def subfolders(url: str) -> list[str]:
 
 def remove_sibling_folders(folder: str) -> None:
     """Remove the folders beside `folder`, which hold what an older version of our code made."""
-    fs, path = fsspec.url_to_fs(folder)
+    fs, path = file_system(folder)
     parent, own = posixpath.split(path.rstrip("/"))
-    for name in subfolders(fs.unstrip_protocol(parent)):
+    for name in subfolders(posixpath.dirname(folder.rstrip("/"))):
         if name != own:
             fs.rm(posixpath.join(parent, name), recursive=True)
 

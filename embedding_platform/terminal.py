@@ -13,7 +13,7 @@ from rich.table import Table
 
 from embedding_platform.platform import Platform
 from embedding_platform.reconcile.pending import Pending
-from embedding_platform.runs import SourceRun
+from embedding_platform.runs import SourceRun, expected_sources, instance, run_sources
 from embedding_platform.search import Hit, Trace
 
 CONSOLE = Console(width=None if sys.stdout.isatty() else 120)
@@ -58,6 +58,26 @@ def run_progress() -> Iterator[RunProgress]:
     )
     with Progress(*columns, console=CONSOLE, transient=True) as progress:
         yield RunProgress(progress)
+
+
+def run_with_progress(
+    platform: Platform, modalities: Sequence[str] = (), sources: Sequence[str] = ()
+) -> list[SourceRun]:
+    """Run sources with a progress bar, and print what was done; "nothing to do" if nothing was."""
+    with instance() as dagster, run_progress() as bars:
+        watched = Platform(platform.settings, watch=bars.watch)
+        expected = expected_sources(watched, dagster, sources)
+        bars.expect(sum(len(names) for modality, names in expected.items() if not modalities or modality in modalities))
+        runs = []
+        for run in run_sources(watched, dagster, modalities, sources, starting=bars.starting):
+            bars.finished()
+            runs.append(run)
+    if all(run.did_nothing and run.succeeded for run in runs):
+        files = sum(run.of("files", "dagster/partition_row_count") for run in runs)
+        CONSOLE.print(f"nothing to do: {files} files are as indexed; nothing embedded, nothing written")
+    else:
+        print_runs(runs)
+    return runs
 
 
 def print_runs(runs: Sequence[SourceRun]) -> None:
@@ -122,7 +142,7 @@ def _table(*columns: str) -> Table:
 
 
 def _is_due(row: Pending) -> bool:
-    """Whether a run would do something; vectors of contents that are gone are kept for reuse."""
+    """Whether a run would do something; vectors of contents that are gone are kept until compaction."""
     increment = row.increment
     kept = row.asset.endswith("/embeddings")
     return bool(len(increment.new) or len(increment.stale) or (len(increment.orphaned) and not kept))

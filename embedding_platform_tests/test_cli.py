@@ -121,10 +121,10 @@ def test_a_mistake_gets_one_line_and_the_mend(arguments: tuple[str, ...], said: 
     assert "Traceback" not in result.output
 
 
-def test_a_picture_is_refused_by_a_text_space_with_the_spaces_that_can(folder: Path) -> None:
+def test_a_picture_is_refused_where_no_space_takes_pictures(folder: Path) -> None:
     from PIL import Image
 
     Image.new("RGB", (32, 32), "red").save(folder / "red.png")
     result = call("search", "--like", "red.png")
     assert result.exit_code == 2
-    assert "cannot encode image" in result.stderr
+    assert "none of the spaces that the settings keep encodes image" in result.stderr

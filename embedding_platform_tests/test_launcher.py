@@ -1,5 +1,6 @@
 """The run launcher: Dagster loads it by dagster.yaml, and it tells dead runs from living ones."""
 
+import socket
 from pathlib import Path
 
 import dagster as dg
@@ -7,7 +8,7 @@ import pytest
 from dagster._core.launcher import WorkerStatus
 from dagster._core.test_utils import create_run_for_test
 
-from embedding_platform.launcher import MonitoredRunLauncher
+from embedding_platform.launcher import PROCESS_TAG, MonitoredRunLauncher, process_tags
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,10 +34,13 @@ def test_the_projects_instance_uses_it_with_run_monitoring(instance: dg.DagsterI
     [
         ({}, WorkerStatus.UNKNOWN),
         ({".dagster/grpc_info": '{"host": "localhost", "port": 1}'}, WorkerStatus.FAILED),
+        (process_tags(), WorkerStatus.RUNNING),
+        ({PROCESS_TAG: f"{socket.gethostname()}:{2**22 + 1}"}, WorkerStatus.FAILED),
+        ({PROCESS_TAG: "elsewhere:1"}, WorkerStatus.RUNNING),
     ],
-    ids=["without a code server", "with a code server that is gone"],
+    ids=["of nobody", "of a code server that is gone", "of this process", "of a dead process", "of another machine"],
 )
-def test_a_run_without_a_living_process_is_known(
+def test_a_dead_run_is_told_from_a_living_one(
     instance: dg.DagsterInstance, tags: dict[str, str], status: WorkerStatus
 ) -> None:
     run = create_run_for_test(instance, tags=tags, status=dg.DagsterRunStatus.STARTED)

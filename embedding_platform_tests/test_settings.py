@@ -6,9 +6,10 @@ import pytest
 
 from embedding_platform.errors import PlatformError
 from embedding_platform.settings import BatchSettings, load_settings, masked
-from embedding_platform.spaces import MODEL_SETS
+from embedding_platform.spaces import MODEL_SETS, Index
 
 SECRET = "s3cr3t-value"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture(autouse=True)
@@ -95,22 +96,24 @@ def test_the_environment_names_the_file_and_takes_lists_and_tables(folder, monke
     path = write(folder / "conf", "device: cpu\n", "mine.yaml")
     monkeypatch.setenv("EMBEDDING_PLATFORM_SETTINGS", str(path))
     monkeypatch.setenv("EMBEDDING_PLATFORM_SPACES", '["image/clip"]')
-    monkeypatch.setenv("EMBEDDING_PLATFORM_MODELS", json.dumps({"image/clip": "openai/clip@abc"}))
+    monkeypatch.setenv("EMBEDDING_PLATFORM_MODELS", json.dumps({"image/clip": f"openai/clip@{COMMIT}"}))
     settings = load_settings()
     (space,) = settings.active_spaces
     assert (settings.device, space.key) == ("cpu", "image/clip")
-    assert (space.model.location, space.model.revision) == ("openai/clip", "abc")
+    assert (space.model.location, space.model.revision) == ("openai/clip", COMMIT)
 
 
 @pytest.mark.parametrize(
     ("given", "location", "revision"),
     [
-        ("org/name", "org/name", None),
-        ("org/name@main", "org/name", "main"),
+        (f"org/name@{COMMIT}", "org/name", COMMIT),
+        (f"name@{COMMIT}", "name", COMMIT),
         ("/models/clip", "/models/clip", None),
         ("/models@2026/clip", "/models@2026/clip", None),
         ("./clip", "{folder}/clip", None),
+        ("../clip@main", "{folder.parent}/clip@main", None),
         ("package:mine/clip", "package:mine/clip", None),
+        ("package:mine/clip@1", "package:mine/clip@1", None),
     ],
 )
 def test_a_model_may_be_another(folder, given, location, revision):
@@ -119,17 +122,61 @@ def test_a_model_may_be_another(folder, given, location, revision):
     assert (model.location, model.revision) == (location.format(folder=folder), revision)
 
 
+@pytest.mark.parametrize("location", ["org/name", "org/name@main", f"org/name@{COMMIT[:39]}", f"a/b/c@{COMMIT}", ""])
+def test_a_model_of_the_hub_needs_its_commit(location):
+    message = complaint(models={"image/clip": location})
+    assert f"models.image/clip = {location!r}" in message
+    assert f"write {location.partition('@')[0]}@<40 hex digits of the commit>" in message
+
+
 def test_an_index_may_be_another_for_one_space(folder):
-    write(folder, "indexes: {image/clip: {type: IVF_FLAT, build: {nlist: 64}, search: {nprobe: 8}}}")
-    indexes = {space.key: space.index.type for space in load_settings().active_spaces}
-    assert indexes.pop("image/clip") == "IVF_FLAT"
-    assert set(indexes.values()) == {"HNSW"}
+    write(folder, "indexes: {image/clip: {type: IVF_FLAT, build: {nlist: 64}}}")
+    indexes = {space.key: space.index for space in load_settings().active_spaces}
+    assert indexes.pop("image/clip") == Index("IVF_FLAT", {"nlist": 64}, {"nprobe": 16})
+    assert {index.type for index in indexes.values()} == {"HNSW"}
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["0 2 * * *", "*/15 0-6 1,15 JAN-mar,12 mon-Fri", "59 23 31 12 7", "5/20 8-18/2 * * 0", "0  2 29 feb *"],
+)
+def test_a_cron_line_may_hold_lists_ranges_steps_and_names(line):
+    assert load_settings(nightly=line).nightly == line
+
+
+@pytest.mark.parametrize(
+    ("line", "parts"),
+    [
+        ("0 2 * *", ["five fields, minute hour day month weekday"]),
+        ("0 0 2 * * *", ["five fields"]),
+        ("@daily", ["five fields"]),
+        ("60 2 * * *", ["'60' is no minute", "0 to 59"]),
+        ("0 24 * * *", ["'24' is no hour", "0 to 23"]),
+        ("0 2 0 * *", ["'0' is no day", "1 to 31"]),
+        ("0 2 * 13 *", ["'13' is no month", "1 to 12 or jan to dec"]),
+        ("0 2 * * 8", ["'8' is no weekday", "0 to 7 or sun to sat"]),
+        ("0 2 * * jan", ["'jan' is no weekday"]),
+        ("0 18-6 * * *", ["'18-6' is no hour", "a rising range"]),
+        ("*/0 2 * * *", ["'*/0' is no minute", "a step */n"]),
+        ("1,,2 2 * * *", ["'' is no minute"]),
+        ("0 2- * * *", ["'2-' is no hour"]),
+        ("-1 2 * * *", ["'-1' is no minute"]),
+        ("0 2 30 2 *", ["no month 2 has a day 30"]),
+        ("0 2 31 4,jun *", ["no month 4,jun has a day 31"]),
+    ],
+)
+def test_what_is_no_cron_line_is_refused_with_the_field(line, parts):
+    message = complaint(nightly=line)
+    for part in [f"nightly = {line!r}", *parts]:
+        assert part in message
 
 
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
         ("devise: cpu", ["devise = 'cpu'", "no such setting", "did you mean device?"]),
+        ("base: /", ["base", "no such setting", "choose from media_root"]),
+        ("bse: /", ["bse = '/'", "no such setting", "choose from media_root"]),
         ("xyz: 1", ["xyz = 1", "no such setting", "choose from", "media_root"]),
         ("batch: {txt: 5}", ["batch.txt = 5", "did you mean text?"]),
         ("indexes: {image/clip: {type: FLAT, bild: {}}}", ["indexes.image/clip.bild", "did you mean build?"]),
@@ -143,6 +190,14 @@ def test_an_index_may_be_another_for_one_space(folder):
         ("precision: int8", ["precision = 'int8'", "'bfloat16'"]),
         ("cutting: {audio_window_seconds: 31}", ["cutting.audio_window_seconds = 31", "less than or equal to 30"]),
         ("nightly: often", ["nightly = 'often'", "correct it"]),
+        (
+            "indexes: {image/clip: {type: HNSW, build: {M: 1}}}",
+            ["indexes.image/clip = {type, build}", "build parameter M is 1, allowed are 2 to 2048"],
+        ),
+        (
+            "indexes: {image/clip: {type: FLAT, search: {ef: 9}}}",
+            ["indexes.image/clip", "index FLAT takes the search parameters none, given are ef"],
+        ),
         ("quality: {min_recall: 2}", ["quality.min_recall = 2", "less than or equal to 1"]),
         ("indexes: {image/clip: {type: ANNOY}}", ["indexes.image/clip.type = 'ANNOY'", "'HNSW'"]),
         ("1: 2", ["1", "no such setting"]),
@@ -173,6 +228,8 @@ def test_several_mistakes_are_all_named(folder):
     ("name", "value", "parts"),
     [
         ("DEVISE", "cpu", ["EMBEDDING_PLATFORM_DEVISE", "did you mean EMBEDDING_PLATFORM_DEVICE?", "unset"]),
+        ("BASE", "/", ["EMBEDDING_PLATFORM_BASE is no setting", "unset it"]),
+        ("base", "/", ["EMBEDDING_PLATFORM_base is no setting", "unset it"]),
         ("BATCH__TXT", "5", ["batch.txt = '5'", "did you mean text?"]),
         ("BATCH__TEXT", "many", ["batch.text = 'many'", "valid integer"]),
         ("BATCH", "{broken", ["EMBEDDING_PLATFORM_BATCH", "JSON"]),

@@ -4,10 +4,9 @@ from typing import get_args
 
 import pytest
 
-from embedding_platform.milvus.index import INDEX_TYPES, check_index
 from embedding_platform.milvus.schema import alias_name
 from embedding_platform.settings import IndexSettings
-from embedding_platform.spaces import INDEX_PARAMETERS, MODALITIES, MODEL_SETS, Index, Space
+from embedding_platform.spaces import INDEX_TYPES, MODALITIES, MODEL_SETS, Index, Space, index_fault, usual_index
 
 SPACES = [pytest.param(space, id=f"{name}-{space.key}") for name, spaces in MODEL_SETS.items() for space in spaces]
 
@@ -52,7 +51,7 @@ def test_a_space_is_consistent(space: Space):
     low, high = space.norm_band
     assert 0 < low < high
     assert not space.normalised or low < 1 < high
-    check_index(space.index)
+    assert index_fault(space.index) is None
 
 
 @pytest.mark.parametrize("space", SPACES)
@@ -70,13 +69,29 @@ def test_a_model_is_pinned_or_ships_with_a_package(space: Space):
         assert model.revision is None or re.fullmatch("[0-9a-f]{40}", model.revision)
 
 
-@pytest.mark.parametrize("kind", INDEX_PARAMETERS)
+@pytest.mark.parametrize("kind", INDEX_TYPES)
 def test_the_usual_parameters_of_an_index_are_what_milvus_takes(kind):
-    check_index(Index(kind, *INDEX_PARAMETERS[kind]))
+    assert index_fault(usual_index(kind, {}, {})) is None
 
 
-def test_milvus_and_the_settings_know_the_same_indexes():
-    assert set(INDEX_PARAMETERS) == set(INDEX_TYPES) == set(get_args(IndexSettings.model_fields["type"].annotation))
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (Index("NOSUCH", {}, {}), f"unknown index type 'NOSUCH'; choose one of {', '.join(INDEX_TYPES)}"),
+        (Index("IVF_PQ", {}, {}), "unknown index type 'IVF_PQ'"),
+        (Index("HNSW", {"M": 16}, {"ef": 64}), "build parameters M, efConstruction, given are M"),
+        (Index("FLAT"), "takes the build parameters none, given are M, efConstruction"),
+        (Index("IVF_FLAT", {"nlist": 4}, {"ef": 4}), "search parameters nprobe, given are ef"),
+        (usual_index("HNSW", {"M": 1}, {}), "M is 1, allowed are 2 to 2048"),
+        (usual_index("IVF_SQ8", {}, {"nprobe": 65_537}), "nprobe is 65537, allowed are 1 to 65536"),
+    ],
+)
+def test_what_is_wrong_with_an_index_is_said(index, message):
+    assert message in index_fault(index)
+
+
+def test_the_settings_know_the_same_indexes():
+    assert set(INDEX_TYPES) == set(get_args(IndexSettings.model_fields["type"].annotation))
 
 
 def test_models_of_equal_location_are_one_model():

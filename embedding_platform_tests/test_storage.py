@@ -45,6 +45,46 @@ def read_only_folder():
         os.chmod(folder, 0o755)
 
 
+@pytest.mark.parametrize(
+    ("url", "module", "message"),
+    [
+        ("foo://place/a", None, "no file system for foo://: Protocol not known: foo; correct the URL"),
+        ("s3://bucket/a", "s3fs", r"no file system for s3://: .*; pip install 'embedding-platform\[s3\]'"),
+        ("gs://bucket/a", "gcsfs", r"no file system for gs://: .*; pip install 'embedding-platform\[gcs\]'"),
+        ("az://container/a", "adlfs", r"no file system for az://: .*; pip install 'embedding-platform\[azure\]'"),
+        ("simplecache::s3://bucket/a", "s3fs", r"s3://: .*; pip install 'embedding-platform\[s3\]'"),
+        ("ssh://me:s3cr3t@host/a", "paramiko", "no file system for ssh://: .*paramiko.*; install what it names"),
+    ],
+)
+def test_a_protocol_that_nothing_serves_is_the_users_mistake(monkeypatch, url, module, message):
+    if module is not None:
+        monkeypatch.setitem(sys.modules, module, None)
+    calls = [
+        lambda: storage.write_bytes(url, b""),
+        lambda: storage.read_table(url, SCHEMA),
+        lambda: storage.change_mark(url),
+        lambda: storage.table_names(url),
+        lambda: list(storage.iterate_shards(url, SCHEMA)),
+        lambda: storage.remove_shards(url, []),
+        lambda: storage.compact_shards(url, SCHEMA, lambda table: table, 1),
+        lambda: storage.subfolders(url),
+        lambda: storage.remove_sibling_folders(url),
+    ]
+    for call in calls:
+        with pytest.raises(PlatformError, match=message) as refusal:
+            call()
+        assert "s3cr3t" not in str(refusal.value)
+
+
+def test_a_local_name_may_hold_two_colons(tmp_path):
+    folder = storage.join(str(tmp_path), "a::b", "now")
+    storage.append_shard(folder, table(1))
+    storage.append_shard(storage.join(str(tmp_path), "a::b", "before"), table(2))
+    storage.remove_sibling_folders(folder)
+    assert storage.subfolders(str(tmp_path / "a::b")) == ["now"]
+    assert numbers_in(storage.read_shards(folder, SCHEMA)) == [1]
+
+
 def test_a_table_is_replaced_as_a_whole(root):
     url = storage.join(root, "deep", "a.parquet")
     assert storage.read_table(url, SCHEMA).equals(SCHEMA.empty_table())

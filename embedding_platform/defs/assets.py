@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import dagster as dg
 
 from embedding_platform.defs import checks, metadata
-from embedding_platform.defs.partitions import sources_of
+from embedding_platform.defs.partitions import set_name, sources_of
 from embedding_platform.defs.resources import PlatformResource, clear_failures, progress_of
 from embedding_platform.media.cutting import Cutting, code_version
 from embedding_platform.reconcile.collection import reconcile_collection
@@ -193,6 +193,7 @@ def _published(space: Space, fingerprint: str) -> dg.AssetsDefinition:
                 platform.cutting,
                 listed_sources(platform.store, space.modality),
                 platform.settings.quality,
+                known=context.instance.get_dynamic_partitions(set_name(space.modality)),
             )
         return dg.MaterializeResult(
             metadata=metadata.of_published(report),

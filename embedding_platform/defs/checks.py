@@ -127,6 +127,7 @@ def of_published(report: PublicationReport) -> dg.AssetCheckResult:
 
 def _of_fault(fault: str, report: EmbeddingsReport, space: Space, quality: QualitySettings) -> dg.AssetCheckResult:
     offending = report.faults.get(fault, [])
+    stored = report.judged.faults.get(fault, [])
     share = len(offending) / report.contents if report.contents else 0.0
     expected = {
         "dimension": f"{space.model.dimension}",
@@ -139,8 +140,12 @@ def _of_fault(fault: str, report: EmbeddingsReport, space: Space, quality: Quali
         numbers = {"norm_min": float(report.judged.norms.min()), "norm_max": float(report.judged.norms.max())}
     return dg.AssetCheckResult(
         check_name=fault,
-        passed=share <= quality.max_failed_share,
-        description=f"{len(offending)} of {report.contents} vectors offend and were left out" if offending else None,
+        passed=share <= quality.max_failed_share and not stored,
+        description=(
+            f"{len(stored)} stored vectors offend; remove the shards of this source and run again"
+            if stored
+            else f"{len(offending)} of {report.contents} vectors offend and were left out"
+        ),
         metadata={
             "expected": expected,
             "offending": len(offending),
@@ -177,7 +182,7 @@ def _of_duplicates(report: EmbeddingsReport, quality: QualitySettings) -> dg.Ass
         passed=share <= quality.max_duplicate_share,
         severity=dg.AssetCheckSeverity.WARN,
         description=f"{report.duplicates} of {report.segments} segments repeat another's content",
-        metadata={"duplicates": report.duplicates, "share": share},
+        metadata={"duplicates": report.duplicates, "share": share, "ids": _ids(report.repeated)},
     )
 
 

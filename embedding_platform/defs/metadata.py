@@ -98,12 +98,13 @@ def of_collection(report: CollectionReport, platform: Platform, space: Space, so
 
 
 def of_published(report: PublicationReport) -> Metadata:
-    """Where the alias points, and since when not before."""
+    """Where the alias points, and what it pointed to before."""
     return {
         "alias": report.alias,
         "collection": report.collection,
         "previous": report.previous or "",
         "moved": report.moved,
+        "dropped": report.dropped,
         "published": report.published,
         "waiting": len(report.waiting),
     }

@@ -6,7 +6,6 @@ import dagster as dg
 
 from embedding_platform.defs.jobs import job_name
 from embedding_platform.defs.partitions import set_name
-from embedding_platform.defs.resources import PlatformResource
 
 
 def nightly_schedule(modality: str, cron: str) -> dg.ScheduleDefinition:
@@ -20,10 +19,9 @@ def nightly_schedule(modality: str, cron: str) -> dg.ScheduleDefinition:
         description=f"Reconciles every {modality} source, also with what changed inside Milvus.",
     )
     def schedule(
-        context: dg.ScheduleEvaluationContext, platform: PlatformResource
+        context: dg.ScheduleEvaluationContext,
     ) -> Iterator[dg.RunRequest | dg.SkipReason]:
-        known = set(context.instance.get_dynamic_partitions(set_name(modality)))
-        sources = [source for source in platform.sources()[modality] if source in known]
+        sources = sorted(context.instance.get_dynamic_partitions(set_name(modality)))
         if not sources:
             yield dg.SkipReason(f"no {modality} sources yet")
         for source in sources:

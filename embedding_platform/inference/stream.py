@@ -22,6 +22,11 @@ Reader = Callable[[Sequence[Segment]], Iterator[Content]]
 """Yields the decoded contents, in order, of segments of one file."""
 
 
+TEXTS_QUEUED = 128
+MEDIA_QUEUED = 8
+"""Most decoded contents that wait in the queue. A text takes some kB, an image of 12 megapixels 36 MB."""
+
+
 @dataclass(frozen=True)
 class Embedded:
     """A segment and its vector, float32 [d]."""
@@ -65,8 +70,7 @@ def embed_stream(
     Raises:
         Exception: whatever else a reader or the model raised; nothing is swallowed.
     """
-    largest = max(budgets.values())
-    decoded: queue.Queue = queue.Queue(maxsize=max(2 * min(largest, 64), 8))
+    decoded: queue.Queue = queue.Queue(TEXTS_QUEUED if set(budgets) == {"text"} else MEDIA_QUEUED)
     stop = threading.Event()
     groups = iter(files)
     lock = threading.Lock()
@@ -135,7 +139,8 @@ def _embed_decoded(
 ) -> Iterator[Embedded | Failed]:
     waiting: dict[Role, list[tuple[int, _Decoded]]] = {role: [] for role in budgets}
     weight: dict[Role, int] = dict.fromkeys(budgets, 0)
-    lookahead = 4
+    # Costs vary for text alone: of four batches, each gets texts of like length.
+    enough = {role: (4 if role == "text" else 1) * budget for role, budget in budgets.items()}
     while running:
         outcome = decoded.get()
         if outcome is _DONE:
@@ -149,7 +154,7 @@ def _embed_decoded(
             cost = encoder.cost(role, outcome.content)
             waiting[role].append((cost, outcome))
             weight[role] += cost
-            if weight[role] >= lookahead * budgets[role]:
+            if weight[role] >= enough[role]:
                 for batch in _batches(waiting[role], budgets[role]):
                     yield from _embed_batch(batch, encoder, role)
                 waiting[role], weight[role] = [], 0

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, BinaryIO, cast
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from embedding_platform.errors import PlatformError, RejectedError
-from embedding_platform.storage import join
+from embedding_platform.storage import file_system, join
 
 _TEMPORARY_SUFFIXES = (
     "~",
@@ -131,26 +130,6 @@ def open_media(uri: str) -> BinaryIO:
         raise RejectedError("is no longer there") from error
     except PermissionError as error:
         raise RejectedError("may not be read: permit it, then touch the file") from error
-
-
-def file_system(url: str) -> tuple[Any, str]:
-    """The fsspec file system of a URL and the path in it.
-
-    Raises:
-        PlatformError: if no file system serves the URL's protocol.
-    """
-    if "://" not in url.partition("::")[0]:
-        # A local name may hold "::", which fsspec would take for a chain of file systems.
-        fs = LocalFileSystem()
-        first, _, rest = url.partition("::")
-        if not rest or os.path.isabs(first):
-            return fs, fs._strip_protocol(url)
-    try:
-        return fsspec.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise PlatformError(
-            f"no file system for {url}: {error}; install the extra of that protocol (s3, gcs, azure)"
-        ) from error
 
 
 def _check_root(media_root: str) -> None:

@@ -159,7 +159,7 @@ def explaining(deed: str) -> Iterator[None]:
 
 
 def _errors() -> tuple[type[Exception], ...]:
-    import grpc  # type: ignore[import-untyped]
+    import grpc
     from pymilvus.exceptions import MilvusException
 
     # pymilvus lets ValueError through where a port is no number or a channel is closed.

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from embedding_platform.errors import PlatformError
 from embedding_platform.milvus.connection import BUILD_SECONDS, CALL_SECONDS, explaining, is_lite
-from embedding_platform.spaces import Index, Metric
+from embedding_platform.spaces import INDEX_TYPES, Index, Metric, index_fault
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
@@ -23,25 +23,6 @@ MAX_HITS = 16_384
 """Most rows that a Milvus server returns for one query vector or one query."""
 
 _QUERIES_PER_CALL = 256
-
-
-@dataclass(frozen=True)
-class _Parameters:
-    """Names of an index type's parameters, all of them required, with their ranges."""
-
-    build: Mapping[str, tuple[int, int]]
-    search: Mapping[str, tuple[int, int]]
-
-
-INDEX_TYPES: Mapping[str, _Parameters] = {
-    "HNSW": _Parameters({"M": (2, 2048), "efConstruction": (1, 1_000_000)}, {"ef": (1, 1_000_000)}),
-    "FLAT": _Parameters({}, {}),
-    "IVF_FLAT": _Parameters({"nlist": (1, 65_536)}, {"nprobe": (1, 65_536)}),
-    "IVF_SQ8": _Parameters({"nlist": (1, 65_536)}, {"nprobe": (1, 65_536)}),
-    "AUTOINDEX": _Parameters({}, {}),
-}
-"""The types that Milvus Lite, Milvus servers and Zilliz Cloud share (Milvus documentation,
-"In-memory index"). Checked here, because Milvus Lite accepts any name in silence."""
 
 
 def ensure_index(
@@ -60,7 +41,8 @@ def ensure_index(
         PlatformError: an unknown type or parameter, another index than asked was built, or
             it is not ready in time.
     """
-    check_index(index)
+    if fault := index_fault(index):
+        raise PlatformError(fault)
     deadline = time.monotonic() + timeout_seconds
     wanted = _Built(index.type, dict(index.build), metric)
     found = _built(client, collection)
@@ -92,29 +74,6 @@ def ensure_index(
         )
     _await_ready(client, collection, deadline, found)
     return True
-
-
-def check_index(index: Index) -> None:
-    """Refuse an index that Milvus does not have, or parameters that its type does not take.
-
-    Raises:
-        PlatformError: naming what is allowed.
-    """
-    if index.type not in INDEX_TYPES:
-        raise PlatformError(f"unknown index type {index.type!r}; choose one of {', '.join(INDEX_TYPES)}")
-    allowed = INDEX_TYPES[index.type]
-    for purpose, given, ranges in (("build", index.build, allowed.build), ("search", index.search, allowed.search)):
-        if set(given) != set(ranges):
-            raise PlatformError(
-                f"index {index.type} takes the {purpose} parameters {', '.join(ranges) or 'none'}, "
-                f"given are {', '.join(given) or 'none'}; correct index.{purpose} of the space"
-            )
-        for name, value in given.items():
-            low, high = ranges[name]
-            if not low <= value <= high:
-                raise PlatformError(
-                    f"index {index.type}: {purpose} parameter {name} is {value}, allowed are {low} to {high}"
-                )
 
 
 def ensure_loaded(client: "MilvusClient", collection: str, timeout_seconds: float = BUILD_SECONDS) -> None:
@@ -217,7 +176,7 @@ def _built(client: "MilvusClient", collection: str) -> _Built | None:
             properties = client.describe_collection(collection, timeout=CALL_SECONDS)["properties"]
             build = json.loads(properties.get(INDEX_PROPERTY, "{}"))
         else:
-            known = {name for parameters in INDEX_TYPES.values() for name in parameters.build}
+            known = {name for kind in INDEX_TYPES.values() for name in kind.build}
             build = {name: int(value) for name, value in described.items() if name in known}
     return _Built(
         described["index_type"],

@@ -24,6 +24,9 @@ BATCH_BYTES = 32 * 2**20
 
 REPAIRS = 2
 
+_DEFAULT_PARTITION = "_default"
+"""Every collection has it, and none can drop it."""
+
 _LITE_PAGE = 262_144
 _HEX = "0123456789abcdef"
 _ID_DIGITS = 32
@@ -139,7 +142,20 @@ def read_rows(client: "MilvusClient", collection: str, partition: str, expected:
 
 def drop_partition(client: "MilvusClient", collection: str, source: str) -> None:
     """Remove a source's partition with all its rows; an absent one is no error."""
-    partition = partition_name(source)
+    _drop(client, collection, partition_name(source))
+
+
+def drop_other_partitions(client: "MilvusClient", collection: str, sources: Iterable[str]) -> int:
+    """Remove the partitions of all sources but these, with all their rows; the number removed."""
+    kept = {_DEFAULT_PARTITION, *map(partition_name, sources)}
+    with explaining(f"list the partitions of {collection}"):
+        others = [name for name in client.list_partitions(collection, timeout=CALL_SECONDS) if name not in kept]
+    for partition in others:
+        _drop(client, collection, partition)
+    return len(others)
+
+
+def _drop(client: "MilvusClient", collection: str, partition: str) -> None:
     with explaining(f"drop partition {partition} of {collection}"):
         if not client.has_partition(collection, partition, timeout=CALL_SECONDS):
             return

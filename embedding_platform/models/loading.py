@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import os
 import threading
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 
@@ -29,15 +29,26 @@ _PICKLED_WEIGHTS = "pytorch_model*.bin"
 _HUB_SECONDS = 4.0
 """How long the hub may take to answer before it counts as out of reach."""
 
+_loaded: dict[tuple[Model, str, Precision], tuple[str, Encoder]] = {}
+"""The weights that each model was loaded from, and its encoder."""
+
 
 def load(model: Model, device: str = "auto", precision: Precision = "float32") -> Encoder:
     """The model, ready to embed; loaded once per process, device and precision.
+
+    Weights that were saved anew in a model's folder take the place of those loaded before.
 
     Raises:
         PlatformError: if the model cannot be found, fetched or read, or is not what its
             description says; the message says which, and the mend.
     """
-    return _load(model, choose_device(device), precision)
+    key = (model, choose_device(device), precision)
+    weights = _weights(model)
+    if key in _loaded and _loaded[key][0] != weights:
+        del _loaded[key]
+    if key not in _loaded:
+        _loaded[key] = (weights, _load(*key))
+    return _loaded[key][1]
 
 
 def resolve(model: Model) -> str:
@@ -87,10 +98,8 @@ def fingerprint(space: Space, precision: str = "float32") -> str:
     """
     model = space.model
     family = _family(model)
-    location = resolve(model)
-    weights = _folder_digest(location) if os.path.isabs(location) else f"{location}@{model.revision or 'main'}"
     return digest(
-        weights,
+        _weights(model),
         model.family,
         str(family.CODE_VERSION),
         family.POOLING,
@@ -100,7 +109,12 @@ def fingerprint(space: Space, precision: str = "float32") -> str:
     )
 
 
-@cache
+def _weights(model: Model) -> str:
+    """What changes with the weights: the digest of a folder, or id and revision on the hub."""
+    location = resolve(model)
+    return _folder_digest(location) if os.path.isabs(location) else f"{location}@{model.revision or 'main'}"
+
+
 def _load(model: Model, device: str, precision: Precision) -> Encoder:
     dtype = choose_dtype(precision, device)
     family = _family(model)

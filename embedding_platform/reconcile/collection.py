@@ -14,10 +14,12 @@ from embedding_platform import layout, records
 from embedding_platform.errors import PlatformError
 from embedding_platform.increments import Increment, diff
 from embedding_platform.media.cutting import Cutting
+from embedding_platform.milvus.alias import alias_target
 from embedding_platform.milvus.index import ann_search, ensure_index, recall_at_k
 from embedding_platform.milvus.schema import (
     Provenance,
     Row,
+    alias_name,
     collection_name,
     ensure_collection,
     make_rows,
@@ -181,6 +183,14 @@ def reconcile_collection(
         recall_queries=queries,
         seconds={"sync": synced - started, "index": indexed - synced, "recall": perf_counter() - indexed},
         data_version=records.digest(fingerprint, *desired.sort_index().to_list()),
+    )
+
+
+def holds_source(client: "MilvusClient", space: Space, fingerprint: str, source: str) -> bool:
+    """Whether the source still has a Milvus partition, in the present collection or in the published one."""
+    names = {collection_name(space.key, fingerprint), alias_target(client, alias_name(space.key))}
+    return any(
+        client.has_collection(name) and client.has_partition(name, partition_name(source)) for name in names if name
     )
 
 

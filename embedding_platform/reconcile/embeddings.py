@@ -1,5 +1,6 @@
 """`<modality>/<space>/embeddings`: segment contents against the vectors stored under the space's fingerprint."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,12 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedding_platform import layout, records, storage
+from embedding_platform.errors import RejectedError
 from embedding_platform.increments import Increment, diff
 from embedding_platform.inference.stream import Embedded, Failed, embed_stream
 from embedding_platform.media.cutting import Cutting, read
 from embedding_platform.models.encoder import Encoder
 from embedding_platform.reconcile.files import stored_items
-from embedding_platform.reconcile.segments import Reject, check_unchanged, live_segments
+from embedding_platform.reconcile.segments import CHANGED, Reject, check_unchanged, live_segments
 from embedding_platform.records import REJECTED, Content, Item, Segment
 from embedding_platform.settings import BatchSettings
 from embedding_platform.spaces import Space
@@ -28,6 +30,9 @@ UNREADABLE = "unreadable"
 
 MOST_JUDGED = 100_000
 """Stored vectors that one run judges again; beyond it, those that come first are the sample."""
+
+MOST_REPEATED = 20
+"""Contents named of those that several segments share."""
 
 SECONDS_PER_CHUNK = 60.0
 """Work that a killed run may lose: a chunk is stored when it is full or this old."""
@@ -47,8 +52,10 @@ class Judged:
 class EmbeddingsReport:
     """What embedding a source did. The increment counts distinct contents.
 
-    `orphaned` contents are kept for reuse; `missing` live contents have neither vector nor
-    rejection; `faults` maps each fault to the content hashes that have it.
+    `orphaned` contents are kept for reuse until compaction; `missing` live contents have
+    neither vector nor rejection; `faults` maps each fault to the content hashes that have it;
+    `duplicates` segments repeat the content of another, and `repeated` are the hashes of such
+    contents, the most frequent first, at most MOST_REPEATED.
     """
 
     increment: Increment
@@ -63,6 +70,7 @@ class EmbeddingsReport:
     seconds: dict[str, float]
     device: str
     duplicates: int
+    repeated: list[str]
     data_version: str
 
 
@@ -140,12 +148,16 @@ def reconcile_embeddings(
         seconds={"total": perf_counter() - started, **seconds},
         device=device,
         duplicates=table.num_rows - len(desired),
+        repeated=_repeated(table["content_hash"].to_pylist()),
         data_version=records.digest(fingerprint, *sorted(desired.intersection(held))),
     )
 
 
 def embeddings_increment(store: str, space: Space, source: str, fingerprint: str, cutting: Cutting) -> Increment:
-    """Which contents are to be embedded; nothing is done. Rejections by judgement count as dealt with."""
+    """Which contents are to be embedded; nothing is done.
+
+    Rejections by judgement count as dealt with. `orphaned` contents are kept for reuse until compaction.
+    """
     folder = layout.vectors_folder(store, space.key, fingerprint, source)
     table = _segments_of(store, space, source, cutting, ["content_hash"])
     desired = pd.Index(table["content_hash"].unique().to_pylist(), dtype=object)
@@ -187,6 +199,9 @@ def _read_unchanged(modality: str, items: dict[str, Item], group: Sequence[Segme
     """
     for segment, content in zip(group, read(modality, group), strict=False):
         if segment.role != "text":
+            # A listing that overlaps with this run may know files that this run does not.
+            if segment.path not in items:
+                raise RejectedError(CHANGED)
             check_unchanged(items[segment.path])
         yield content
 
@@ -242,6 +257,11 @@ def _first_segments(
             seen.add(segment.content_hash)
             groups.setdefault(segment.path, []).append(segment)
     yield from groups.values()
+
+
+def _repeated(contents: list[str]) -> list[str]:
+    shared = [(content, count) for content, count in Counter(contents).items() if count > 1]
+    return [content for content, _ in sorted(shared, key=lambda pair: (-pair[1], pair[0]))[:MOST_REPEATED]]
 
 
 def _lasting(rejects: list[Reject]) -> list[Reject]:

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 import pandas as pd
 
 from embedding_platform import layout, records, storage
+from embedding_platform.errors import PlatformError
 from embedding_platform.increments import Increment, diff
 from embedding_platform.media.items import Listing, classify, item_state, list_items, rejected_state
+from embedding_platform.media.listing import list_sources
 from embedding_platform.records import ITEMS, REJECTED, Item
 from embedding_platform.spaces import MODALITIES
 
@@ -32,11 +34,14 @@ def reconcile_files(store: str, media_root: str, modality: str, source: str) -> 
     """List one modality of a source and replace its tables where something changed.
 
     Raises:
-        PlatformError: if the media root cannot be reached; the last listing stays.
+        PlatformError: if the media root cannot be reached, or holds no folder any more; the
+            last listing stays.
     """
     known = {name: stored_items(store, name, source) for name in MODALITIES}
     known_rejected = {name: stored_rejects(store, name, source) for name in MODALITIES}
     listing: Listing = list_items(modality, media_root, source, known, known_rejected)
+    if not (listing.items or listing.rejected):
+        present_sources(store, media_root)
     increment = diff(_versions(listing.items), _versions(known[modality]))
     if listing.items != known[modality]:
         storage.write_table(layout.items_url(store, modality, source), records.items_table(listing.items))
@@ -44,6 +49,24 @@ def reconcile_files(store: str, media_root: str, modality: str, source: str) -> 
         url = layout.rejected_items_url(store, modality, source)
         storage.write_table(url, records.rejected_table(listing.rejected))
     return FilesReport(increment, listing.items, listing.rejected, listing.skipped, listing.hashed)
+
+
+def present_sources(store: str, media_root: str) -> list[str]:
+    """Names of the folders directly under the media root, sorted.
+
+    Raises:
+        PlatformError: if the root cannot be reached, or holds no folder although sources were
+            listed there: a disk that is not mounted leaves an empty folder in its place.
+    """
+    present = list_sources(media_root)
+    if not present:
+        gone = {source for modality in MODALITIES for source in listed_sources(store, modality)}
+        if gone:
+            raise PlatformError(
+                f"media_root {media_root} holds no folder, but {len(gone)} sources were indexed from it; "
+                "mount it, or put an empty folder there if everything is meant to go"
+            )
+    return present
 
 
 def classify_source(store: str, media_root: str, source: str) -> dict[str, dict[str, str]]:

@@ -1,10 +1,14 @@
-"""What the next run would do, without doing it."""
+"""The increments that are waiting, one stage at a time, without doing anything about them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from embedding_platform.increments import Increment
+import pandas as pd
+
+from embedding_platform.increments import Increment, diff
+from embedding_platform.milvus.alias import alias_target
+from embedding_platform.milvus.schema import alias_name, collection_name
 from embedding_platform.reconcile.collection import LiveRows, collection_increment
 from embedding_platform.reconcile.embeddings import embeddings_increment
 from embedding_platform.reconcile.files import files_increment
@@ -24,6 +28,14 @@ class Pending:
     asset: str
     source: str
     increment: Increment
+
+
+def pending_publication(client: "MilvusClient", space: "Space", fingerprint: str) -> Pending:
+    """The alias as a table of one row: new, stale if it points elsewhere, or unchanged."""
+    target = alias_target(client, alias_name(space.key))
+    desired = pd.Series({alias_name(space.key): collection_name(space.key, fingerprint)}, dtype=object)
+    actual = pd.Series({alias_name(space.key): target} if target else {}, dtype=object)
+    return Pending(f"{space.key}/published", "", diff(desired, actual))
 
 
 def pending_of_source(

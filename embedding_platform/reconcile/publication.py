@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from embedding_platform.media.cutting import Cutting
 from embedding_platform.milvus.alias import alias_target, point_alias
 from embedding_platform.milvus.schema import alias_name, collection_name
+from embedding_platform.milvus.sync import drop_other_partitions
 from embedding_platform.reconcile.collection import LiveRows, collection_increment, measure_recall
 from embedding_platform.settings import QualitySettings
 from embedding_platform.spaces import Space
@@ -20,6 +21,7 @@ class PublicationReport:
     """Whether readers search the present model's collection, and what stands in the way if not.
 
     `waiting` maps each source that is not ready to the reason; it is empty once published.
+    `dropped` is the number of partitions removed whose sources are gone.
     """
 
     alias: str
@@ -27,6 +29,7 @@ class PublicationReport:
     previous: str | None
     moved: bool
     waiting: dict[str, str]
+    dropped: int
 
     @property
     def published(self) -> bool:
@@ -42,17 +45,21 @@ def publish(
     cutting: Cutting,
     sources: Sequence[str],
     quality: QualitySettings,
+    known: Sequence[str] = (),
 ) -> PublicationReport:
     """Point the space's alias to the collection of this fingerprint, once every source is in it and sound.
 
     The gate asks of each source: every item is cut or rejected, every live segment has a vector
     or a recorded rejection, the Milvus partition holds exactly the desired rows, and recall@10
-    reaches the floor. An alias that already points there is left alone.
+    reaches the floor. An alias that already points there is left alone. Partitions of sources
+    that are neither in `sources` nor in `known` go first: one that was deleted while another
+    collection was published is otherwise still in this one.
     """
     alias, name = alias_name(space.key), collection_name(space.key, fingerprint)
     previous = alias_target(client, alias)
     if previous == name:
-        return PublicationReport(alias, name, previous, moved=False, waiting={})
+        dropped = drop_other_partitions(client, name, [*sources, *known])
+        return PublicationReport(alias, name, previous, moved=False, waiting={}, dropped=dropped)
     waiting = {}
     for source in sources:
         reason = _what_is_missing(client, name, LiveRows(store, space, source, fingerprint, cutting), quality)
@@ -61,8 +68,10 @@ def publish(
     if not waiting and not client.has_collection(name):
         waiting["every source"] = f"there is no collection {name} yet; materialize {space.key}/collection first"
     if waiting:
-        return PublicationReport(alias, name, previous, moved=False, waiting=waiting)
-    return PublicationReport(alias, name, previous, moved=point_alias(client, alias, name), waiting={})
+        return PublicationReport(alias, name, previous, moved=False, waiting=waiting, dropped=0)
+    dropped = drop_other_partitions(client, name, [*sources, *known])
+    moved = point_alias(client, alias, name)
+    return PublicationReport(alias, name, previous, moved=moved, waiting={}, dropped=dropped)
 
 
 def _what_is_missing(client: "MilvusClient", collection: str, live: LiveRows, quality: QualitySettings) -> str | None:

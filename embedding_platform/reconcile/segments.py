@@ -57,7 +57,7 @@ def reconcile_segments(
     items = {item.path: item for item in stored_items(store, modality, source)}
     last_rejects = rejected_items(store, modality, source, cutting)
     rejects = {(row[0], row[2]): row for row in last_rejects if row[3] != CHANGED}
-    increment = segments_increment(store, modality, source, cutting)
+    increment = segments_increment(store, modality, source, cutting, list(items.values()))
     needed = [items[path] for path in [*increment.new, *increment.stale]]
 
     with ThreadPoolExecutor(readers) as pool:
@@ -86,10 +86,17 @@ def reconcile_segments(
     return SegmentsReport(increment, len(items), live.num_rows, sorted(live_rejects), data_version)
 
 
-def segments_increment(store: str, modality: str, source: str, cutting: Cutting) -> Increment:
-    """Which items are to be cut, or their segments dropped; nothing is done."""
+def segments_increment(
+    store: str, modality: str, source: str, cutting: Cutting, items: Sequence[Item] | None = None
+) -> Increment:
+    """Which items are to be cut, or their segments dropped; nothing is done.
+
+    `items` are those of the last listing, for a caller that has read it already.
+    """
+    if items is None:
+        items = stored_items(store, modality, source)
     folder = layout.segments_folder(store, modality, source, code_version(modality, cutting))
-    desired = pd.Series({item.path: item.version for item in stored_items(store, modality, source)}, dtype=object)
+    desired = pd.Series({item.path: item.version for item in items}, dtype=object)
     rejected = rejected_items(store, modality, source, cutting)
     rejects = [(path, version) for path, _, version, reason in rejected if reason != CHANGED]
     table = storage.read_shards(folder, SEGMENTS, ["path", "item_version"])

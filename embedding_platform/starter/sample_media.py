@@ -15,13 +15,12 @@ from importlib import resources
 from io import BytesIO
 from typing import TYPE_CHECKING, Literal
 
-import fsspec
 import numpy as np
 from PIL import Image
 
 from embedding_platform.starter import world
 from embedding_platform.starter.pdf import pdf
-from embedding_platform.storage import join, write_bytes
+from embedding_platform.storage import file_system, join, write_bytes
 
 if TYPE_CHECKING:
     import av
@@ -178,7 +177,7 @@ def _write(root: str, files: Iterator[tuple[str, bytes]]) -> int:
     written = 0
     for path, payload in files:
         url = join(root, path)
-        fs, place = fsspec.url_to_fs(url)
+        fs, place = file_system(url)
         if not fs.exists(place) or fs.cat_file(place) != payload:
             write_bytes(url, payload)
             written += 1

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.test_utils import create_run_for_test
 
 from embedding_platform.definitions import build_definitions
 from embedding_platform.platform import Platform
 from embedding_platform.runs import run_sources
+from embedding_platform_tests.conftest import open_platform
 
 
 @pytest.fixture
@@ -118,14 +120,57 @@ def test_an_unreachable_media_root_is_a_reason_to_wait_and_to_remove_nothing(
     assert "media_root" in (result.skip_message or "")
 
 
+def fail_on_milvus(platform: Platform) -> Platform:
+    """The same media and store, with a Milvus that nobody serves."""
+    broken = {"uri": "http://127.0.0.1:9", "timeout_seconds": 1}
+    return open_platform(platform.settings.base, milvus=broken)
+
+
+def test_a_failed_run_is_requested_again_after_a_while_or_when_the_media_changed(
+    platform: Platform, texts: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (request,) = tick(platform, instance).run_requests
+    instance.add_dynamic_partitions("text_sources", ["letters"])
+    job = build_definitions(fail_on_milvus(platform)).resolve_job_def("text_sync")
+    result = job.execute_in_process(instance=instance, partition_key="letters", tags=request.tags, raise_on_error=False)
+    assert not result.success
+    assert isinstance(tick(platform, instance), dg.SkipReason), "not at once"
+    with monkeypatch.context() as later:
+        later.setattr("embedding_platform.defs.sensors.SECONDS_TO_RETRY", 0.0)
+        assert set(requested(tick(platform, instance))) == {"letters"}
+    (texts / "two.txt").write_text("The winter came early.")
+    assert set(requested(tick(platform, instance))) == {"letters"}
+
+
+def test_no_run_is_requested_beside_one_that_is_going(
+    platform: Platform, texts: Path, instance: dg.DagsterInstance
+) -> None:
+    create_run_for_test(
+        instance, job_name="text_sync", tags={"dagster/partition": "letters"}, status=dg.DagsterRunStatus.STARTED
+    )
+    assert isinstance(tick(platform, instance), dg.SkipReason)
+
+
+def test_a_source_whose_emptying_failed_keeps_its_partition_until_nothing_is_left(
+    platform: Platform, texts: Path, instance: dg.DagsterInstance
+) -> None:
+    (Path(platform.settings.media_url) / "other").mkdir()
+    list(run_sources(platform, instance))
+    shutil.rmtree(texts)
+    (failed,) = run_sources(fail_on_milvus(platform), instance)
+    assert not failed.succeeded
+    assert instance.get_dynamic_partitions("text_sources") == ["letters"]
+    (run,) = run_sources(platform, instance)
+    assert run.of("collection", "deleted") == 1
+    assert instance.get_dynamic_partitions("text_sources") == []
+
+
 def test_every_night_each_source_is_reconciled(platform: Platform, texts: Path, instance: dg.DagsterInstance) -> None:
     list(run_sources(platform, instance))
     (schedule,) = [
         schedule for schedule in build_definitions(platform).schedules or [] if schedule.name == "text_nightly"
     ]
     night = datetime(2026, 1, 2, 2, tzinfo=UTC)
-    with dg.build_schedule_context(
-        instance=instance, scheduled_execution_time=night, resources={"platform": platform}
-    ) as context:
+    with dg.build_schedule_context(instance=instance, scheduled_execution_time=night) as context:
         requests = list(schedule(context))
     assert [request.partition_key for request in requests] == ["letters"]

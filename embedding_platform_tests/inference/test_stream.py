@@ -172,7 +172,11 @@ def test_a_consumer_that_stops_early_stops_the_readers():
     assert not threads_reading()
 
 
-def test_readers_decode_only_so_far_ahead_of_the_model():
+@pytest.mark.parametrize(
+    ("roles", "queued", "batches_waiting"),
+    [(("text",), 128, 4), (("image",), 8, 1), (("video",), 8, 1), (("image", "text"), 8, 4)],
+)
+def test_readers_decode_only_so_far_ahead_of_the_model(roles, queued, batches_waiting):
     decoded = 0
     ahead = []
 
@@ -182,12 +186,12 @@ def test_readers_decode_only_so_far_ahead_of_the_model():
             decoded += 1
             yield one.text
 
-    endless = ([segment(f"{number}.txt", 0, f"text{number}")] for number in itertools.count())
-    outcomes = embed_stream(endless, count, SmallEncoder(), {"text": 4}, readers=2)
-    for taken, _ in enumerate(itertools.islice(outcomes, 200), start=1):
+    role, budget, readers = roles[-1], 4, 2
+    endless = ([segment(f"{number}", 0, f"content{number}", role)] for number in itertools.count())
+    outcomes = embed_stream(endless, count, SmallEncoder(), dict.fromkeys(roles, budget), readers)
+    for taken, _ in enumerate(itertools.islice(outcomes, 400), start=1):
         ahead.append(decoded - taken)
-    queue_limit, lookahead, in_hand = 8, 4 * 4, 2 * 2
-    assert max(ahead) <= queue_limit + lookahead + in_hand
+    assert max(ahead) <= queued + batches_waiting * budget + readers
     outcomes.close()
 
 

@@ -206,6 +206,19 @@ def test_a_model_is_loaded_once(folder):
     assert load(model, "cpu") is not load(model, "cpu", "bfloat16")
 
 
+def test_weights_that_were_saved_anew_are_loaded_under_their_new_fingerprint(folder):
+    model = describe("resnet", folder, 40, "image")
+    before, was = load(model, "cpu"), fingerprint(space_of(folder))
+    (folder / "README.md").write_text("no vector depends on this")
+    assert load(model, "cpu") is before
+    _rewrite_weights(folder, scale=1.5)
+    after = load(model, "cpu")
+    assert after is load(model, "cpu")
+    assert fingerprint(space_of(folder)) != was
+    images = make_images()
+    assert not np.allclose(after.embed("image", images), before.embed("image", images))
+
+
 def test_nothing_is_printed_and_nothing_is_asked_of_the_network(folder, folders, capfd, monkeypatch):
     def refuse(*arguments):
         raise AssertionError(f"network: {arguments}")

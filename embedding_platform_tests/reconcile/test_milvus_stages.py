@@ -25,7 +25,7 @@ from embedding_platform.records import segment_id
 from embedding_platform.settings import QualitySettings
 from embedding_platform.vectors import store as vector_store
 from embedding_platform_tests.inference.small_encoder import SmallEncoder, vector_of
-from embedding_platform_tests.reconcile.small_lake import Lake
+from embedding_platform_tests.reconcile.small_lake import FINGERPRINT, Lake
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,11 @@ def publish_to(client, lake: Lake, *sources: str, **quality: float) -> Publicati
 def ids_in(client, lake: Lake, source: str = "one") -> set[str]:
     collection = collection_name(lake.space.key, lake.fingerprint)
     return set(read_rows(client, collection, partition_name(source)).index)
+
+
+def ids_of_all(client, name: str) -> set[str]:
+    """Ids of all rows that readers find under the name of a collection or an alias."""
+    return {row["id"] for row in client.query(name, filter='id != ""', output_fields=["id"], limit=1000)}
 
 
 def id_of(name: str, source: str = "one") -> str:
@@ -238,6 +243,57 @@ def test_a_new_model_is_published_when_its_collection_is_complete_and_the_old_on
     assert (new.moved, new.previous) == (True, old.collection)
     assert alias_target(client, new.alias) == new.collection != old.collection
     assert client.has_collection(old.collection)
+
+
+def test_a_rollback_finds_no_rows_of_a_source_that_was_deleted_meanwhile(client, lake):
+    lake.write("a", 10, "two")
+    lake.run("two")
+    for source in ("one", "two"):
+        collect(client, lake, source)
+    first = publish_to(client, lake, "one", "two")
+
+    lake.fingerprint = "e" * 64
+    for source in ("one", "two"):
+        lake.embeddings(source)
+        collect(client, lake, source)
+    assert publish_to(client, lake, "one", "two").moved
+    lake.path("a", "two").unlink()
+    lake.run("two")
+    collect(client, lake, "two")
+    assert publish_to(client, lake, "one").dropped == 0
+    assert ids_of_all(client, first.collection) > {id_of("a", "two")}
+
+    lake.fingerprint = FINGERPRINT
+    lake.embeddings()
+    collect(client, lake)
+    back = publish_to(client, lake, "one")
+    assert (back.moved, back.collection, back.dropped) == (True, first.collection, 1)
+    assert ids_of_all(client, back.alias) == {id_of(f"n{number}") for number in range(5)}
+
+
+def test_a_published_collection_is_rid_of_sources_that_are_gone(client, lake):
+    lake.write("a", 10, "two")
+    lake.run("two")
+    for source in ("one", "two"):
+        collect(client, lake, source)
+    published = publish_to(client, lake, "one", "two")
+    assert published.dropped == 0
+    again = publish_to(client, lake, "one")
+    assert (again.moved, again.dropped) == (False, 1)
+    assert ids_of_all(client, published.alias) == {id_of(f"n{number}") for number in range(5)}
+    assert publish_to(client, lake, "one").dropped == 0
+
+
+def test_nothing_is_dropped_from_a_collection_that_is_not_ready(client, lake):
+    lake.write("a", 10, "two")
+    lake.run("two")
+    for source in ("one", "two"):
+        collect(client, lake, source)
+    lake.write("late", 11)
+    lake.files()
+    waiting = publish_to(client, lake, "one")
+    assert (waiting.published, waiting.dropped) == (False, 0)
+    assert ids_in(client, lake, "two") == {id_of("a", "two")}
 
 
 def test_a_floor_of_recall_that_is_not_reached_stops_the_alias(client, lake, monkeypatch):

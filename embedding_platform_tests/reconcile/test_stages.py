@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,6 +15,7 @@ import pandas as pd
 import pytest
 
 from embedding_platform import layout, storage
+from embedding_platform.errors import PlatformError
 from embedding_platform.media.cutting import code_version
 from embedding_platform.reconcile.embeddings import embeddings_increment, judge_stored, reconcile_embeddings
 from embedding_platform.reconcile.files import (
@@ -21,9 +23,12 @@ from embedding_platform.reconcile.files import (
     files_increment,
     listed_sources,
     listing_age,
+    present_sources,
     reconcile_files,
+    stored_items,
 )
 from embedding_platform.reconcile.segments import live_segments, reconcile_segments, segments_increment
+from embedding_platform.records import Item
 from embedding_platform.settings import BatchSettings
 from embedding_platform.vectors import store as vector_store
 from embedding_platform_tests.inference.small_encoder import DIMENSION, SmallEncoder
@@ -122,6 +127,18 @@ def test_equal_content_is_embedded_once_and_reported_as_duplicate(lake):
     assert (segments.segments, embeddings.contents, embeddings.duplicates, lake.encoder.embedded) == (3, 1, 2, 1)
 
 
+def test_contents_that_several_segments_share_are_named_the_most_frequent_first(lake, monkeypatch):
+    monkeypatch.setattr("embedding_platform.reconcile.embeddings.MOST_REPEATED", 2)
+    for seed, copies in ((1, 2), (2, 1), (3, 4), (4, 3)):
+        for copy in range(copies):
+            lake.write(f"n{seed}-{copy}", seed)
+    _, _, embeddings = lake.run()
+    table = live_segments(lake.store, "text", "one", lake.cutting, ["path", "content_hash"])
+    content_of = dict(zip(table["path"].to_pylist(), table["content_hash"].to_pylist(), strict=True))
+    assert embeddings.repeated == [content_of["n3-0.txt"], content_of["n4-0.txt"]]
+    assert embeddings.duplicates == 1 + 3 + 2
+
+
 def test_content_that_moves_to_another_source_takes_its_vector_along(any_lake):
     lake = any_lake
     for number in range(3):
@@ -143,10 +160,34 @@ def test_a_source_that_went_away_empties_every_stage(lake):
     path = lake.write("a", 1)
     lake.run()
     path.unlink()
-    path.parent.rmdir()
+    path.parent.rename(lake.media / "empty")
     files, segments, embeddings = lake.run()
     assert [counts(report) for report in (files, segments, embeddings)] == [(0, 0, 1, 0)] * 3
     assert (segments.segments, embeddings.contents, listed_sources(lake.store, "text")) == (0, 0, [])
+
+
+@pytest.mark.parametrize("modality", ["text", "image"])
+def test_a_media_root_without_any_folder_is_taken_for_a_disk_that_is_not_mounted(tmp_path, modality):
+    lake = Lake(tmp_path, modality)
+    lake.media.mkdir()
+    assert present_sources(lake.store, str(lake.media)) == []
+    assert lake.files().items == []
+
+    lake.write("a", 1)
+    lake.write("a", 1, "two")
+    for source in ("one", "two"):
+        lake.run(source)
+    before = lake.stored_files()
+    lake.media.rename(tmp_path / "unmounted")
+    lake.media.mkdir()
+    for look in (lambda: present_sources(lake.store, str(lake.media)), lake.files, lambda: lake.files("two")):
+        with pytest.raises(PlatformError, match=r"media holds no folder, but 2 sources were indexed from it; mount it"):
+            look()
+    assert lake.stored_files() == before
+
+    (lake.media / "empty").mkdir()
+    assert present_sources(lake.store, str(lake.media)) == ["empty"]
+    assert counts(lake.files()) == (0, 0, 1, 0)
 
 
 @pytest.mark.parametrize(
@@ -243,6 +284,46 @@ def test_a_file_that_changed_since_its_listing_gives_no_vector_to_its_old_conten
     assert vectors_of(lake) == {}
     _, _, embeddings = lake.run()
     assert (embeddings.embedded, embeddings.rejected) == (1, [])
+
+
+def overtaken_by(another_run: Callable[[], object]) -> Callable[..., list[Item]]:
+    """A reader of the last listing, after whose first answer another run comes."""
+    answered = []
+
+    def read(*place: str) -> list[Item]:
+        items = stored_items(*place)
+        if not answered:
+            answered.append(items)
+            another_run()
+        return items
+
+    return read
+
+
+def test_a_listing_that_another_run_replaces_meanwhile_does_not_break_the_cut(lake, monkeypatch):
+    lake.write("a", 1)
+    lake.files()
+    with monkeypatch.context() as patch:
+        overtaken = overtaken_by(lambda: (lake.write("late", 2), lake.files()))
+        patch.setattr("embedding_platform.reconcile.segments.stored_items", overtaken)
+        assert counts(lake.segments()) == (1, 0, 0, 0)
+    assert counts(lake.segments()) == (1, 0, 0, 1)
+
+
+def test_a_file_that_another_run_lists_meanwhile_is_left_to_the_next_run(tmp_path, monkeypatch):
+    lake = Lake(tmp_path, "image")
+    lake.write("b", 1)
+    lake.files()
+    lake.segments()
+    with monkeypatch.context() as patch:
+        overtaken = overtaken_by(lambda: (lake.write("a copy that comes first", 1), lake.files(), lake.segments()))
+        patch.setattr("embedding_platform.reconcile.embeddings.stored_items", overtaken)
+        embeddings = lake.embeddings()
+    assert [row[3] for row in embeddings.rejected] == [
+        "unreadable: changed or went away after it was listed; the next run takes it up"
+    ]
+    mended = lake.embeddings()
+    assert (mended.embedded, mended.rejected, mended.missing) == (1, [], [])
 
 
 def test_an_item_that_cannot_be_cut_is_rejected_with_its_reason_until_it_changes(tmp_path):

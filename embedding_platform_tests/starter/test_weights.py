@@ -28,8 +28,8 @@ THRESHOLDS = [
     ("clip", "precision: a {colour} {shape}", 0.7),
     ("resnet50", "same_shape_and_colour_recall_at_1", 0.9),
     ("whisper", "same_kind_and_band_recall_at_1", 0.9),
-    ("perceiver", "same_motion_and_colour_recall_at_1", 0.6),
-    ("perceiver", "same_motion_and_colour_recall_at_1_silent", 0.6),
+    ("perceiver", "same_motion_and_colour_recall_at_1", 0.9),
+    ("perceiver", "same_motion_and_colour_recall_at_1_silent", 0.9),
 ]
 
 

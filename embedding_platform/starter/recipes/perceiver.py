@@ -12,7 +12,7 @@ from embedding_platform.starter.recipes.run import CosineHead, Trained, fit, sam
 
 PIXELS = 64
 SEED = 104
-STEPS = 1300
+STEPS = 1900
 
 BATCH = 32
 POOL = 4000
