@@ -323,7 +323,7 @@ SAMPLE_QUESTIONS: tuple[Question, ...] = (
     Question("text", "text", "what does a moraine show", "glaciers"),
     Question("text", "text", "searching a graph with several storeys for near vectors", "hnsw-index"),
     Question("text", "text", "how often should one practise restoring", "backups"),
-    *(Question("image", "text", f"a {colour} {shape}", f"{colour}-{shape}-") for colour, shape in PAIRS[3:6]),
+    *(Question("image", "text", f"a {colour} {shape}", f"{colour}-{shape}-") for colour, shape in PAIRS),
     *(
         Question("image", "file", f"pictures/{number}.png", f"{colour}-{shape}-")
         for number, (colour, shape) in enumerate(PAIRS[5:9])

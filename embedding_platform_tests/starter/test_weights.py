@@ -24,8 +24,8 @@ FORMATS = {
     "video": ("mp4", "mkv", "webm", "mov"),
 }
 THRESHOLDS = [
-    ("clip", "text_to_image_recall_at_1", 0.8),
-    ("clip", "precision: a {colour} {shape}", 0.7),
+    ("clip", "text_to_image_recall_at_1", 0.9),
+    ("clip", "precision: a {colour} {shape}", 0.9),
     ("resnet50", "same_shape_and_colour_recall_at_1", 0.9),
     ("whisper", "same_kind_and_band_recall_at_1", 0.9),
     ("perceiver", "same_motion_and_colour_recall_at_1", 0.9),
