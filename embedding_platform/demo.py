@@ -26,9 +26,8 @@ def run_demo(platform: Platform) -> bool:
         PlatformError: if the media root holds somebody's own media.
     """
     made = make_media_once(platform.settings.media_url)
-    terminal.CONSOLE.print(
-        f"{made} sample files made in {platform.settings.media_url}" if made else "sample media: there"
-    )
+    told = f"{made} sample files made in" if made else "sample media are already in"
+    terminal.CONSOLE.print(f"{told} {platform.settings.media_url}", soft_wrap=True)
     runs = terminal.run_with_progress(platform)
     terminal.print_spaces([_summary(platform, space, runs) for space in platform.spaces])
     for title, hits in sample_answers(platform):

@@ -104,7 +104,7 @@ def _request(platform: Platform, modality: str, source: str, seen: Mapping[str, 
 
 
 def _state(seen: Mapping[str, str]) -> str:
-    return digest(*(part for item in sorted(seen.items()) for part in item))
+    return digest(*(part for item in sorted(seen.items()) for part in item))[:12]
 
 
 def _last_run(instance: dg.DagsterInstance, modality: str, source: str) -> _LastRun:
