@@ -104,7 +104,7 @@ def print_runs(runs: Sequence[SourceRun]) -> None:
 
 def print_spaces(rows: Sequence[Sequence[str]]) -> None:
     """The table of published spaces."""
-    table = _table("space", "segments", "vectors", "dimension", "partitions", "recall@10", "index", "published as")
+    table = _table("space", "segments", "vectors", "dim", "parts", "recall@10", "index", "published as")
     for row in rows:
         table.add_row(*row)
     CONSOLE.print(table)
@@ -120,7 +120,7 @@ def print_hits(title: str, hits: Sequence[Hit]) -> None:
         CONSOLE.print(f"  {place}. {hit.score:.3f}  {escape(f'{hit.source}/{hit.path}')}{where}", soft_wrap=True)
         if hit.text:
             CONSOLE.print(f"     [dim]{escape(_shortened(hit.text))}[/]", soft_wrap=True)
-        CONSOLE.print(f"     [dim]id {hit.id}  model {escape(hit.model)}  run {hit.run_id}[/]", soft_wrap=True)
+        CONSOLE.print(f"     [dim]id {hit.id}  run {hit.run_id[:8]}  model {escape(hit.model)}[/]", soft_wrap=True)
 
 
 def print_pending(rows: Sequence[Pending]) -> None:
@@ -135,9 +135,10 @@ def print_pending(rows: Sequence[Pending]) -> None:
 def _table(*columns: str) -> Table:
     """A table without walls, so that it fits into 80 columns; words left, numbers right."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title_justify="left")
+    wide = ("asset", "source", columns[-1])
     for name in columns:
         words = name in ("asset", "source", "space", "index", "published as")
-        table.add_column(name, justify="left" if words else "right", overflow="fold")
+        table.add_column(name, justify="left" if words else "right", overflow="fold", no_wrap=name not in wide)
     return table
 
 
