@@ -190,6 +190,11 @@ def segments(table: pa.Table) -> list[Segment]:
     return [Segment(**{**row, "attributes": json.loads(row["attributes"])}) for row in table.select(fields).to_pylist()]
 
 
+def rejected_rows(table: pa.Table) -> list[tuple[str, str, str, str]]:
+    """The rows (path, uri, version, reason) of a table of schema REJECTED."""
+    return list(zip(*(table[name].to_pylist() for name in REJECTED.names), strict=True))
+
+
 def rejected_table(rows: Sequence[tuple[str, str, str, str]]) -> pa.Table:
     """Rows of (path, uri, version, reason) as a table of schema REJECTED."""
     return pa.Table.from_pylist([dict(zip(REJECTED.names, row, strict=True)) for row in rows], schema=REJECTED)

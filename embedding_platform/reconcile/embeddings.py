@@ -1,7 +1,7 @@
 """`<modality>/<space>/embeddings`: segment contents against the vectors stored under the space's fingerprint."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
@@ -95,7 +95,7 @@ def reconcile_embeddings(
     desired = pd.Index(table["content_hash"].unique().to_pylist(), dtype=object)
     last_rejects = rejected_contents(store, space, source, fingerprint)
     lasting = {row[2]: row for row in _lasting(last_rejects) if row[2] in desired}
-    increment = embeddings_increment(store, space, source, fingerprint, cutting)
+    increment = _increment(folder, desired, lasting)
 
     started = perf_counter()
     reused: pd.Index = pd.Index([], dtype=object)
@@ -161,14 +161,18 @@ def embeddings_increment(store: str, space: Space, source: str, fingerprint: str
     folder = layout.vectors_folder(store, space.key, fingerprint, source)
     table = _segments_of(store, space, source, cutting, ["content_hash"])
     desired = pd.Index(table["content_hash"].unique().to_pylist(), dtype=object)
-    judged = [row[2] for row in _lasting(rejected_contents(store, space, source, fingerprint)) if row[2] in desired]
-    return diff(_flat(desired), _flat(vector_store.stored_hashes(folder).union(judged, sort=False)))
+    rejects = rejected_contents(store, space, source, fingerprint)
+    return _increment(folder, desired, [row[2] for row in _lasting(rejects) if row[2] in desired])
+
+
+def _increment(folder: str, desired: pd.Index, judged: Iterable[str]) -> Increment:
+    return diff(_flat(desired), _flat(vector_store.stored_hashes(folder).union(list(judged), sort=False)))
 
 
 def rejected_contents(store: str, space: Space, source: str, fingerprint: str) -> list[Reject]:
     """Contents without a usable vector, as (path, uri, content hash, reason)."""
     table = storage.read_table(layout.rejected_vectors_url(store, space.key, fingerprint, source), REJECTED)
-    return [tuple(row[name] for name in REJECTED.names) for row in table.to_pylist()]
+    return records.rejected_rows(table)
 
 
 def judge_stored(folder: str, space: Space, live: pd.Index) -> Judged:

@@ -109,7 +109,7 @@ def stored_items(store: str, modality: str, source: str) -> list[Item]:
 def stored_rejects(store: str, modality: str, source: str) -> list[tuple[str, str, str, str]]:
     """The rejected files of the last listing as (path, uri, version, reason)."""
     table = storage.read_table(layout.rejected_items_url(store, modality, source), REJECTED)
-    return [tuple(row[name] for name in REJECTED.names) for row in table.to_pylist()]
+    return records.rejected_rows(table)
 
 
 def _versions(items: list[Item]) -> pd.Series:

@@ -120,7 +120,6 @@ def live_segments(
     live = {item.path: item for item in stored_items(store, modality, source)}
     table = _once(_live_rows(table, live))
     if "uri" in wanted:
-        # A media root that moved moves its items' places, which is no reason to cut them again.
         uris = pa.array([live[path].uri for path in table["path"].to_pylist()], pa.string())
         table = table.set_column(table.schema.get_field_index("uri"), "uri", uris)
     return table.select(wanted)
@@ -129,7 +128,7 @@ def live_segments(
 def rejected_items(store: str, modality: str, source: str, cutting: Cutting) -> list[Reject]:
     """Items that the present cutter could not cut, as (path, uri, version, reason)."""
     url = layout.rejected_segments_url(store, modality, source, code_version(modality, cutting))
-    return [tuple(row[name] for name in REJECTED.names) for row in storage.read_table(url, REJECTED).to_pylist()]
+    return records.rejected_rows(storage.read_table(url, REJECTED))
 
 
 def check_unchanged(item: Item) -> None:
