@@ -42,9 +42,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/pip install --constraint constraints.txt torch
-	$(BIN)/pip install --constraint constraints.txt --editable '.[starter]'
+	$(BIN)/pip install --constraint constraints.txt --editable '.[starter,openvino]'
 	touch $@
 
 $(INSTALLED_DEV): $(INSTALLED)
-	$(BIN)/pip install --constraint constraints.txt --editable '.[starter,dev]'
+	$(BIN)/pip install --constraint constraints.txt --editable '.[dev]'
 	touch $@

@@ -1,4 +1,4 @@
-"""The two ways in which things go wrong for a user rather than for us."""
+"""The two ways in which things go wrong for a user rather than for us, and how others are told in one line."""
 
 
 class PlatformError(Exception):
@@ -15,3 +15,8 @@ class RejectedError(Exception):
     The message is the reason, written for the person who owns the file. It lands in the
     rejected table of the stage that met it.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its name if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -56,6 +56,16 @@ def rejected_vectors_url(store: str, space_key: str, fingerprint: str, source: s
     return join(store, "rejected", "vectors", space_key, fingerprint[:16], f"{_safe(source)}.parquet")
 
 
+def precision_folder(store: str) -> str:
+    """The folder of what was measured of each runtime's precision."""
+    return join(store, "models", "precision")
+
+
+def pin_url(store: str, fingerprint: str) -> str:
+    """What the model of a fingerprint was when it made the first vector."""
+    return join(store, "models", "pins", f"{fingerprint[:16]}.json")
+
+
 def _safe(source: str) -> str:
     # Letters of any script stay as they are: quoted, a name of 30 Chinese ones is too long for a file.
     return re.sub(r"[^\w.-]", lambda found: quote(found[0], safe=""), source)

@@ -9,11 +9,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from embedding_platform import layout
 from embedding_platform.errors import PlatformError
+from embedding_platform.inference.devices import Execution
+from embedding_platform.inference.engine import load_encoder
+from embedding_platform.inference.pins import hold
+from embedding_platform.inference.precision import PrecisionRecord
 from embedding_platform.media.cutting import Cutting
 from embedding_platform.milvus.connection import connect
 from embedding_platform.models import loading
 from embedding_platform.models.encoder import Encoder, Precision
+from embedding_platform.models.openai import Endpoint
 from embedding_platform.reconcile.collection import holds_source
 from embedding_platform.reconcile.files import classify_source, listed_sources, present_sources
 from embedding_platform.reconcile.pending import Pending, pending_of_source, pending_publication
@@ -64,7 +70,10 @@ class Platform:
     def cutting(self) -> Cutting:
         """How files are cut; text by the tokens of the text model that reads least."""
         limits = self.settings.cutting
-        texts = [space.model for space in self.spaces if space.modality == "text"]
+        # A model behind a server reads more than any other, and shows no tokenizer.
+        texts = [
+            space.model for space in self.spaces if space.modality == "text" and not loading.is_remote(space.model)
+        ]
         shortest = min(texts, key=lambda model: model.max_tokens or 0, default=None)
         return Cutting(
             tokenizer_file=loading.tokenizer_file(shortest) if shortest else None,
@@ -90,9 +99,31 @@ class Platform:
         for space in self.spaces:
             self.fingerprint(space)
 
-    def encoder(self, space: Space, precision: Precision | None = None) -> Encoder:
-        """The space's model in the settings' precision or another, loaded once per process."""
-        return loading.load(space.model, self.settings.device, precision or self.settings.precision)
+    def encoder(self, space: Space, precision: Precision | None = None, for_queries: bool = False) -> Encoder:
+        """The space's model in the settings' precision or another, loaded once per process.
+
+        For queries it runs on torch, unless the settings name a runtime: the vectors are the
+        same, and nothing has to be converted before the first answer.
+
+        Raises:
+            PlatformError: if it cannot be loaded, or is no longer the model that made the
+                first vectors under its fingerprint.
+        """
+        settings = self.settings
+        openai = settings.openai
+        endpoint = Endpoint(
+            url=openai.url,
+            key=openai.key.get_secret_value(),
+            timeout_seconds=openai.timeout_seconds,
+            requests=openai.requests,
+            items_per_request=openai.items_per_request,
+        )
+        runtime = "torch" if for_queries and settings.runtime == "auto" else settings.runtime
+        execution = Execution(settings.device, runtime, precision or settings.precision, settings.cache_folder)
+        record = PrecisionRecord(layout.precision_folder(self.store))
+        encoder = load_encoder(space.model, execution, record, endpoint)
+        hold(encoder, space.model, layout.pin_url(self.store, self.fingerprint(space, precision)))
+        return encoder
 
     def fingerprint(self, space: Space, precision: Precision | None = None) -> str:
         """The hash of all that decides the values of the space's vectors."""

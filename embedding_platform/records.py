@@ -134,6 +134,14 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Sound:
+    """Decoded mono sound: float32 [n] in [-1, 1], `rate` samples a second."""
+
+    samples: np.ndarray
+    rate: int = SAMPLE_RATE
+
+
+@dataclass(frozen=True)
 class VideoClip:
     """A decoded clip as a video model sees it.
 
@@ -145,8 +153,8 @@ class VideoClip:
     sound: np.ndarray | None
 
 
-Content: TypeAlias = "str | Image | np.ndarray | VideoClip"
-"""A decoded segment: text, an RGB image, float32 samples [n] at SAMPLE_RATE, or a clip."""
+Content: TypeAlias = "str | Image | Sound | VideoClip"
+"""A decoded segment: text, an RGB image, sound, or a clip."""
 
 
 def digest(*parts: str) -> str:

@@ -171,14 +171,14 @@ def _search_space(platform: Platform, query: Query, space: Space, sources: Seque
     if alias_target(platform.milvus, alias) is None:
         raise PlatformError(f"{space.key} is not published yet; run `embedding-platform run` first")
     former, precision = _maker(platform, space, read_provenance(platform.milvus, alias))
-    vector = encode(query, former, platform.encoder(former, precision))
+    vector = encode(query, former, platform.encoder(former, precision, for_queries=True))
     rows = search_rows(platform.milvus, alias, vector, limit, space.index, space.metric, list(sources) or None)
     return [_hit(space, row) for row in rows]
 
 
 def encode(query: Query, space: Space, encoder: Encoder) -> np.ndarray:
     """The query's vector in the space, float32 [d]: the mean over its contents."""
-    vectors = encoder.embed(query.role, query.contents)
+    vectors = encoder.embed(query.role, query.contents, "query")
     if space.normalised:
         vectors = normalise(vectors)
     mean = vectors.mean(axis=0, keepdims=True)

@@ -26,6 +26,9 @@ PREFIX = "EMBEDDING_PLATFORM_"
 FILE_VARIABLE = f"{PREFIX}SETTINGS"
 DEFAULT_FILE = "embedding_platform.yaml"
 
+_PINNED_BY_NAME = ("package:", "torch_hub:", "openai:")
+"""Beginnings of models whose place or name pins them, so that they need no commit."""
+
 _ARGUMENT = "base"
 """The one field of Settings that `load_settings` alone sets."""
 
@@ -53,13 +56,27 @@ class MilvusSettings(_Section):
     timeout_seconds: float = Field(default=30.0, gt=0)
 
 
-class BatchSettings(_Section):
-    """Most tokens, images, audio windows and video clips in one model batch, and rows in one durable chunk."""
+class OpenAISettings(_Section):
+    """A server that speaks OpenAI's embeddings protocol, for the spaces that name one of its models."""
 
-    text: int = Field(default=2048, ge=1)
-    image: int = Field(default=16, ge=1)
-    audio: int = Field(default=4, ge=1)
-    video: int = Field(default=4, ge=1)
+    url: str = "https://api.openai.com/v1"
+    key: SecretStr = SecretStr("")
+    timeout_seconds: float = Field(default=30.0, gt=0)
+    requests: int = Field(default=4, ge=1)
+    items_per_request: int = Field(default=2048, ge=1)
+
+
+class BatchSettings(_Section):
+    """Most tokens, images, audio windows and video clips in one model batch, and rows in one durable chunk.
+
+    Without a number, batches are as large as suits the device. For a model behind a server,
+    whose tokens are not known here, `text` counts bytes.
+    """
+
+    text: int | None = Field(default=None, ge=1)
+    image: int | None = Field(default=None, ge=1)
+    audio: int | None = Field(default=None, ge=1)
+    video: int | None = Field(default=None, ge=1)
     chunk: int = Field(default=512, ge=1)
     readers: int = Field(default=2, ge=1)
 
@@ -110,12 +127,15 @@ class Settings(BaseSettings):
     base: Path = Field(default_factory=Path.cwd, description="folder that relative paths start from")
     media_root: str = "media"
     store_root: str = ".embedding_platform/store"
+    cache_root: str = ".embedding_platform/cache"
     milvus: MilvusSettings = MilvusSettings()
     model_set: Literal["starter", "hub"] = "starter"
     spaces: list[str] | None = None
     models: dict[str, str] = {}
     indexes: dict[str, IndexSettings] = {}
+    openai: OpenAISettings = OpenAISettings()
     device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    runtime: Literal["auto", "torch", "openvino"] = "auto"
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     batch: BatchSettings = BatchSettings()
     cutting: CuttingSettings = CuttingSettings()
@@ -138,7 +158,11 @@ class Settings(BaseSettings):
     @cached_property
     def active_spaces(self) -> tuple[Space, ...]:
         """The spaces to keep, with the models and indexes that these settings put in."""
-        chosen = [space for space in MODEL_SETS[self.model_set] if self.spaces is None or space.key in self.spaces]
+        chosen = [
+            space
+            for space in MODEL_SETS[self.model_set]
+            if (not space.on_request if self.spaces is None else space.key in self.spaces)
+        ]
         return tuple(self._adjusted(space) for space in chosen)
 
     @property
@@ -150,6 +174,11 @@ class Settings(BaseSettings):
     def store_url(self) -> str:
         """The store root as an absolute path or URL."""
         return self._absolute(self.store_root)
+
+    @property
+    def cache_folder(self) -> str:
+        """The local folder of what can be made again: networks converted for a runtime."""
+        return self._absolute(self.cache_root)
 
     @property
     def milvus_uri(self) -> str:
@@ -167,9 +196,13 @@ class Settings(BaseSettings):
             location, revision = self.models[space.key], None
             if _is_folder(location):
                 location = self._absolute(location)
-            elif not location.startswith("package:"):
+            elif not location.startswith(_PINNED_BY_NAME):
                 location, _, revision = location.partition("@")
             space = replace(space, model=replace(space.model, location=location, revision=revision))
+        if space.model.location.startswith("openai:"):
+            # Servers give other vectors under one name, so that the server is part of what the model is.
+            location = f"{space.model.location}@{self.openai.url.rstrip('/')}"
+            space = replace(space, model=replace(space.model, location=location))
         if space.key in self.indexes:
             space = replace(space, index=self.indexes[space.key].index)
         return space
@@ -197,8 +230,12 @@ class Settings(BaseSettings):
                     raise ValueError(
                         f"{name} names {key!r}, no space of model_set {self.model_set}; {_closest(key, known)}"
                     )
+        described = {space.key: space.model for space in MODEL_SETS[self.model_set]}
         for key, location in self.models.items():
-            if _is_folder(location) or location.startswith("package:"):
+            if (described[key].family == "openai") != location.startswith("openai:"):
+                mend = "write openai:NAME" if described[key].family == "openai" else "choose a space named openai_..."
+                raise ValueError(f"models.{key} = {location!r} is not of the family that the space has; {mend}")
+            if _is_folder(location) or location.startswith(_PINNED_BY_NAME):
                 continue
             # A branch moves: vectors of two models would lie in one collection.
             if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?@[0-9a-f]{40}", location):
@@ -217,13 +254,18 @@ class Settings(BaseSettings):
                     f"cutting.overlap_tokens {self.cutting.overlap_tokens} is over half of the "
                     f"{space.model.max_tokens} tokens that {space.key} reads; choose fewer"
                 )
+        if re.search(r"://[^/\s]*@", self.openai.url):
+            raise ValueError("openai.url holds a password, which every row would show; leave it out and set openai.key")
         if re.search(r"://[^/\s:]*:[^/\s]*@", self.media_root):
             protocol = self.media_root.partition("://")[0].upper()
             raise ValueError(
                 f"media_root {self.media_root} holds a password, which every row would show; leave it out and set "
                 f"FSSPEC_{protocol}_USERNAME and FSSPEC_{protocol}_PASSWORD"
             )
-        for name, place in (("store_root", self.store_url), ("milvus.uri", self.milvus_uri)):
+        if "://" in self.cache_folder:
+            raise ValueError(f"cache_root {self.cache_root} is no local folder; OpenVINO reads networks from disk")
+        places = {"store_root": self.store_url, "cache_root": self.cache_folder, "milvus.uri": self.milvus_uri}
+        for name, place in places.items():
             if f"{place}/".startswith(f"{self.media_url}/"):
                 raise ValueError(f"{name} {place} lies inside media_root, which would index itself; move it out")
         return self
@@ -260,12 +302,14 @@ def load_settings(file: str | Path | None = None, **overrides: Any) -> Settings:
 
 
 def masked(settings: Settings) -> dict[str, Any]:
-    """The settings as plain data for printing: the token and passwords inside URLs are stars."""
+    """The settings as plain data for printing: token, key and passwords inside URLs are stars."""
     shown = settings.model_dump(mode="json")
     shown["milvus"]["token"] = "*****" if settings.milvus.token.get_secret_value() else ""
+    shown["openai"]["key"] = "*****" if settings.openai.key.get_secret_value() else ""
     for name in ("media_root", "store_root"):
         shown[name] = _without_password(shown[name])
     shown["milvus"]["uri"] = _without_password(shown["milvus"]["uri"])
+    shown["openai"]["url"] = _without_password(shown["openai"]["url"])
     return shown
 
 

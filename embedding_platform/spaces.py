@@ -47,7 +47,10 @@ class Model:
     `location` is a hub id (with `revision`, a full commit hash), a local folder, or
     "package:NAME/FOLDER" for weights that ship inside an installed Python package.
     `max_tokens` is the longest text the model reads, special tokens included; None where it
-    reads no text.
+    reads no text. `pooling` names one of the family's ways from states to a vector, "" its
+    usual one; `source` says where that one is described. `parameters` counts the weights that
+    an encoder holds when all its roles are in use, and `normalises` tells whether the model's
+    own last step brings vectors to length 1.
     """
 
     family: str
@@ -58,6 +61,9 @@ class Model:
     source: str
     revision: str | None = None
     max_tokens: int | None = None
+    pooling: str = ""
+    parameters: int = 0
+    normalises: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,7 +142,11 @@ def _usual(parameters: Mapping[str, Parameter]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Space:
-    """One model embedding one modality's segments. Vectors compare only inside a space."""
+    """One model embedding one modality's segments. Vectors compare only inside a space.
+
+    Stored vectors are brought to length 1 if `normalised`; their norms lie in `norm_band`. A
+    space `on_request` is kept only where the settings name it.
+    """
 
     modality: str
     name: str
@@ -145,6 +155,7 @@ class Space:
     metric: Metric = "COSINE"
     norm_band: tuple[float, float] = (0.999, 1.001)
     index: Index = field(default_factory=Index)
+    on_request: bool = False
 
     @property
     def key(self) -> str:
@@ -166,6 +177,8 @@ _MINILM = Model(
     licence="Apache-2.0",
     source="mean of the token states, normalised (model card)",
     max_tokens=256,
+    parameters=22_713_216,
+    normalises=True,
 )
 _MPNET = Model(
     family="sentence_transformer",
@@ -176,6 +189,18 @@ _MPNET = Model(
     licence="Apache-2.0",
     source="mean of the token states, normalised (model card)",
     max_tokens=384,
+    parameters=109_484_928,
+    normalises=True,
+)
+_OPENAI_SMALL = Model(
+    family="openai",
+    location="openai:text-embedding-3-small",
+    dimension=1536,
+    roles=("text",),
+    licence="OpenAI terms of use",
+    source="as the server gives it, normalised (OpenAI, embeddings guide)",
+    max_tokens=8192,
+    normalises=True,
 )
 _RESNET50 = Model(
     family="resnet",
@@ -185,6 +210,14 @@ _RESNET50 = Model(
     roles=("image",),
     licence="Apache-2.0",
     source="globally pooled last feature map (He et al. 2015, figure 3)",
+    parameters=23_508_032,
+)
+_TORCHVISION_RESNET50 = replace(
+    _RESNET50,
+    family="torchvision_resnet",
+    location="torch_hub:resnet50-0676ba61.pth",
+    revision=None,
+    licence="BSD-3-Clause",
 )
 _CLIP = Model(
     family="clip",
@@ -195,6 +228,7 @@ _CLIP = Model(
     licence="MIT",
     source="projected class token and projected end-of-text token (Radford et al. 2021, figure 3)",
     max_tokens=77,
+    parameters=427_616_512,
 )
 _WHISPER = Model(
     family="whisper",
@@ -204,6 +238,25 @@ _WHISPER = Model(
     roles=("audio",),
     licence="Apache-2.0",
     source="mean of the encoder states that hold sound, padded 30 s window (Radford et al. 2022, section 2.2)",
+    parameters=20_590_592,
+)
+_WHISPER_LARGE = replace(
+    _WHISPER,
+    location="openai/whisper-large-v2",
+    revision="ae4642769ce2ad8fc292556ccea8e901f1530655",
+    dimension=1280,
+    parameters=636_784_640,
+)
+_WHISPER_TRUE_LENGTH = replace(
+    _WHISPER,
+    pooling="true_length",
+    source="mean of the states of an encoder run on the sound's own length; not how the model was trained",
+)
+_WHISPER_DECODER = replace(
+    _WHISPER,
+    pooling="decoder",
+    source="decoder states of two start tokens, as in the article",
+    parameters=72_593_920,
 )
 _PERCEIVER = Model(
     family="perceiver",
@@ -213,6 +266,7 @@ _PERCEIVER = Model(
     roles=("video",),
     licence="Apache-2.0",
     source="mean of the latents (Jaegle et al. 2021, figure 2)",
+    parameters=15_271_680,
 )
 
 
@@ -227,10 +281,27 @@ MODEL_SETS: Mapping[str, tuple[Space, ...]] = MappingProxyType(
         "hub": (
             Space("text", "minilm", _MINILM),
             Space("text", "mpnet", _MPNET),
+            Space("text", "openai_3_small", _OPENAI_SMALL, on_request=True),
+            Space(
+                "text",
+                "openai_3_large",
+                replace(_OPENAI_SMALL, location="openai:text-embedding-3-large", dimension=3072),
+                on_request=True,
+            ),
+            Space(
+                "text",
+                "openai_ada_002",
+                replace(_OPENAI_SMALL, location="openai:text-embedding-ada-002"),
+                on_request=True,
+            ),
             Space("image", "resnet50", _RESNET50),
+            Space("image", "resnet50_torch_hub", _TORCHVISION_RESNET50, on_request=True),
             Space("image", "clip", _CLIP),
             Space("image_text", "clip", _CLIP),
             Space("audio", "whisper", _WHISPER),
+            Space("audio", "whisper_large_v2", _WHISPER_LARGE, on_request=True),
+            Space("audio", "whisper_true_length", _WHISPER_TRUE_LENGTH, on_request=True),
+            Space("audio", "whisper_decoder", _WHISPER_DECODER, on_request=True),
             Space("video", "perceiver", _PERCEIVER),
         ),
         "starter": (

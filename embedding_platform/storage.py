@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from embedding_platform.errors import PlatformError
+from embedding_platform.errors import PlatformError, first_line
 
 _HIDDEN_PREFIX = ".writing-"
 
@@ -92,6 +92,15 @@ def write_bytes(url: str, payload: bytes) -> None:
         raise PlatformError(
             f"cannot write {url}: {error.strerror}; free space or permit writing under store_root, then run again"
         ) from error
+
+
+def read_bytes(url: str) -> bytes | None:
+    """The bytes at `url`; None if it is absent."""
+    fs, path = file_system(url)
+    try:
+        return fs.cat_file(path)
+    except FileNotFoundError:
+        return None
 
 
 def write_table(url: str, table: pa.Table) -> None:
@@ -260,7 +269,7 @@ def _explaining(path: str) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except (pa.ArrowException, ValueError, KeyError, OSError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise PlatformError(
             f"cannot read {path}: {reason}; remove this file and run again: its rows will be made anew"
         ) from error

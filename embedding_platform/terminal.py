@@ -8,8 +8,19 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
 from embedding_platform.platform import Platform
 from embedding_platform.reconcile.pending import Pending
@@ -20,6 +31,14 @@ CONSOLE = Console(width=None if sys.stdout.isatty() else 120)
 MOST_TEXT = 160
 
 
+class RateColumn(ProgressColumn):
+    """What a task does in a second, once that is known."""
+
+    def render(self, task: Task) -> Text:
+        """The task's rate."""
+        return Text(f"{task.speed:.1f}/s" if task.speed else "")
+
+
 class RunProgress:
     """A bar over sources, and one below it for the stage at work."""
 
@@ -27,6 +46,7 @@ class RunProgress:
         self._progress = progress
         self._sources = progress.add_task("sources", total=None)
         self._stage = progress.add_task("", total=None, visible=False)
+        self._at_work = ("", "")
 
     def expect(self, sources: int) -> None:
         """Tell how many sources there will be in all."""
@@ -38,6 +58,10 @@ class RunProgress:
 
     def watch(self, asset: str, source: str, done: int, total: int) -> None:
         """Tell how far the stage at work is; what `Platform.watch` calls."""
+        if (asset, source) != self._at_work:
+            self._at_work = (asset, source)
+            # A rate and a rest of time belong to one stage.
+            self._progress.reset(self._stage)
         self._progress.update(self._stage, description=asset, completed=done, total=total, visible=done < total)
 
     def finished(self) -> None:
@@ -54,7 +78,9 @@ def run_progress() -> Iterator[RunProgress]:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        RateColumn(),
         TimeElapsedColumn(),
+        TimeRemainingColumn(),
     )
     with Progress(*columns, console=CONSOLE, transient=True) as progress:
         yield RunProgress(progress)

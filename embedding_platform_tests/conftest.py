@@ -1,6 +1,7 @@
 """What many tests stand on: a platform in a folder of its own, and its Dagster instance."""
 
-from collections.abc import Iterator
+import importlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import dagster as dg
@@ -9,6 +10,7 @@ import pytest
 from embedding_platform.milvus.connection import close_directory
 from embedding_platform.platform import Platform
 from embedding_platform.settings import load_settings
+from embedding_platform_tests.models import small_models
 
 
 @pytest.fixture(autouse=True)
@@ -36,3 +38,34 @@ def platform(tmp_path: Path) -> Iterator[Platform]:
     opened = open_platform(tmp_path)
     yield opened
     close_directory(opened.settings.milvus_uri)
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A function from a family's name to the folder of its small model, saved on first use."""
+    root = tmp_path_factory.mktemp("models")
+
+    def folder_of(family: str) -> Path:
+        folder = root / family
+        if not folder.exists():
+            import torch
+
+            torch.manual_seed(7)
+            getattr(small_models, f"save_{family}")(folder)
+        return folder
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def full_size(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A function from a module of `reference` to the folder of its full-size model, saved on first use."""
+    root = tmp_path_factory.mktemp("full_size")
+
+    def folder_of(name: str) -> Path:
+        folder = root / name
+        if not folder.exists():
+            importlib.import_module(f"embedding_platform.reference.{name}").save(folder)
+        return folder
+
+    return folder_of

@@ -14,7 +14,7 @@ ROOT = Path(embedding_platform.__file__).parent
 
 FLOORS = (
     ("errors", "spaces", "records", "storage", "increments", "layout", "settings"),
-    ("media", "models", "vectors", "milvus", "starter"),
+    ("media", "models", "vectors", "milvus", "starter", "reference"),
     ("inference", "reconcile", "platform", "search"),
     ("defs",),
     ("definitions", "launcher", "runs", "terminal", "demo", "development", "cli"),
@@ -26,11 +26,13 @@ APART = 1
 FIRST_WITH_DAGSTER = 3
 
 AT_HOME = {
-    "torch": ("models", "starter"),
-    "transformers": ("models", "starter"),
-    "sentence_transformers": ("models", "starter"),
-    "av": ("media", "starter"),
-    "PIL": ("media", "starter"),
+    "torch": ("models", "starter", "reference"),
+    "transformers": ("models", "starter", "reference"),
+    "sentence_transformers": ("models", "starter", "reference"),
+    "openai": ("models",),
+    "openvino": (),
+    "av": ("media", "starter", "reference"),
+    "PIL": ("media", "starter", "reference"),
     "pymilvus": ("milvus",),
     "milvus_lite": ("milvus",),
 }

@@ -262,6 +262,14 @@ def test_a_mistake_in_the_environment_is_named(monkeypatch, name, value, parts):
         ({"milvus": {"uri": "media/db"}}, ["milvus.uri", "inside media_root"]),
         ({"media_root": "s3://b/m/", "store_root": "s3://b/m/store"}, ["store_root", "inside media_root"]),
         ({"media_root": "file:///m", "store_root": "/m/store"}, ["store_root", "inside media_root"]),
+        ({"cache_root": "s3://bucket/cache"}, ["cache_root s3://bucket/cache", "no local folder"]),
+        ({"cache_root": "media/cache"}, ["cache_root", "inside media_root"]),
+        ({"runtime": "onnx"}, ["runtime", "'openvino'"]),
+        ({"models": {"text/minilm": "openai:bge-m3"}}, ["models.text/minilm", "not of the family", "openai_..."]),
+        (
+            {"model_set": "hub", "models": {"text/openai_3_small": "BAAI/bge-m3"}},
+            ["models.text/openai_3_small", "not of the family", "write openai:NAME"],
+        ),
         (
             {"media_root": f"ftp://me:{SECRET}@host/lake"},
             ["media_root ftp://*****@host/lake", "password", "FSSPEC_FTP_PASSWORD"],
@@ -284,6 +292,9 @@ def test_a_store_beside_the_media_is_fine(store):
     [
         f"milvus: {{tokn: {SECRET}}}",
         f"milvus: {{auth: {SECRET}}}",
+        f"openai: {{kee: {SECRET}}}",
+        f"openai: {{key: [{SECRET}]}}",
+        f"openai: {{url: 'https://me:{SECRET}@host/v1'}}",
         f"milvsu: {{token: {SECRET}}}",
         f"milvus_token: {SECRET}",
         f"token: {SECRET}",
@@ -314,14 +325,38 @@ def test_printed_settings_show_no_secret():
         media_root="abfs://container@account.dfs.core.windows.net/lake",
         store_root=f"ftp://me:a@{SECRET}@host/store",
         milvus={"uri": f"http://me:{SECRET}@host:19530", "token": SECRET},
+        openai={"key": SECRET},
     )
     shown = masked(settings)
     assert SECRET not in json.dumps(shown)
-    assert shown["milvus"]["token"] == "*****"
+    assert shown["milvus"]["token"] == shown["openai"]["key"] == "*****"
     assert shown["milvus"]["uri"] == "http://*****@host:19530"
     assert shown["store_root"] == "ftp://*****@host/store"
     assert SECRET not in repr(settings.milvus.token)
-    assert masked(load_settings())["milvus"]["token"] == ""
+    assert masked(load_settings())["milvus"]["token"] == masked(load_settings())["openai"]["key"] == ""
+
+
+def test_spaces_on_request_are_kept_where_they_are_named():
+    usual = [space.key for space in load_settings(model_set="hub").active_spaces]
+    assert "audio/whisper" in usual
+    assert "audio/whisper_decoder" not in usual
+    (chosen,) = load_settings(model_set="hub", spaces=["audio/whisper_decoder"]).active_spaces
+    assert chosen.model.pooling == "decoder"
+
+
+def test_a_server_is_part_of_what_its_model_is():
+    places = []
+    for url in ("https://api.openai.com/v1", "http://localhost:8000/v1/"):
+        (space,) = load_settings(model_set="hub", spaces=["text/openai_3_small"], openai={"url": url}).active_spaces
+        places.append(space.model.location)
+    assert places == [
+        "openai:text-embedding-3-small@https://api.openai.com/v1",
+        "openai:text-embedding-3-small@http://localhost:8000/v1",
+    ]
+    (space,) = load_settings(
+        model_set="hub", spaces=["text/openai_3_small"], models={"text/openai_3_small": "openai:bge-m3"}
+    ).active_spaces
+    assert space.model.location == "openai:bge-m3@https://api.openai.com/v1"
 
 
 def test_a_file_that_is_named_must_be_there(folder):

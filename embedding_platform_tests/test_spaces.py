@@ -64,6 +64,10 @@ def test_a_model_is_pinned_or_ships_with_a_package(space: Space):
         assert not folder.startswith("/")
         assert ".." not in folder.split("/")
         assert model.revision is None
+    elif model.location.startswith("torch_hub:"):
+        assert re.fullmatch(r"torch_hub:[a-z0-9_]+-[0-9a-f]{8}\.pth", model.location), "the SHA-256 pins it"
+    elif model.family == "openai":
+        assert re.fullmatch("openai:[a-z0-9-]+", model.location)
     else:
         assert re.fullmatch(r"[\w.-]+/[\w.-]+", model.location)
         assert model.revision is None or re.fullmatch("[0-9a-f]{40}", model.revision)
@@ -98,7 +102,17 @@ def test_models_of_equal_location_are_one_model():
     by_location = {}
     for spaces in MODEL_SETS.values():
         for space in spaces:
-            assert by_location.setdefault(space.model.location, space.model) == space.model
+            place = space.model.location, space.model.pooling
+            assert by_location.setdefault(place, space.model) == space.model
+
+
+@pytest.mark.parametrize("model_set", MODEL_SETS)
+def test_what_is_kept_unasked_needs_neither_key_nor_alternative(model_set):
+    kept = [space for space in MODEL_SETS[model_set] if not space.on_request]
+    assert {space.modality for space in kept} == set(MODALITIES)
+    for space in kept:
+        assert space.model.pooling == ""
+        assert space.model.family != "openai"
 
 
 def test_the_catalogue_cannot_be_changed():
@@ -106,3 +120,35 @@ def test_the_catalogue_cannot_be_changed():
         MODEL_SETS["mine"] = ()
     with pytest.raises(AttributeError):
         MODEL_SETS["hub"][0].model.dimension = 3
+
+
+def _architectures():
+    """The published architectures, as transformers builds them from their configurations."""
+    import transformers as t
+
+    wide = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12}
+    deep = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 24}
+    whisper = {"decoder_layers": 6, "decoder_ffn_dim": 2048, "decoder_attention_heads": 8, "vocab_size": 51865}
+    small = {"d_model": 512, "encoder_layers": 6, "encoder_ffn_dim": 2048, "encoder_attention_heads": 8}
+    large = {"d_model": 1280, "encoder_layers": 32, "encoder_ffn_dim": 5120, "encoder_attention_heads": 20}
+    yield "text/mpnet", t.MPNetModel(t.MPNetConfig(vocab_size=30527))
+    yield "image/resnet50", t.ResNetModel(t.ResNetConfig())
+    yield (
+        "image/clip",
+        t.CLIPModel(t.CLIPConfig(text_config=wide, vision_config={**deep, "patch_size": 14}, projection_dim=768)),
+    )
+    yield "audio/whisper", t.WhisperModel(t.WhisperConfig(**small, **whisper)).encoder
+    yield "audio/whisper_decoder", t.WhisperModel(t.WhisperConfig(**small, **whisper))
+    yield "audio/whisper_large_v2", t.WhisperModel(t.WhisperConfig(**large, **whisper)).encoder
+
+
+def test_models_have_as_many_weights_as_is_said():
+    import torch
+
+    described = {space.key: space.model.parameters for space in MODEL_SETS["hub"]}
+    with torch.device("meta"):
+        counted = {
+            key: sum(weights.numel() for name, weights in model.named_parameters() if name != "logit_scale")
+            for key, model in _architectures()
+        }
+    assert counted == {key: described[key] for key in counted}

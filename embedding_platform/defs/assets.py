@@ -8,6 +8,7 @@ from embedding_platform.defs import checks, metadata
 from embedding_platform.defs.partitions import set_name, sources_of
 from embedding_platform.defs.resources import PlatformResource, clear_failures, progress_of
 from embedding_platform.media.cutting import Cutting, code_version
+from embedding_platform.models.loading import is_remote
 from embedding_platform.reconcile.collection import reconcile_collection
 from embedding_platform.reconcile.embeddings import reconcile_embeddings
 from embedding_platform.reconcile.files import listed_sources, reconcile_files
@@ -97,7 +98,7 @@ def _embeddings(space: Space, fingerprint: str) -> dg.AssetsDefinition:
         deps=[[space.modality, "segments"]],
         group_name=space.modality,
         partitions_def=partitions,
-        kinds={"pytorch", "parquet", space.name},
+        kinds={"openai" if is_remote(space.model) else "pytorch", "parquet", space.name},
         owners=OWNERS,
         tags={"modality": space.modality, "space": space.name, "stage": "embeddings"},
         code_version=fingerprint,
@@ -122,7 +123,7 @@ def _embeddings(space: Space, fingerprint: str) -> dg.AssetsDefinition:
                 progress=progress_of(context, platform, "segments embedded"),
             )
         return dg.MaterializeResult(
-            metadata=metadata.of_embeddings(report, space, platform.settings.precision),
+            metadata=metadata.of_embeddings(report, space),
             data_version=dg.DataVersion(report.data_version),
             check_results=checks.of_embeddings(report, space, platform.settings.quality),
         )

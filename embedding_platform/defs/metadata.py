@@ -48,7 +48,7 @@ def of_segments(report: SegmentsReport) -> Metadata:
     }
 
 
-def of_embeddings(report: EmbeddingsReport, space: Space, precision: str) -> Metadata:
+def of_embeddings(report: EmbeddingsReport, space: Space) -> Metadata:
     """Counts, rates, device, and the norms of the partition's vectors."""
     metadata: Metadata = {
         **report.increment.counts(),
@@ -58,11 +58,10 @@ def of_embeddings(report: EmbeddingsReport, space: Space, precision: str) -> Met
         "rejected": len(report.rejected),
         "dimension": space.model.dimension,
         "model": space.model.location,
-        "precision": precision,
         **{f"seconds_{name}": round(seconds, 3) for name, seconds in report.seconds.items()},
     }
     if report.embedded:
-        metadata["device"] = report.device
+        metadata |= {"device": report.device, "runtime": report.runtime, "precision": report.precision}
         metadata["items_per_second"] = round(report.embedded / max(report.seconds["embed"], 1e-9), 2)
     if len(report.judged.norms):
         metadata["mean_norm"] = round(float(report.judged.norms.mean()), 6)

@@ -1,30 +1,41 @@
-"""From a stream of files' segments to a stream of vectors.
+"""From a stream of files' segments to a stream of vectors, in the same order.
 
-Reader threads decode ahead into a bounded queue while the model works on the batch before;
-batches are cut by cost (tokens, images, windows, clips) and hold contents of similar cost,
-so that little is padded. Order across files is not kept: vectors are found by content hash.
+Three stages run side by side, none of which waits for another that could run. Readers decode
+and prepare contents ahead. A collector gathers them in windows and cuts each into batches of
+contents of similar cost (tokens, images, windows, clips), so that little is padded; what
+shares a batch depends on the input alone, and not on which thread was faster. The encoder's
+lanes run the batches, while the consumer works on the vectors of the window before.
 """
 
-import queue
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 
-from embedding_platform.errors import RejectedError
+from embedding_platform.errors import RejectedError, first_line
+from embedding_platform.inference.batch_size import cut
+from embedding_platform.inference.lanes import Answer, Lanes, PreparedSegment
+from embedding_platform.inference.read_ahead import ClosedError, ReadAhead
 from embedding_platform.models.encoder import Encoder
 from embedding_platform.records import Content, Segment
 from embedding_platform.spaces import Role
 
-Reader = Callable[[Sequence[Segment]], Iterator[Content]]
+Reader: TypeAlias = Callable[[Sequence[Segment]], Iterator[Content]]
 """Yields the decoded contents, in order, of segments of one file."""
 
+READ_AHEAD_BYTES = 32 * 2**20
+"""Prepared contents that wait to be collected, in bytes rather than by number: about 3 clips of
+10 MB, 30 spectrograms of 1 MB, 50 images of 600 kB, or 5,000 texts of 6 kB. They only even out
+what takes readers longer and shorter; the windows behind them hold work for the lanes."""
 
-TEXTS_QUEUED = 128
-MEDIA_QUEUED = 8
-"""Most decoded contents that wait in the queue. A text takes some kB, an image of 12 megapixels 36 MB."""
+SEGMENT_BYTES = 1024
+"""What a segment weighs besides its arrays, roughly: itself, its text, the arrays' headers."""
+
+WINDOW_BATCHES = 4
+"""Batches of a window, about: among four times as many texts as fit a batch, each finds some of like length."""
 
 
 @dataclass(frozen=True)
@@ -43,18 +54,6 @@ class Failed:
     reason: str
 
 
-class _Decoded(NamedTuple):
-    segment: Segment
-    content: Content
-
-
-class _Crashed(NamedTuple):
-    error: BaseException
-
-
-_DONE = object()
-
-
 def embed_stream(
     files: Iterable[Sequence[Segment]],
     read: Reader,
@@ -62,131 +61,125 @@ def embed_stream(
     budgets: Mapping[Role, int],
     readers: int = 2,
 ) -> Iterator[Embedded | Failed]:
-    """Embed the segments of many files, each given as one group; every segment comes back once.
+    """Embed the segments of many files, each given as one group; every segment comes back once, in order.
 
-    `budgets` bounds the summed cost of a batch per role. A file that `read` rejects, and a
-    content that the model refuses on its own, come back as `Failed`; the others go on.
+    `budgets` bounds the summed cost of a batch per role, contents padded to the longest; a
+    single content may be above it. A file that `read` rejects, and a content that the model
+    refuses or fails on by itself, come back as `Failed`; the others go on. Where memory does
+    not suffice, batches become smaller.
 
     Raises:
-        Exception: whatever else a reader or the model raised; nothing is swallowed.
+        PlatformError: if memory does not suffice for one content alone.
+        Exception: whatever else `files`, a reader or the model raised, once all outcomes that
+            come before it were given; nothing is swallowed.
     """
-    decoded: queue.Queue = queue.Queue(TEXTS_QUEUED if set(budgets) == {"text"} else MEDIA_QUEUED)
-    stop = threading.Event()
-    groups = iter(files)
-    lock = threading.Lock()
-    threads = [
-        threading.Thread(target=_read_files, args=(groups, lock, read, decoded, stop), daemon=True)
-        for _ in range(readers)
-    ]
-    for thread in threads:
-        thread.start()
-    try:
-        yield from _embed_decoded(decoded, len(threads), encoder, budgets)
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
+    lanes = Lanes(encoder, budgets)
+    contents = ReadAhead(files, partial(_prepared, read, encoder), readers, READ_AHEAD_BYTES, _weight)
+    windows = ReadAhead([contents], partial(_windows, lanes, budgets), 1, _windows_ahead(lanes.count))
+    # Left in reverse order: the collector ends once nothing more comes from the readers.
+    with lanes, windows, contents:
+        for window in windows:
+            for slot in window:
+                if isinstance(slot, _Raised):
+                    raise slot.error
+                yield slot.outcome() if isinstance(slot, _Awaited) else slot
 
 
-def _read_files(
-    groups: Iterator[Sequence[Segment]],
-    lock: threading.Lock,
-    read: Reader,
-    decoded: queue.Queue,
-    stop: threading.Event,
-) -> None:
-    try:
-        while not stop.is_set():
-            with lock:
-                group = next(groups, None)
-            if group is None:
-                break
-            for outcome in _read_file(group, read):
-                _put(decoded, outcome, stop)
-                if stop.is_set():
-                    return
-    except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
-        _put(decoded, _Crashed(error), stop)
-    _put(decoded, _DONE, stop)
+@dataclass(frozen=True, eq=False)
+class _Awaited:
+    """A segment in a batch on its way, and its place in there."""
+
+    segment: Segment
+    answers: "Future[list[Answer]]"
+    place: int
+
+    def outcome(self) -> Embedded | Failed:
+        answer = self.answers.result()[self.place]
+        return Failed(self.segment, answer) if isinstance(answer, str) else Embedded(self.segment, answer)
 
 
-def _read_file(group: Sequence[Segment], read: Reader) -> Iterator[_Decoded | Failed]:
+@dataclass(frozen=True, eq=False)
+class _Raised:
+    """An error in the place where reading met it."""
+
+    error: Exception
+
+
+_Slot: TypeAlias = Failed | _Awaited | _Raised
+
+
+def _prepared(read: Reader, encoder: Encoder, group: Sequence[Segment]) -> Iterator[PreparedSegment | Failed]:
     contents = read(group)
-    for position, segment in enumerate(group):
+    for place, segment in enumerate(group):
         try:
-            content = next(contents)
+            yield _next_prepared(contents, segment, encoder)
         except RejectedError as error:
-            yield from (Failed(rest, str(error)) for rest in group[position:])
+            yield from (Failed(rest, str(error)) for rest in group[place:])
             return
         except StopIteration:
             reason = "the file holds fewer segments than when it was cut"
-            yield from (Failed(rest, reason) for rest in group[position:])
+            yield from (Failed(rest, reason) for rest in group[place:])
             return
-        yield _Decoded(segment, content)
 
 
-def _put(decoded: queue.Queue, outcome: object, stop: threading.Event) -> None:
-    while not stop.is_set():
-        try:
-            decoded.put(outcome, timeout=0.1)
-        except queue.Full:
-            continue
-        return
-
-
-def _embed_decoded(
-    decoded: queue.Queue, running: int, encoder: Encoder, budgets: Mapping[Role, int]
-) -> Iterator[Embedded | Failed]:
-    waiting: dict[Role, list[tuple[int, _Decoded]]] = {role: [] for role in budgets}
-    weight: dict[Role, int] = dict.fromkeys(budgets, 0)
-    # Costs vary for text alone: of four batches, each gets texts of like length.
-    enough = {role: (4 if role == "text" else 1) * budget for role, budget in budgets.items()}
-    while running:
-        outcome = decoded.get()
-        if outcome is _DONE:
-            running -= 1
-        elif isinstance(outcome, _Crashed):
-            raise outcome.error
-        elif isinstance(outcome, Failed):
-            yield outcome
-        else:
-            role = outcome.segment.role
-            cost = encoder.cost(role, outcome.content)
-            waiting[role].append((cost, outcome))
-            weight[role] += cost
-            if weight[role] >= enough[role]:
-                for batch in _batches(waiting[role], budgets[role]):
-                    yield from _embed_batch(batch, encoder, role)
-                waiting[role], weight[role] = [], 0
-    for role, rest in waiting.items():
-        for batch in _batches(rest, budgets[role]):
-            yield from _embed_batch(batch, encoder, role)
-
-
-def _batches(waiting: list[tuple[int, _Decoded]], budget: int) -> Iterator[list[_Decoded]]:
-    """Cut contents sorted by cost so that longest cost times count stays within the budget."""
-    batch: list[_Decoded] = []
-    for cost, item in sorted(waiting, key=lambda pair: pair[0]):
-        if batch and cost * (len(batch) + 1) > budget:
-            yield batch
-            batch = []
-        batch.append(item)
-    if batch:
-        yield batch
-
-
-def _embed_batch(batch: list[_Decoded], encoder: Encoder, role: Role) -> Iterator[Embedded | Failed]:
-    """Embed a batch; one that the model cannot run is halved until the bad item is alone."""
+def _next_prepared(contents: Iterator[Content], segment: Segment, encoder: Encoder) -> PreparedSegment | Failed:
+    # In a function of its own, whose end lets the content go: decoded, an image takes a hundred times as much.
+    content = next(contents)
     try:
-        vectors = encoder.embed(role, [item.content for item in batch])
-    except (RuntimeError, ValueError, RejectedError) as error:
-        if len(batch) == 1:
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            yield Failed(batch[0].segment, f"the model failed on it: {reason}")
-            return
-        middle = len(batch) // 2
-        yield from _embed_batch(batch[:middle], encoder, role)
-        yield from _embed_batch(batch[middle:], encoder, role)
+        prepared = encoder.prepare(segment.role, content)
+    except (ValueError, RejectedError) as error:
+        return Failed(segment, f"the model does not take it: {first_line(error)}")
+    return PreparedSegment(segment, prepared, encoder.cost(segment.role, prepared))
+
+
+def _weight(outcome: PreparedSegment | Failed) -> int:
+    arrays = outcome.prepared.values() if isinstance(outcome, PreparedSegment) else ()
+    return SEGMENT_BYTES + sum(array.nbytes for array in arrays)
+
+
+def _windows_ahead(lanes: int) -> int:
+    """Windows behind the one whose vectors are taken: a batch for each lane, and a window that is being collected."""
+    return 1 + -(-lanes // WINDOW_BATCHES)
+
+
+def _windows(
+    lanes: Lanes, budgets: Mapping[Role, int], contents: Iterable[PreparedSegment | Failed]
+) -> Iterator[list[_Slot]]:
+    """Windows whose batches are on their way to the lanes."""
+    window: list[PreparedSegment | Failed | _Raised] = []
+    costs = dict.fromkeys(budgets, 0)
+    try:
+        for outcome in contents:
+            window.append(outcome)
+            role = outcome.segment.role
+            costs[role] += outcome.cost if isinstance(outcome, PreparedSegment) else 1
+            if costs[role] >= WINDOW_BATCHES * budgets[role]:
+                sent = _send(window, lanes, budgets)
+                window, costs = [], dict.fromkeys(budgets, 0)
+                yield sent
+    except ClosedError:
         return
-    for item, vector in zip(batch, vectors, strict=True):
-        yield Embedded(item.segment, vector)
+    except Exception as error:  # noqa: BLE001 - raised by the stream, after what comes before it
+        window.append(_Raised(error))
+    if window:
+        yield _send(window, lanes, budgets)
+
+
+def _send(
+    window: Sequence[PreparedSegment | Failed | _Raised], lanes: Lanes, budgets: Mapping[Role, int]
+) -> list[_Slot]:
+    slots: dict[int, _Slot] = {
+        place: outcome for place, outcome in enumerate(window) if not isinstance(outcome, PreparedSegment)
+    }
+    for role, budget in budgets.items():
+        contents = [
+            (place, outcome)
+            for place, outcome in enumerate(window)
+            if isinstance(outcome, PreparedSegment) and outcome.segment.role == role
+        ]
+        contents.sort(key=lambda content: content[1].cost)
+        for batch in cut([content.cost for _, content in contents], budget):
+            answers = lanes.submit(role, [content for _, content in contents[batch]])
+            for number, (place, content) in enumerate(contents[batch]):
+                slots[place] = _Awaited(content.segment, answers, number)
+    return [slots[place] for place in range(len(window))]

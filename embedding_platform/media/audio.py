@@ -21,6 +21,7 @@ from embedding_platform.records import (
     Content,
     Item,
     Segment,
+    Sound,
     digest,
     segment_id,
 )
@@ -77,7 +78,7 @@ def cut(source: str, item: Item, cutting: Cutting) -> list[Segment]:
 
 
 def read(segments: Sequence[Segment]) -> Iterator[Content]:
-    """Yield the float32 mono samples [n] of each segment at SAMPLE_RATE.
+    """Yield the sound of each segment, mono at SAMPLE_RATE.
 
     Raises:
         RejectedError: if the file cannot be decoded, or ends before a segment does.
@@ -100,7 +101,7 @@ def read(segments: Sequence[Segment]) -> Iterator[Content]:
                 part = piece[offset : offset + len(samples) - filled]
                 samples[filled : filled + len(part)] = part
                 filled += len(part)
-            yield samples
+            yield Sound(samples)
 
 
 def parameters(cutting: Cutting) -> tuple[str, ...]:

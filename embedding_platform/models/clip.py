@@ -1,104 +1,139 @@
 """CLIP: images and text in one space (Radford et al. 2021)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from embedding_platform.models.encoder import check_batch
+from embedding_platform.errors import PlatformError
+from embedding_platform.models.encoder import Input, Prepared, Purpose
+from embedding_platform.models.pixels import Preparation, read_preparation
 from embedding_platform.models.pretrained import check_architecture, read_companion, read_model
 from embedding_platform.records import Content
 from embedding_platform.spaces import Role
 
 if TYPE_CHECKING:
-    import torch
+    from PIL.Image import Image
+    from torch import nn
 
-CODE_VERSION = 1
-POOLING = "projected class token and projected end-of-text token (Radford et al. 2021, section 2.4 and figure 3)"
+CODE_VERSION = 2
+POOLINGS = {"": "projected class token and projected end-of-text token (Radford et al. 2021, section 2.4 and figure 3)"}
 FILES = (("preprocessor_config.json", "processor_config.json"), ("tokenizer.json",))
 
 
 @dataclass(frozen=True, eq=False)
-class ClipEncoder:
-    """Embeds images and text. A tower's weights are read when its role is first embedded."""
+class ClipNetwork:
+    """Embeds images and text, each by its own tower, whose weights are read without the other's.
+
+    Text longer than the model's longest is cut there and keeps its end token, as CLIP's own
+    tokenizer does with `truncation`.
+    """
 
     roles: tuple[Role, ...]
     dimension: int
-    device: str
-    precision: str
     folder: str
     config: Any
-    processor: Any
+    preparation: Preparation
     tokenizer: Any
 
-    def embed(self, role: Role, batch: Sequence[Content]) -> np.ndarray:
-        """See `Encoder.embed`. Text is padded to the batch's longest and cut at the model's longest."""
-        check_batch(self.roles, role, batch)
-        if not batch:
-            return np.empty((0, self.dimension), np.float32)
-        vectors = self._embed_text(batch) if role == "text" else self._embed_images(batch)
-        return vectors.float().cpu().numpy()
+    def maximum(self, role: Role) -> str:
+        """See `Network.maximum`."""
+        if role == "text":
+            return f"{self._longest} tokens"
+        return f"any image, seen at {self.preparation.width} x {self.preparation.height} pixels"
 
-    def cost(self, role: Role, content: Content) -> int:
-        """1 for an image; for text its tokens with start and end, at most the model's longest."""
-        return len(self._tokens([content])["input_ids"][0]) if role == "text" else 1
+    def inputs(self, role: Role) -> Mapping[str, Input]:
+        """See `Network.inputs`.
 
-    @cached_property
-    def image_tower(self) -> Any:
-        """The vision transformer and its projection."""
-        from transformers import CLIPVisionModelWithProjection
+        Text needs no mask: no token sees those after it, and the end token is before the padding.
+        """
+        if role == "text":
+            return {"input_ids": Input("int64", (None,), self.tokenizer.pad_token_id)}
+        return {"pixels": self.preparation.input}
 
-        return self._read_tower(CLIPVisionModelWithProjection, self.config.vision_config)
+    def prepare(self, role: Role, content: Content, purpose: Purpose) -> Prepared:
+        """See `Network.prepare`."""
+        if role == "text":
+            tokens = self.tokenizer(content, truncation=True, max_length=self._longest)
+            return {"input_ids": np.array(tokens["input_ids"], np.int64)}
+        return {"pixels": self.preparation.prepare(cast("Image", content))}
 
-    @cached_property
-    def text_tower(self) -> Any:
-        """The text transformer and its projection."""
-        from transformers import CLIPTextModelWithProjection
-
-        return self._read_tower(CLIPTextModelWithProjection, self.config.text_config)
-
-    def _embed_images(self, images: Sequence[Content]) -> "torch.Tensor":
+    def module(self, role: Role) -> "nn.Module":
+        """See `Network.module`."""
         import torch
+        from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
-        tower = self.image_tower
-        pixels = self.processor(images=list(images), return_tensors="pt")["pixel_values"]
-        with torch.inference_mode():
-            return tower(pixels.to(self.device, tower.dtype)).image_embeds
-
-    def _embed_text(self, texts: Sequence[Content]) -> "torch.Tensor":
-        import torch
-
-        tower = self.text_tower
-        tokens = self._tokens(texts, padding="longest", return_tensors="pt").to(self.device)
-        with torch.inference_mode():
-            return tower(tokens["input_ids"], attention_mask=tokens["attention_mask"]).text_embeds
-
-    def _tokens(self, texts: Sequence[Content], **options: Any) -> Any:
-        longest = self.config.text_config.max_position_embeddings
-        return self.tokenizer(list(texts), truncation=True, max_length=longest, **options)
-
-    def _read_tower(self, architecture: Any, config: Any) -> Any:
-        import torch
-
+        if role == "text":
+            architecture, config = CLIPTextModelWithProjection, self.config.text_config
+        else:
+            architecture, config = CLIPVisionModelWithProjection, self.config.vision_config
         # A tower's own configuration can carry transformers' default instead of the model's width.
         config.projection_dim = self.dimension
-        return read_model(architecture, self.folder, self.device, getattr(torch, self.precision), config=config)
+        tower = read_model(architecture, self.folder, "cpu", torch.float32, config=config)
+        return _text_network(tower) if role == "text" else _image_network(self.preparation.normalised(), tower)
+
+    @property
+    def _longest(self) -> int:
+        longest: int = self.config.text_config.max_position_embeddings
+        return longest
 
 
-def load(folder: str, device: str, dtype: "torch.dtype") -> ClipEncoder:
+def load(folder: str, pooling: str) -> ClipNetwork:
     """Load a folder that CLIPModel was saved to, its towers later.
 
     Raises:
-        PlatformError: if it holds another architecture.
+        PlatformError: if it holds another architecture, or prepares images otherwise than its image tower needs.
     """
-    from transformers import AutoImageProcessor, AutoTokenizer, CLIPConfig
+    from transformers import AutoTokenizer, CLIPConfig
 
     check_architecture(folder, "clip", "clip")
     config = read_companion(CLIPConfig, folder)
-    processor = read_companion(AutoImageProcessor, folder, backend="pil")
+    preparation = read_preparation(folder)
+    edge = config.vision_config.image_size
+    if (preparation.height, preparation.width) != (edge, edge):
+        raise PlatformError(
+            f"{folder} prepares images of {preparation.width} x {preparation.height} pixels, but its image tower takes "
+            f"{edge} x {edge}; copy or download the model's preprocessor_config.json again"
+        )
     tokenizer = read_companion(AutoTokenizer, folder)
-    precision = str(dtype).removeprefix("torch.")
-    roles: tuple[Role, ...] = ("image", "text")
-    return ClipEncoder(roles, config.projection_dim, device, precision, folder, config, processor, tokenizer)
+    if tokenizer.pad_token_id is None:
+        raise PlatformError(f"{folder} has a tokenizer without a padding token; save the model's own tokenizer there")
+    network = ClipNetwork(("image", "text"), config.projection_dim, folder, config, preparation, tokenizer)
+    # The first call sets the tokenizer's cut, which threads side by side may not.
+    network.prepare("text", "", "document")
+    return network
+
+
+def _image_network(normalised: "nn.Module", tower: Any) -> "nn.Module":
+    from torch import Tensor, nn
+
+    class ImageNetwork(nn.Module):
+        """From uint8 [n, h, w, 3] to float32 [n, d]; normalised in float32, then in the type of the weights."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.normalised, self.tower = normalised, tower
+
+        def forward(self, pixels: Tensor) -> Tensor:
+            vectors: Tensor = self.tower(self.normalised(pixels).to(self.tower.dtype)).image_embeds.float()
+            return vectors
+
+    return ImageNetwork()
+
+
+def _text_network(tower: Any) -> "nn.Module":
+    from torch import Tensor, nn
+
+    class TextNetwork(nn.Module):
+        """From token ids int64 [n, length] to float32 [n, d]."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.tower = tower
+
+        def forward(self, input_ids: Tensor) -> Tensor:
+            vectors: Tensor = self.tower(input_ids).text_embeds.float()
+            return vectors
+
+    return TextNetwork()

@@ -1,22 +1,80 @@
-"""What every model is to the rest of the platform, and where and how precisely it runs."""
+"""What a model is to the rest of the platform, and what a model family has to bring."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 import numpy as np
 
 from embedding_platform.errors import PlatformError
-from embedding_platform.records import Content, VideoClip
+from embedding_platform.records import Content, Sound, VideoClip
 from embedding_platform.spaces import Role
 
 if TYPE_CHECKING:
-    import torch
+    from torch import nn
 
 Precision: TypeAlias = Literal["float32", "bfloat16", "float16"]
 
+Purpose: TypeAlias = Literal["document", "query"]
+"""What a content is embedded for. Some text models put other words before a query than before a document."""
+
+Prepared: TypeAlias = Mapping[str, np.ndarray]
+"""One content as arrays that the model takes, without a batch axis."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """One argument of a network: numpy type, and shape without the batch axis.
+
+    None in `shape` is an axis that varies from content to content; there, a batch is padded
+    to its longest with `padding`.
+    """
+
+    dtype: str
+    shape: tuple[int | None, ...] = ()
+    padding: float = 0
+
+
+class Network(Protocol):
+    """A model family's reading of one folder: how contents become arrays, and arrays vectors.
+
+    Weights are read when `module` is asked for. `prepare` may be called from several threads.
+    """
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """The roles that the model embeds, all into one space."""
+
+    @property
+    def dimension(self) -> int:
+        """Length of the vectors."""
+
+    def maximum(self, role: Role) -> str:
+        """The longest content that the model takes, for people: "256 tokens", "30 s"."""
+
+    def inputs(self, role: Role) -> Mapping[str, Input]:
+        """The arguments of the role's module, in order and by name: the arrays that `prepare` gives."""
+
+    def prepare(self, role: Role, content: Content, purpose: Purpose) -> Prepared:
+        """The content as the arrays of `inputs`.
+
+        Raises:
+            ValueError: for a content that the model cannot take whole; the message says why, and the mend.
+        """
+
+    def module(self, role: Role) -> "nn.Module":
+        """The network in float32 on the CPU, its forward taking batches of `inputs` in their order.
+
+        It returns vectors [n, dimension] that do not depend on the others of the batch, nor
+        on its padding. It is traceable, and casts to the type of its own weights inside.
+
+        Raises:
+            PlatformError: if weights are missing, damaged, or of another architecture.
+        """
+
 
 class Encoder(Protocol):
-    """A loaded model that embeds contents of its roles."""
+    """A model at work on some device."""
 
     @property
     def roles(self) -> tuple[Role, ...]:
@@ -28,70 +86,60 @@ class Encoder(Protocol):
 
     @property
     def device(self) -> str:
-        """Where the model runs: "cpu", "cuda:0", "mps"."""
+        """Where the model runs: "cpu", "cuda:0", "cuda:0, cuda:1", or the URL of a server."""
 
     @property
     def precision(self) -> str:
         """Type of the weights: "float32", "bfloat16" or "float16"."""
 
-    def embed(self, role: Role, batch: Sequence[Content]) -> np.ndarray:
+    @property
+    def runtime(self) -> str:
+        """What runs the network: "torch", "openvino", "openai"; with the reason where another was to be expected."""
+
+    @property
+    def lanes(self) -> Sequence["Lane"]:
+        """Ways to run a batch, each of which one thread at a time may call; all give the same vectors."""
+
+    def maximum(self, role: Role) -> str:
+        """The longest content that the model takes, for people."""
+
+    def prepare(self, role: Role, content: Content, purpose: Purpose = "document") -> Prepared:
+        """The content as a lane takes it; threads may call this side by side.
+
+        Raises:
+            PlatformError: for a role that the model lacks.
+            TypeError: for a content that is not of the role.
+            ValueError: for a content that the model cannot take whole.
+        """
+
+    def cost(self, role: Role, prepared: Prepared) -> int:
+        """What a prepared content weighs in a batch: its tokens for text, otherwise 1."""
+
+    def budget(self, role: Role) -> int:
+        """The summed cost of a batch that suits model and device."""
+
+    def embed(self, role: Role, batch: Sequence[Content], purpose: Purpose = "document") -> np.ndarray:
         """Float32 vectors [len(batch), dimension], in order, as the model's own chain gives them.
 
-        A content's vector does not depend on the others of its batch.
+        For a few contents at once, such as a query; `inference.stream` is for many.
 
         Raises:
             PlatformError: for a role that the model lacks.
             TypeError: for contents that are not of the role.
-            ValueError: for contents longer than the model can take.
+            ValueError: for contents that the model cannot take whole.
         """
 
-    def cost(self, role: Role, content: Content) -> int:
-        """What the content weighs in a batch: its tokens after truncation for text, otherwise 1."""
+
+Lane: TypeAlias = Callable[[Role, Sequence[Prepared]], np.ndarray]
+"""Float32 vectors [n, d] of n prepared contents of one role."""
 
 
-def choose_device(wish: str) -> str:
-    """The device that `wish` comes to: "auto" takes CUDA, then MPS, then the CPU.
-
-    Raises:
-        PlatformError: if the device asked for is not there.
-    """
-    import torch
-
-    if wish == "cpu":
-        return wish
-    cuda_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    has_mps = torch.backends.mps.is_available()
-    if wish == "auto":
-        return "cuda:0" if cuda_devices else "mps" if has_mps else "cpu"
-    kind, _, number = wish.partition(":")
-    if kind == "cuda" and int(number or 0) < cuda_devices:
-        return f"cuda:{int(number or 0)}"
-    if kind == "mps" and has_mps:
-        return "mps"
-    present = ["cpu", *(f"cuda:{index}" for index in range(cuda_devices)), *(["mps"] if has_mps else [])]
-    raise PlatformError(f"device {wish} is not there; set device to auto or to one of {', '.join(present)}")
-
-
-def choose_dtype(precision: Precision, device: str) -> "torch.dtype":
-    """The torch type of weights and activations.
-
-    Raises:
-        PlatformError: for float16 on the CPU, which overflows and gains nothing there.
-    """
-    import torch
-
-    if precision == "float16" and device == "cpu":
-        raise PlatformError("precision float16 does not run on device cpu; choose bfloat16 or float32")
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    return dtypes[precision]
-
-
-def check_batch(roles: Sequence[Role], role: Role, batch: Sequence[Content]) -> None:
-    """Refuse a role outside `roles`, and contents that are not of `role`.
+def check_content(roles: Sequence[Role], role: Role, content: Content) -> None:
+    """Refuse a role outside `roles`, and a content that is not of `role`.
 
     Raises:
         PlatformError: for a role that the model lacks.
-        TypeError: for contents that are not of the role.
+        TypeError: for a content that is not of the role.
     """
     from PIL.Image import Image
 
@@ -99,7 +147,9 @@ def check_batch(roles: Sequence[Role], role: Role, batch: Sequence[Content]) -> 
         raise PlatformError(
             f"the model does not embed {role}; it embeds {' and '.join(roles)}: choose a space that has the role"
         )
-    expected = {"text": str, "image": Image, "audio": np.ndarray, "video": VideoClip}[role]
-    for content in batch:
-        if not isinstance(content, expected):
-            raise TypeError(f"{role} contents are {expected.__name__}, not {type(content).__name__}")
+    expected = {"text": str, "image": Image, "audio": Sound, "video": VideoClip}[role]
+    if not isinstance(content, expected):
+        raise TypeError(
+            f"{role} contents are {expected.__name__}, not {type(content).__name__}; decode the file with "
+            "media.cutting.read, and choose a space of its modality"
+        )

@@ -1,4 +1,4 @@
-"""From a model's description to a loaded encoder, its tokenizer file and its fingerprint."""
+"""From a model's description to its network, its tokenizer file and its fingerprint."""
 
 import contextlib
 import hashlib
@@ -11,12 +11,17 @@ from pathlib import Path
 from types import ModuleType
 
 from embedding_platform.errors import PlatformError
-from embedding_platform.models.encoder import Encoder, Precision, choose_device, choose_dtype
+from embedding_platform.models.encoder import Network
 from embedding_platform.models.pretrained import read_config
 from embedding_platform.records import digest
 from embedding_platform.spaces import Model, Space
 
 _PACKAGE = "package:"
+_TORCH_HUB = "torch_hub:"
+_OPENAI = "openai:"
+
+_TORCH_HUB_URL = "https://download.pytorch.org/models"
+"""Where PyTorch Hub keeps the weights of pytorch/vision (hubconf.py of that repository)."""
 
 _DECIDING_FILES = ("*.safetensors", "*.json", "*.model", "vocab.txt", "merges.txt")
 """Files of a model folder that can change a vector: weights, configurations, vocabularies."""
@@ -26,33 +31,43 @@ _NEVER_DECIDING = ("figures.json", "data_config.json", "generation_config.json",
 
 _PICKLED_WEIGHTS = "pytorch_model*.bin"
 
+_WEIGHTS = ("*.safetensors", _PICKLED_WEIGHTS)
+"""Files of weights, the better kind first. A family that reads others says so in its own WEIGHTS."""
+
 _HUB_SECONDS = 4.0
 """How long the hub may take to answer before it counts as out of reach."""
 
-_loaded: dict[tuple[Model, str, Precision], tuple[str, Encoder]] = {}
-"""The weights that each model was loaded from, and its encoder."""
 
-
-def load(model: Model, device: str = "auto", precision: Precision = "float32") -> Encoder:
-    """The model, ready to embed; loaded once per process, device and precision.
-
-    Weights that were saved anew in a model's folder take the place of those loaded before.
+def read_network(model: Model) -> Network:
+    """The model's network, its weights not read yet where its family can wait with them.
 
     Raises:
         PlatformError: if the model cannot be found, fetched or read, or is not what its
             description says; the message says which, and the mend.
     """
-    key = (model, choose_device(device), precision)
-    weights = _weights(model)
-    if key in _loaded and _loaded[key][0] != weights:
-        del _loaded[key]
-    if key not in _loaded:
-        _loaded[key] = (weights, _load(*key))
-    return _loaded[key][1]
+    family = family_of(model)
+    folder = _folder(model, family)
+    _check_files(folder, model.family, family)
+    network: Network = family.load(folder, model.pooling)
+    if network.dimension != model.dimension:
+        raise PlatformError(
+            f"{model.location} gives vectors of dimension {network.dimension}, but the space is described with "
+            f"{model.dimension}; name a model of dimension {model.dimension}, or correct the space in spaces.py"
+        )
+    return network
+
+
+def file_digests(model: Model) -> dict[str, str]:
+    """SHA-256 in hex of the weights and of config.json as they lie on this machine, by file name."""
+    family = family_of(model)
+    folder = Path(_folder(model, family))
+    kinds = ("config.json", *getattr(family, "WEIGHTS", _WEIGHTS))
+    paths = sorted(path for kind in kinds for path in folder.glob(kind))
+    return {path.name: _digest_of(path) for path in paths}
 
 
 def resolve(model: Model) -> str:
-    """Where the model is: an absolute folder, or a hub id as it stands.
+    """Where the model is: an absolute folder; what lies elsewhere stays as it stands.
 
     Packages are found without being imported.
 
@@ -62,6 +77,8 @@ def resolve(model: Model) -> str:
     location = model.location
     if location.startswith(_PACKAGE):
         return _packaged_folder(location)
+    if location.startswith((_TORCH_HUB, _OPENAI)):
+        return location
     if location.startswith(("/", "./", "../", "~")) or os.path.isabs(location):
         folder = Path(location).expanduser().absolute()
         if not folder.is_dir():
@@ -97,45 +114,50 @@ def fingerprint(space: Space, precision: str = "float32") -> str:
         PlatformError: if the model's folder is not there.
     """
     model = space.model
-    family = _family(model)
+    family = family_of(model)
+    if model.pooling not in family.POOLINGS:
+        known = ", ".join(repr(name) for name in family.POOLINGS)
+        raise PlatformError(f"family {model.family} knows no pooling {model.pooling!r}; choose one of {known}")
+    # A server computes in a precision of its own.
+    is_full = precision == "float32" or is_remote(model)
     return digest(
-        _weights(model),
+        weights(model),
         model.family,
         str(family.CODE_VERSION),
-        family.POOLING,
+        family.POOLINGS[model.pooling],
         str(space.normalised),
         str(model.dimension),
-        "float32" if precision == "float32" else "reduced",
+        "float32" if is_full else "reduced",
     )
 
 
-def _weights(model: Model) -> str:
-    """What changes with the weights: the digest of a folder, or id and revision on the hub."""
+def is_remote(model: Model) -> bool:
+    """Whether a server embeds, and no weights are read here."""
+    return bool(getattr(family_of(model), "REMOTE", False))
+
+
+def weights(model: Model) -> str:
+    """What changes with the weights: the digest of a folder, or the id and revision of what lies elsewhere.
+
+    Raises:
+        PlatformError: if the model's folder is not there.
+    """
     location = resolve(model)
     return _folder_digest(location) if os.path.isabs(location) else f"{location}@{model.revision or 'main'}"
 
 
-def _load(model: Model, device: str, precision: Precision) -> Encoder:
-    dtype = choose_dtype(precision, device)
-    family = _family(model)
-    location = resolve(model)
-    if os.path.isabs(location):
-        folder = location
-    else:
-        folder = _fetched(
-            location, model.revision, (("config.json",), *family.FILES), ("*.safetensors", _PICKLED_WEIGHTS)
-        )
-    _check_files(folder, model.family, family.FILES)
-    encoder = family.load(folder, device, dtype)
-    if encoder.dimension != model.dimension:
-        raise PlatformError(
-            f"{model.location} gives vectors of dimension {encoder.dimension}, but the space is described with "
-            f"{model.dimension}; name a model of dimension {model.dimension}, or correct the space in spaces.py"
-        )
-    return encoder
+def code_version(model: Model) -> int:
+    """The version of our code for the model's family."""
+    version: int = family_of(model).CODE_VERSION
+    return version
 
 
-def _family(model: Model) -> ModuleType:
+def family_of(model: Model) -> ModuleType:
+    """The module of the model's family.
+
+    Raises:
+        PlatformError: if there is none.
+    """
     name = f"embedding_platform.models.{model.family}"
     if importlib.util.find_spec(name) is None:
         raise PlatformError(f"model family {model.family} is not known; correct it in spaces.py, or write its module")
@@ -159,20 +181,31 @@ def _packaged_folder(location: str) -> str:
     return str(folder)
 
 
-def _check_files(folder: str, family: str, needed: tuple[tuple[str, ...], ...]) -> None:
+def _folder(model: Model, family: ModuleType) -> str:
+    """The local folder of the model, fetched if need be."""
+    location = resolve(model)
+    if os.path.isabs(location):
+        return location
+    if location.startswith(_TORCH_HUB):
+        return fetch_from_torch_hub(location.removeprefix(_TORCH_HUB))
+    return _fetched(location, model.revision, (("config.json",), *family.FILES), _WEIGHTS)
+
+
+def _check_files(folder: str, name: str, family: ModuleType) -> None:
     """Refuse a folder that lacks files or whose weights were cut short, before anything heavy."""
     from safetensors import SafetensorError, safe_open
 
-    read_config(folder)
-    for names in needed:
-        if not any(Path(folder, name).is_file() for name in names):
+    if getattr(family, "CONFIG", True):
+        read_config(folder)
+    kinds = getattr(family, "WEIGHTS", _WEIGHTS)
+    for names in family.FILES:
+        if not any(Path(folder, file).is_file() for file in names):
             raise PlatformError(
-                f"{folder} holds no {' or '.join(names)}, which family {family} reads; save it there with the model"
+                f"{folder} holds no {' or '.join(names)}, which family {name} reads; save it there with the model"
             )
-    weights = sorted(Path(folder).glob("*.safetensors"))
-    if not weights and not any(Path(folder).glob(_PICKLED_WEIGHTS)):
-        raise PlatformError(f"{folder} holds no *.safetensors weights; save the model there with save_pretrained")
-    for path in weights:
+    if not any(any(Path(folder).glob(kind)) for kind in kinds):
+        raise PlatformError(f"{folder} holds no {kinds[0]} weights; save the model there, or name another folder")
+    for path in sorted(Path(folder).glob("*.safetensors")):
         try:
             safe_open(path, framework="numpy")
         except SafetensorError as error:
@@ -212,7 +245,7 @@ def _fetched(location: str, revision: str | None, needed: tuple[tuple[str, ...],
         ) from None
 
 
-def _refuse_without_hub(location: str) -> None:
+def _refuse_without_hub(location: str, endpoint: str = "") -> None:
     """One short question instead of the hub client's long retries.
 
     The question is asked in a thread because name resolution knows no timeout.
@@ -224,7 +257,7 @@ def _refuse_without_hub(location: str) -> None:
 
     def ask() -> None:
         with contextlib.suppress(httpx.HTTPError, OSError):
-            get_session().head(constants.ENDPOINT, timeout=_HUB_SECONDS)
+            get_session().head(endpoint or constants.ENDPOINT, timeout=_HUB_SECONDS)
             answered.set()
 
     if not constants.HF_HUB_OFFLINE:
@@ -238,19 +271,46 @@ def _refuse_without_hub(location: str) -> None:
         )
 
 
+def fetch_from_torch_hub(name: str, address: str = _TORCH_HUB_URL) -> str:
+    """A folder that holds nothing but the weights `name` of PyTorch Hub, whose name ends in their SHA-256's beginning.
+
+    Raises:
+        PlatformError: if they cannot be fetched, or are not those that the name tells.
+    """
+    import torch
+
+    folder = Path(torch.hub.get_dir(), "embedding_platform", Path(name).stem)
+    path = folder / name
+    if not path.is_file():
+        _refuse_without_hub(f"{_TORCH_HUB}{name}", address)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(f"{address}/{name}", str(path), progress=False)
+        except OSError as error:
+            raise PlatformError(
+                f"{address}/{name} cannot be fetched: {error}; check the name, the network and the disk, or name a "
+                "local folder in the models setting"
+            ) from None
+    expected = Path(name).stem.rpartition("-")[2]
+    if not _digest_of(path).startswith(expected):
+        raise PlatformError(f"{path} is damaged: its SHA-256 does not begin with {expected}; remove it and run again")
+    return str(folder)
+
+
 def _folder_digest(folder: str) -> str:
     root = Path(folder)
     paths = {path for pattern in _DECIDING_FILES for path in root.rglob(pattern) if path.name not in _NEVER_DECIDING}
     if not any(path.suffix == ".safetensors" for path in paths):
-        paths.update(root.glob(_PICKLED_WEIGHTS))
+        paths.update([*root.glob(_PICKLED_WEIGHTS), *root.glob("*.pth")])
     parts = []
     for path in sorted(paths, key=lambda path: path.relative_to(root).as_posix()):
-        status = path.stat()
-        parts += [
-            path.relative_to(root).as_posix(),
-            _file_digest(os.path.realpath(path), status.st_size, status.st_mtime_ns),
-        ]
+        parts += [path.relative_to(root).as_posix(), _digest_of(path)]
     return digest(*parts)
+
+
+def _digest_of(path: Path) -> str:
+    status = path.stat()
+    return _file_digest(os.path.realpath(path), status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=4096)

@@ -1,71 +1,111 @@
-"""Text models in the layout of sentence-transformers."""
+"""Text models in the layout of sentence-transformers (Reimers and Gurevych 2019)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from embedding_platform.errors import PlatformError
-from embedding_platform.models.encoder import check_batch
+from embedding_platform.models.encoder import Input, Prepared, Purpose
 from embedding_platform.models.pretrained import does_not_load, quiet
 from embedding_platform.records import Content
 from embedding_platform.spaces import Role
 
 if TYPE_CHECKING:
-    import torch
     from sentence_transformers import SentenceTransformer
+    from torch import nn
 
-CODE_VERSION = 1
-POOLING = (
-    "what the folder's modules.json chains: for MiniLM and MPNet the mean of token states, normalised (model cards)"
-)
+CODE_VERSION = 2
+POOLINGS = {
+    "": "what the folder's modules.json chains: for MiniLM and MPNet the mean of token states, normalised (model cards)"
+}
 FILES = (("modules.json",), ("tokenizer.json",))
 
 
 @dataclass(frozen=True, eq=False)
-class SentenceTransformerEncoder:
-    """Embeds text with the model's own chain of modules, cut at its own max_seq_length."""
+class SentenceTransformerNetwork:
+    """Embeds text with the model's own chain of modules, cut at its own max_seq_length.
+
+    A model that puts words before queries or documents (`prompts` of its configuration) gets
+    them as its own `encode_query` and `encode_document` put them.
+    """
 
     roles: tuple[Role, ...]
     dimension: int
-    device: str
-    precision: str
     chain: "SentenceTransformer"
 
-    def embed(self, role: Role, batch: Sequence[Content]) -> np.ndarray:
-        """See `Encoder.embed`."""
-        check_batch(self.roles, role, batch)
-        if not batch:
-            return np.empty((0, self.dimension), np.float32)
-        vectors = self.chain.encode(list(batch), batch_size=len(batch), show_progress_bar=False)
-        return np.asarray(vectors, np.float32)
+    def maximum(self, role: Role) -> str:
+        """See `Network.maximum`. Longer text is cut, as the model's own code does."""
+        return f"{self.chain.max_seq_length} tokens"
 
-    def cost(self, role: Role, content: Content) -> int:
-        """Tokens of the text, special ones included, at most the model's max_seq_length."""
-        tokens = self.chain.tokenizer(content, truncation=True, max_length=self.chain.max_seq_length)
-        return len(tokens["input_ids"])
+    def inputs(self, role: Role) -> Mapping[str, Input]:
+        """See `Network.inputs`: token ids, and whatever else the chain's first module takes."""
+        return self._inputs
+
+    def prepare(self, role: Role, content: Content, purpose: Purpose) -> Prepared:
+        """See `Network.prepare`."""
+        features = self.chain.preprocess([content], prompt=self._prompt(purpose))
+        return {name: features[name][0].numpy() for name in self._inputs}
+
+    def module(self, role: Role) -> "nn.Module":
+        """See `Network.module`."""
+        return _as_network(self.chain, tuple(self._inputs))
+
+    @cached_property
+    def _inputs(self) -> Mapping[str, Input]:
+        import torch
+
+        paddings = {"input_ids": self.chain.tokenizer.pad_token_id or 0}
+        features = self.chain.preprocess([""])
+        names = [name for name, value in features.items() if isinstance(value, torch.Tensor)]
+        return {name: Input("int64", (None,), paddings.get(name, 0)) for name in names}
+
+    def _prompt(self, purpose: Purpose) -> str | None:
+        prompts = self.chain.prompts
+        return prompts.get(purpose) or prompts.get(self.chain.default_prompt_name or "")
 
 
-def load(folder: str, device: str, dtype: "torch.dtype") -> SentenceTransformerEncoder:
+def load(folder: str, pooling: str) -> SentenceTransformerNetwork:
     """Load the chain that modules.json of `folder` names.
 
     Raises:
-        PlatformError: if the folder is not a whole sentence-transformers model.
+        PlatformError: if the folder is not a whole sentence-transformers model, or one that
+            leaves its prompt out of the mean.
     """
+    import torch
     from sentence_transformers import SentenceTransformer
 
     with quiet():
         try:
             chain = SentenceTransformer(
-                folder, device=device, local_files_only=True, model_kwargs={"dtype": dtype}
+                folder, device="cpu", local_files_only=True, model_kwargs={"dtype": torch.float32}
             ).eval()
         except (OSError, ValueError, RuntimeError) as error:
             raise does_not_load(folder, error) from None
     _refuse_made_up_weights(folder, chain)
-    dimension = chain.get_embedding_dimension()
-    return SentenceTransformerEncoder(("text",), dimension, device, str(dtype).removeprefix("torch."), chain)
+    if any(chain.prompts.values()) and not all(getattr(module, "include_prompt", True) for module in chain):
+        raise PlatformError(
+            f"{folder} leaves the words of its prompt out of the mean, which the batches here cannot; choose "
+            "another model, or set include_prompt in its pooling configuration if its card allows it"
+        )
+    return SentenceTransformerNetwork(("text",), chain.get_embedding_dimension(), chain.requires_grad_(False))
+
+
+def _as_network(chain: "SentenceTransformer", names: tuple[str, ...]) -> "nn.Module":
+    from torch import Tensor, nn
+
+    class Chain(nn.Module):
+        """The chain with its features as arguments and the sentence embedding as result."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.chain = chain
+
+        def forward(self, *features: Tensor) -> Any:
+            return self.chain(dict(zip(names, features, strict=True)))["sentence_embedding"]
+
+    return Chain()
 
 
 def _refuse_made_up_weights(folder: str, chain: "SentenceTransformer") -> None:

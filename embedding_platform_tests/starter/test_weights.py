@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from embedding_platform.inference.devices import Execution
+from embedding_platform.inference.engine import load_encoder
 from embedding_platform.media.cutting import Cutting, cut, read
-from embedding_platform.models.loading import load
 from embedding_platform.records import Item
 from embedding_platform.spaces import MODEL_SETS, Role
 from embedding_platform.starter.recipes.run import WEIGHTS
 from embedding_platform.starter.sample_media import SAMPLE_QUESTIONS, Question
 
 SPACES = {space.key: space for space in MODEL_SETS["starter"]}
+TORCH = Execution("cpu", "torch")
 NAMES = ("clip", "resnet50", "whisper", "perceiver")
 FORMATS = {
     "text": ("txt", "md", "html", "pdf"),
@@ -55,7 +57,7 @@ def test_weights_are_small_and_hold_no_leftovers() -> None:
 
 @pytest.mark.parametrize("key", [key for key in SPACES if not key.startswith("text/")])
 def test_weights_load_with_the_dimension_of_the_catalogue(key: str) -> None:
-    assert load(SPACES[key].model, "cpu").dimension == SPACES[key].model.dimension
+    assert load_encoder(SPACES[key].model, TORCH).dimension == SPACES[key].model.dimension
 
 
 @pytest.mark.parametrize("question", SAMPLE_QUESTIONS, ids=lambda question: f"{question.modality}-{question.query}")
@@ -72,7 +74,7 @@ def test_best_hit_is_the_answer(question: Question, sample: Path) -> None:
         pytest.skip("the starter extra is not installed")
     names, vectors = space_of(key, sample / "media")
     if question.kind == "text":
-        asked = load(SPACES[key].model, "cpu").embed("text", [question.query])
+        asked = load_encoder(SPACES[key].model, TORCH).embed("text", [question.query])
     else:
         asked = embedded(key, sample / "queries" / question.query)
     scores = normed(vectors) @ normed(asked[:1])[0]
@@ -105,7 +107,7 @@ def embedded(key: str, path: Path) -> np.ndarray:
     item = Item(path.name, str(path), path.stat().st_size, "", "", "0" * 64)
     segments = cut(modality, "sample", item, Cutting(tokenizer_file=None, max_tokens=200, overlap_tokens=0))
     contents: list[Any] = list(read(modality, segments))
-    return load(SPACES[key].model, "cpu").embed(role, contents)
+    return load_encoder(SPACES[key].model, TORCH).embed(role, contents)
 
 
 def roles(key: str) -> Role:
