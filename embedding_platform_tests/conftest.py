@@ -1,6 +1,7 @@
 """What many tests stand on: a platform in a folder of its own, and its Dagster instance."""
 
 import importlib
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,10 @@ from embedding_platform.settings import load_settings
 from embedding_platform_tests.models import small_models
 
 
+CACHE = tempfile.TemporaryDirectory()
+"""Where networks that were converted for a runtime are kept until the session ends."""
+
+
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SETTINGS", "MEDIA_ROOT", "STORE_ROOT", "MILVUS__URI", "MILVUS__TOKEN", "MODEL_SET", "SPACES"):
@@ -20,8 +25,11 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def open_platform(folder: Path, **settings: object) -> Platform:
-    """A platform whose media, store and Milvus Lite lie in `folder`; relative paths start there."""
-    return Platform(load_settings(base=folder, **settings))
+    """A platform whose media, store and Milvus Lite lie in `folder`; relative paths start there.
+
+    Converted networks are kept for the whole session, so that each model is started once.
+    """
+    return Platform(load_settings(base=folder, **{"cache_root": CACHE.name, **settings}))
 
 
 @pytest.fixture

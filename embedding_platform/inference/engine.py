@@ -14,7 +14,7 @@ import numpy as np
 
 from embedding_platform.errors import PlatformError, first_line
 from embedding_platform.inference import on_openvino, on_torch
-from embedding_platform.inference.devices import BUDGETS, Execution, choose_devices, choose_dtype
+from embedding_platform.inference.devices import Execution, budget_of, choose_devices, choose_dtype
 from embedding_platform.inference.memory import is_out_of_memory, refuse_without_memory
 from embedding_platform.inference.precision import PrecisionRecord, machine, sample_contents
 from embedding_platform.models import loading, openai
@@ -26,8 +26,8 @@ from embedding_platform.spaces import Model, Role
 if TYPE_CHECKING:
     from torch import nn
 
-BYTES_PER_WEIGHT = 8
-"""A weight is read in float32 and placed or compiled as a second copy before the first is let go."""
+BYTES_PER_WEIGHT = 4
+"""Weights are read in float32, whatever they run in; there is no sense in beginning with less memory."""
 
 LANES_PER_CUDA_DEVICE = 2
 """One copies its batch in while the other computes."""
@@ -166,7 +166,7 @@ class LocalEncoder:
 
     def budget(self, role: Role) -> int:
         """See `Encoder.budget`."""
-        return BUDGETS[self.devices[0].partition(":")[0]][role]
+        return budget_of(self.devices[0], role, self.model.parameters)
 
     def embed(self, role: Role, batch: Sequence[Content], purpose: Purpose = "document") -> np.ndarray:
         """See `Encoder.embed`."""

@@ -3,9 +3,10 @@
 import os
 import shutil
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,15 +29,17 @@ _EXAMPLE = 8
 
 @dataclass(frozen=True, eq=False)
 class OpenVinoProgram:
-    """One inference request of a compiled network. One thread at a time runs it."""
+    """One inference request of a compiled network; a second thread waits its turn."""
 
     compiled: Any
     request: Any
+    turn: Any = field(default_factory=threading.Lock)
 
     def run(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """Vectors float32 [n, d] of a batch of arrays, in the order of the network's arguments."""
-        (vectors,) = self.request.infer(list(arrays)).values()
-        return np.array(vectors, np.float32)
+        with self.turn:
+            (vectors,) = self.request.infer(list(arrays)).values()
+            return np.array(vectors, np.float32)
 
     def beside(self) -> "OpenVinoProgram":
         """A second request, for another thread."""
@@ -88,9 +91,15 @@ def lanes() -> int:
 
 
 def _converted(network: "nn.Module", inputs: Mapping[str, Input]) -> Any:
-    """The network as OpenVINO holds it, in float32, traced once with an example."""
+    """The network as OpenVINO holds it, in float32, traced once with an example.
+
+    By the frontend itself: `openvino.convert_model` around it reports each call over the
+    network to OpenVINO's makers, unless the user has opted out.
+    """
     import openvino
     import torch
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     example = tuple(
         torch.ones([2, *(axis or _EXAMPLE for axis in given.shape)], dtype=getattr(torch, given.dtype))
@@ -99,9 +108,10 @@ def _converted(network: "nn.Module", inputs: Mapping[str, Input]) -> Any:
     # Tracing warns of each branch that it takes; what it gives is compared with the network itself.
     with warnings.catch_warnings(), quiet(), torch.inference_mode():
         warnings.simplefilter("ignore")
-        # OpenVINO traces by itself, too, but three times, to compare the traces.
         traced = torch.jit.trace(network.eval(), example, strict=False, check_trace=False)
-        model = openvino.convert_model(traced, example_input=example)
+        decoder = TorchScriptPythonDecoder(traced, example_input=example)
+        frontend = FrontEndManager().load_by_framework("pytorch")
+        model = frontend.convert(frontend.load(decoder))
     shapes = [[-1, *(axis or -1 for axis in given.shape)] for given in inputs.values()]
     model.reshape(dict(enumerate(map(openvino.PartialShape, shapes))))
     return model

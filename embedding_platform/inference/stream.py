@@ -35,7 +35,11 @@ SEGMENT_BYTES = 1024
 """What a segment weighs besides its arrays, roughly: itself, its text, the arrays' headers."""
 
 WINDOW_BATCHES = 4
-"""Batches of a window, about: among four times as many texts as fit a batch, each finds some of like length."""
+"""Batches of the first window, about: few, so that the lanes have work soon."""
+
+TEXT_WINDOW_BATCHES = 32
+"""Batches to which windows of texts double, one after the other. Only texts differ in cost: of passages from
+3 to 256 tokens, 20 % of what runs is padding where 4 batches share a window, and 5 % where 32 do."""
 
 
 @dataclass(frozen=True)
@@ -148,14 +152,17 @@ def _windows(
     """Windows whose batches are on their way to the lanes."""
     window: list[PreparedSegment | Failed | _Raised] = []
     costs = dict.fromkeys(budgets, 0)
+    enough = {role: WINDOW_BATCHES * budget for role, budget in budgets.items()}
     try:
         for outcome in contents:
             window.append(outcome)
             role = outcome.segment.role
             costs[role] += outcome.cost if isinstance(outcome, PreparedSegment) else 1
-            if costs[role] >= WINDOW_BATCHES * budgets[role]:
+            if costs[role] >= enough[role]:
                 sent = _send(window, lanes, budgets)
                 window, costs = [], dict.fromkeys(budgets, 0)
+                if "text" in enough:
+                    enough["text"] = min(2 * enough["text"], TEXT_WINDOW_BATCHES * budgets["text"])
                 yield sent
     except ClosedError:
         return

@@ -96,14 +96,17 @@ def _as_network(chain: "SentenceTransformer", names: tuple[str, ...]) -> "nn.Mod
     from torch import Tensor, nn
 
     class Chain(nn.Module):
-        """The chain with its features as arguments and the sentence embedding as result."""
+        """The chain's steps with their features as arguments and the sentence embedding as result."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.chain = chain
+            self.steps = nn.ModuleList(chain)
 
         def forward(self, *features: Tensor) -> Any:
-            return self.chain(dict(zip(names, features, strict=True)))["sentence_embedding"]
+            state: Any = dict(zip(names, features, strict=True))
+            for step in self.steps:
+                state = step(state)
+            return state["sentence_embedding"].float()
 
     return Chain()
 

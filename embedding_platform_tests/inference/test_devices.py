@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from embedding_platform.errors import PlatformError
-from embedding_platform.inference.devices import choose_devices, choose_dtype
+from embedding_platform.inference.devices import budget_of, choose_devices, choose_dtype
 
 
 @pytest.mark.parametrize(
@@ -49,3 +49,17 @@ def test_precisions_are_torch_types_and_half_is_refused_on_the_cpu():
     assert choose_dtype("float16", "cuda:0") is torch.float16
     with pytest.raises(PlatformError, match="choose bfloat16 or float32"):
         choose_dtype("float16", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("device", "role", "parameters", "budget"),
+    [
+        ("cpu", "text", 22_713_216, 1024),
+        ("cpu", "text", 109_484_928, 512),
+        ("cpu", "image", 427_616_512, 4),
+        ("cuda:1", "text", 109_484_928, 32768),
+        ("mps", "video", 0, 8),
+    ],
+)
+def test_a_batch_is_as_large_as_suits_device_and_model(device, role, parameters, budget):
+    assert budget_of(device, role, parameters) == budget

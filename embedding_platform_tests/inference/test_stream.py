@@ -30,6 +30,11 @@ def no_thread_is_left():
     assert set(threading.enumerate()) == before
 
 
+@pytest.fixture
+def even_windows(monkeypatch):
+    monkeypatch.setattr(stream, "TEXT_WINDOW_BATCHES", WINDOW_BATCHES)
+
+
 def segment(path: str, position: int, text: str, role: str = "text") -> Segment:
     name = f"{path}#{position}"
     return Segment(name, path, f"/{path}", "1", role, position, 0.0, 0.0, text, name)
@@ -322,6 +327,7 @@ def eventually(holds: Callable[[], bool]) -> bool:
     return holds()
 
 
+@pytest.mark.usefixtures("even_windows")
 @pytest.mark.parametrize(("lane_count", "windows"), [(1, 3), (2, 3), (4, 3), (5, 4), (16, 6)])
 def test_prepared_contents_are_bounded_however_slow_the_model_is(lane_count, windows, monkeypatch):
     """One window is awaited, one is collected, and between them stands a batch for each lane."""
@@ -345,6 +351,7 @@ def test_prepared_contents_are_bounded_however_slow_the_model_is(lane_count, win
     assert encoder.alive == 0
 
 
+@pytest.mark.usefixtures("even_windows")
 def test_prepared_contents_that_were_embedded_are_let_go_however_slow_the_consumer_is(monkeypatch):
     ahead, readers = 5, 2
     monkeypatch.setattr(stream, "READ_AHEAD_BYTES", ahead * (1_000_000 + stream.SEGMENT_BYTES))
@@ -357,6 +364,7 @@ def test_prepared_contents_that_were_embedded_are_let_go_however_slow_the_consum
     outcomes.close()
 
 
+@pytest.mark.usefixtures("even_windows")
 def test_readers_and_collector_go_on_while_a_lane_is_busy_and_the_consumer_waits(monkeypatch):
     """The first batch ends only when all texts of the window after the next have been read."""
     monkeypatch.setattr(stream, "READ_AHEAD_BYTES", 1)
@@ -377,6 +385,7 @@ def test_readers_and_collector_go_on_while_a_lane_is_busy_and_the_consumer_waits
     outcomes.close()
 
 
+@pytest.mark.usefixtures("even_windows")
 def test_lanes_run_on_while_the_consumer_is_busy():
     """The consumer has the first vector and asks for no other until two more windows have been embedded."""
 
@@ -406,6 +415,7 @@ def test_lanes_run_side_by_side():
     assert names(outcomes) == names_in(files)
 
 
+@pytest.mark.usefixtures("even_windows")
 def test_vectors_are_given_as_soon_as_those_before_them_are_there():
     """Not only when their whole window, or the next file, is."""
 
@@ -426,6 +436,7 @@ def test_vectors_are_given_as_soon_as_those_before_them_are_there():
     assert number == WINDOW_BATCHES - 1
 
 
+@pytest.mark.usefixtures("even_windows")
 def test_failures_are_given_without_waiting_for_a_content_that_can_be_embedded(monkeypatch):
     monkeypatch.setattr(stream, "READ_AHEAD_BYTES", 1)
     rejected = 0
@@ -445,3 +456,17 @@ def test_failures_are_given_without_waiting_for_a_content_that_can_be_embedded(m
 @pytest.mark.parametrize("files", [[], [[]], [[], []]])
 def test_no_segments_give_nothing(files):
     assert list(embed_stream(files, read, SmallEncoder(), {"text": 8})) == []
+
+
+def test_windows_of_texts_grow_so_that_more_of_them_find_others_of_their_length():
+    encoder = SmallEncoder(lane_count=1)
+    lengths = [[1 + number * 37 % 50] for number in range(3000)]
+    outcomes = list(embed_stream(texts_of(lengths), read, encoder, {"text": 100}))
+    assert names(outcomes) == [f"{number}.txt#0" for number in range(3000)]
+
+    def efficiency(batches):
+        counts = [[len(text.split()) for text in batch] for batch in batches]
+        return sum(map(sum, counts)) / sum(padded_cost(count) for count in counts)
+
+    first, last = len(encoder.batches) // 10, len(encoder.batches) // 2
+    assert efficiency(encoder.batches[last:]) > 0.95 > efficiency(encoder.batches[:first])
