@@ -13,7 +13,6 @@ from embedding_platform.platform import Platform
 from embedding_platform.settings import load_settings
 from embedding_platform_tests.models import small_models
 
-
 CACHE = tempfile.TemporaryDirectory()
 """Where networks that were converted for a runtime are kept until the session ends."""
 

@@ -63,4 +63,6 @@ def test_contents_of_another_kind_are_refused_by_the_encoder(platform, key, role
 def test_a_model_of_another_dimension_is_refused(tmp_path, folders):
     wrong = open_platform(tmp_path, models={"image/resnet50": str(folders("resnet"))})
     message = refusal(PlatformError, lambda: wrong.encoder(wrong.space("image/resnet50")))
-    assert "gives vectors of dimension 40, but the space is described with 256; name a model of dimension 256" in message
+    assert (
+        "gives vectors of dimension 40, but the space is described with 256; name a model of dimension 256" in message
+    )
