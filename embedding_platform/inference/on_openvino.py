@@ -1,7 +1,9 @@
 """Running a network with OpenVINO on the CPU."""
 
+import importlib
 import os
 import shutil
+import sys
 import tempfile
 import threading
 import warnings
@@ -49,10 +51,22 @@ class OpenVinoProgram:
 def missing() -> str:
     """Why OpenVINO cannot be used here; "" if it can."""
     try:
-        import openvino  # noqa: F401
+        _openvino()
     except ImportError as error:
         return f"{error}; pip install 'embedding-platform[openvino]' is several times as fast on a CPU"
     return ""
+
+
+def _openvino() -> Any:
+    """The package, which tells its makers over the network of each import, unless it misses what it does so with."""
+    reporter = "openvino_telemetry"
+    if "openvino" not in sys.modules and reporter not in sys.modules:
+        sys.modules[reporter] = None  # type: ignore[assignment]
+        try:
+            return importlib.import_module("openvino")
+        finally:
+            del sys.modules[reporter]
+    return importlib.import_module("openvino")
 
 
 def compile_network(
@@ -66,8 +80,7 @@ def compile_network(
     Raises:
         RuntimeError: if OpenVINO cannot convert the network.
     """
-    import openvino
-
+    openvino = _openvino()
     model = _kept(kept) if kept else None
     if model is None:
         model = _converted(network(), inputs)
@@ -93,10 +106,9 @@ def lanes() -> int:
 def _converted(network: "nn.Module", inputs: Mapping[str, Input]) -> Any:
     """The network as OpenVINO holds it, in float32, traced once with an example.
 
-    By the frontend itself: `openvino.convert_model` around it reports each call over the
-    network to OpenVINO's makers, unless the user has opted out.
+    By the frontend itself: `openvino.convert_model` around it takes four times as long.
     """
-    import openvino
+    openvino = _openvino()
     import torch
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
@@ -119,13 +131,11 @@ def _converted(network: "nn.Module", inputs: Mapping[str, Input]) -> Any:
 
 def _kept(folder: str) -> Any:
     """The converted network in the folder; None if it holds none that can be read."""
-    import openvino
-
     path = Path(folder, _FILE)
     if not path.is_file():
         return None
     try:
-        return openvino.Core().read_model(path)
+        return _openvino().Core().read_model(path)
     except RuntimeError:
         shutil.rmtree(folder)
         return None
@@ -137,13 +147,11 @@ def _keep(model: Any, folder: str) -> None:
     Raises:
         PlatformError: if the disk does not take it.
     """
-    import openvino
-
     try:
         os.makedirs(os.path.dirname(folder), exist_ok=True)
         with tempfile.TemporaryDirectory(dir=os.path.dirname(folder)) as beside:
             written = os.path.join(beside, "network")
-            openvino.save_model(model, Path(written, _FILE), compress_to_fp16=False)
+            _openvino().save_model(model, Path(written, _FILE), compress_to_fp16=False)
             # Another process may have been first, with the same.
             if not os.path.isdir(folder):
                 os.rename(written, folder)
