@@ -43,9 +43,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from embedding_platform.inference.batch_size import cut as cut_batches
 from embedding_platform.inference.devices import Execution
 from embedding_platform.inference.engine import load_encoder
-from embedding_platform.inference.precision import PrecisionRecord, machine
+from embedding_platform.inference.precision import PrecisionRecord, cosines, machine
 from embedding_platform.inference.stream import Embedded, embed_stream
 from embedding_platform.media.cutting import Cutting, cut, read
 from embedding_platform.records import Item, Segment, digest
@@ -160,7 +161,7 @@ def _measure(benchmark: Benchmark, folder: Path, rounds: int, peaks: dict[str, f
                 "least": min(rates[name]),
                 "most": max(rates[name]),
                 "ratio": rate / base,
-                "worst_cosine": float(_cosines(vectors[name], right).min()),
+                "worst_cosine": float(cosines(vectors[name], right).min()),
                 "share_of_model_only": rate * statistics.median(bare[name]) / len(inputs) if name in OURS else None,
                 "share_of_peak": rate * flops / 1e9 / peaks[precision],
             }
@@ -260,11 +261,9 @@ def _ours(execution: Execution, benchmark: Benchmark, model: Model, inputs: list
     def bare() -> float:
         """Seconds of the lanes alone, on prepared contents in batches of like cost."""
         costs = [encoder.cost(benchmark.role, one) for one in prepared]
-        batches: list[list[Any]] = [[]]
-        for place in sorted(range(len(prepared)), key=costs.__getitem__):
-            if batches[-1] and costs[place] * (len(batches[-1]) + 1) > budgets[benchmark.role]:
-                batches.append([])
-            batches[-1].append(prepared[place])
+        order = sorted(range(len(prepared)), key=costs.__getitem__)
+        slices = cut_batches([costs[place] for place in order], budgets[benchmark.role])
+        batches = [[prepared[place] for place in order[one]] for one in slices]
         waiting = iter(batches)
         started = time.perf_counter()
 
@@ -439,11 +438,6 @@ def _timed(call: Callable[[], Any]) -> float:
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
-
-
-def _cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    left, right = left.astype(np.float64), right.astype(np.float64)
-    return (left * right).sum(1) / (np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1))
 
 
 class _Worker:

@@ -41,6 +41,7 @@ import corpus
 import numpy as np
 
 from embedding_platform.errors import PlatformError
+from embedding_platform.inference.precision import cosines
 from embedding_platform.models.loading import resolve
 from embedding_platform.spaces import MODEL_SETS
 
@@ -280,7 +281,7 @@ def _measure(
             measured[name].seconds.append(seconds)
     finished = {name: outcome for name, outcome in measured.items() if name not in unable}
     for name, outcome in finished.items():
-        outcome.cosines = _cosines(found[name], found[BASELINE.name])
+        outcome.cosines = cosines(found[name], found[BASELINE.name])
     return finished
 
 
@@ -288,11 +289,6 @@ def _leave(name: str, error: Exception, unable: dict[str, str]) -> None:
     if name == BASELINE.name:
         raise SystemExit(f"{name}, to which all are compared, cannot run: {error}")
     unable[name] = str(error)
-
-
-def _cosines(vectors: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(reference, axis=1)
-    return (vectors.astype(np.float64) * reference).sum(axis=1) / norms
 
 
 def _print_table(measured: Mapping[str, Measured], count: int) -> None:

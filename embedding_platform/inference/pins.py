@@ -9,6 +9,7 @@ import numpy as np
 
 from embedding_platform import storage
 from embedding_platform.errors import PlatformError
+from embedding_platform.inference.precision import cosines
 from embedding_platform.models import loading
 from embedding_platform.models.encoder import Encoder
 from embedding_platform.spaces import Model
@@ -53,7 +54,7 @@ def _hold_files(url: str, model: str, digests: Mapping[str, str]) -> None:
 def _hold_probe(url: str, model: str, vector: np.ndarray) -> None:
     pinned = np.array(_pin(url, {"model": model, "probe": vector.tolist()})["probe"])
     if pinned.shape == vector.shape:
-        cosine = float(pinned @ vector / (np.linalg.norm(pinned) * np.linalg.norm(vector)))
+        cosine = float(cosines(pinned[None], vector[None])[0])
         if cosine >= SAME_MODEL:
             return
         reason = f"cosine {cosine:.4f} between its vectors of one text"

@@ -57,8 +57,8 @@ class PrecisionRecord:
         Raises:
             PlatformError: if a cosine, or their mean, is below the floor of the precision.
         """
-        cosines = _cosines(expected, found)
-        worst, mean = float(cosines.min()), float(cosines.mean())
+        measured = cosines(expected, found)
+        worst, mean = float(measured.min()), float(measured.mean())
         floor = FLOORS[facts["precision"]]
         # Written so that a NaN fails.
         if not (worst >= floor.worst and mean >= floor.mean):
@@ -68,8 +68,8 @@ class PrecisionRecord:
                 f"{floor.worst} and {floor.mean}; set precision to float32, or runtime to torch"
             )
         if self.folder:
-            measured = {**facts, "cosine_worst": worst, "cosine_mean": mean, "samples": len(cosines)}
-            storage.write_bytes(self._url(facts), json.dumps(measured, indent=2).encode())
+            figures = {**facts, "cosine_worst": worst, "cosine_mean": mean, "samples": len(measured)}
+            storage.write_bytes(self._url(facts), json.dumps(figures, indent=2).encode())
 
     def _url(self, facts: Mapping[str, str]) -> str:
         return f"{self.folder}/{digest(*(f'{name}={value}' for name, value in sorted(facts.items())))[:32]}.json"
@@ -95,7 +95,8 @@ def sample_contents(role: Role) -> Sequence[Content]:
     return {"text": _texts, "image": _images, "audio": _sounds, "video": _clips}[role]()
 
 
-def _cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+def cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Cosines float64 [n] of vectors [n, d] and [n, d], row by row."""
     left, right = left.astype(np.float64), right.astype(np.float64)
     return (left * right).sum(axis=1) / (np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1))
 

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embedding_platform.errors import PlatformError
+from embedding_platform.errors import PlatformError, first_line
 from embedding_platform.models.pixels import Preparation, centre_of_resized
 from embedding_platform.models.resnet import ResNetNetwork, as_network
 from embedding_platform.spaces import Role
@@ -150,8 +150,9 @@ def _read(folder: str, device: str = "cpu") -> Mapping[str, "Tensor"]:
     try:
         state = torch.load(paths[0], map_location=device, weights_only=True)
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise PlatformError(f"{paths[0]} is damaged or no state dict ({reason}); copy or download it again") from None
+        raise PlatformError(
+            f"{paths[0]} is damaged or no state dict ({first_line(error)}); copy or download it again"
+        ) from None
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise PlatformError(f"{paths[0]} is no state dict; save the model's state_dict() there")
     return state

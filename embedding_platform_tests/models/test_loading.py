@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import shutil
@@ -6,7 +7,8 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from embedding_platform.errors import PlatformError
 from embedding_platform.inference.devices import Execution
 from embedding_platform.inference.engine import load_encoder
 from embedding_platform.models import loading, resnet
-from embedding_platform.models.loading import fingerprint, read_network, resolve, tokenizer_file
+from embedding_platform.models.loading import fetch_from_torch_hub, fingerprint, read_network, resolve, tokenizer_file
 from embedding_platform.spaces import Index, Model, Space
 from embedding_platform_tests.models.small_models import describe
 
@@ -271,6 +273,38 @@ def test_a_hub_model_is_fetched_once_and_then_needs_no_hub(folder, tmp_path):
         hub.shutdown()
         hub.server_close()
     assert load_in_a_new_process(endpoint, cache) == "dimension 40"
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_weights_of_pytorch_hub_are_fetched_once_and_held_to_the_digest_in_their_name(
+    tmp_path, monkeypatch, empty_cache, is_whole
+):
+    import torch
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    payload = b"weights"
+    name = f"net-{hashlib.sha256(payload).hexdigest()[:8]}.pth"
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served" / name).write_bytes(payload if is_whole else payload[:-1])
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "served"))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    try:
+        if is_whole:
+            folder = Path(fetch_from_torch_hub(name, address))
+            assert [path.name for path in folder.iterdir()] == [name]
+            assert "cannot be fetched" in refusal(lambda: fetch_from_torch_hub("other-00000000.pth", address))
+        else:
+            message = refusal(lambda: fetch_from_torch_hub(name, address))
+            assert "is damaged" in message
+            assert "remove it and run again" in message
+    finally:
+        server.shutdown()
+        server.server_close()
+    if is_whole:
+        assert fetch_from_torch_hub(name, address) == str(folder)
+        assert "model_set to starter" in refusal(lambda: fetch_from_torch_hub("net-00000000.pth", address))
 
 
 @pytest.fixture
