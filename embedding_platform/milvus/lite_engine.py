@@ -8,6 +8,7 @@ row that it acknowledged before.
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 from milvus_lite.adapter.grpc.server import start_server_in_thread
 from milvus_lite.exceptions import MilvusLiteError
@@ -63,13 +64,29 @@ class LiteEngine:
         with self._turn:
             if self._closing.is_set():
                 return
+            loaded = self._loaded()
             self._stop()
             while not self._closing.is_set():
                 try:
-                    return self._open()
+                    self._open()
+                    break
                 except (OSError, RuntimeError, MilvusLiteError):
                     # The disk may refuse this too. Calls wait for the port until their own deadline.
                     self._closing.wait(_SECONDS_BETWEEN_ATTEMPTS)
+            for database, collection in loaded:
+                # What cannot be loaded without room on the disk is loaded by the next call that needs it.
+                with suppress(OSError, MilvusLiteError):
+                    self._database.get_collection(collection, database).load()
+
+    def _loaded(self) -> list[tuple[str, str]]:
+        """Database and name of the collections that can be searched now."""
+        found = []
+        for database in self._database.list_databases():
+            for name in self._database.list_collections(database):
+                with suppress(OSError, MilvusLiteError):
+                    if self._database.get_collection(name, database).load_state == "loaded":
+                        found.append((database, name))
+        return found
 
 
 class _DiskErrors(logging.Handler):
