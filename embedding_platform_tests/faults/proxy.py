@@ -10,15 +10,18 @@ class Proxy:
     """A TCP proxy before a port of this machine.
 
     `delay` seconds are added to each packet in both directions; `is_silent` holds everything
-    back; `cut` drops all connections and refuses new ones until `mend`.
+    back, `loses_answers` what comes from the server; `cut` drops all connections and refuses
+    new ones until `mend`.
     """
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: str) -> None:
         self.delay = 0.0
         self.is_silent = False
+        self.loses_answers = False
         self._is_cut = False
         self._target = target
         self._open: list[socket.socket] = []
+        self._near: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -29,6 +32,7 @@ class Proxy:
 
     def cut(self) -> None:
         self._is_cut = True
+        self.loses_answers = False
         for end in self._open:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
@@ -51,12 +55,13 @@ class Proxy:
                 near.close()
                 continue
             try:
-                far = socket.create_connection(("127.0.0.1", self._target), timeout=5)
+                far = socket.create_connection(("127.0.0.1", int(self._target)), timeout=5)
             except OSError:
                 near.close()
                 continue
             far.settimeout(None)
             self._open += [near, far]
+            self._near.add(near)
             for source, sink in ((near, far), (far, near)):
                 threading.Thread(target=self._pass_on, args=(source, sink), daemon=True).start()
 
@@ -64,7 +69,7 @@ class Proxy:
         with contextlib.suppress(OSError):
             while packet := source.recv(65536):
                 time.sleep(self.delay)
-                while self.is_silent:
+                while self.is_silent or (self.loses_answers and sink in self._near):
                     time.sleep(0.05)
                 sink.sendall(packet)
         for end in (source, sink):
