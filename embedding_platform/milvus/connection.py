@@ -125,8 +125,11 @@ def is_lite(client: "MilvusClient") -> bool:
 
 
 @contextmanager
-def explaining(deed: str) -> Iterator[None]:
+def explaining(deed: str, done: Callable[[], bool] = lambda: False) -> Iterator[None]:
     """Turn what pymilvus raises inside into one line: "Milvus could not {deed}: ...".
+
+    pymilvus repeats a call whose answer was lost on the way, and Milvus refuses to make or drop
+    a thing twice: nothing is raised where `done` tells that the deed is done after all.
 
     Raises:
         PlatformError: in place of an error of Milvus or of the line to it.
@@ -134,6 +137,8 @@ def explaining(deed: str) -> Iterator[None]:
     try:
         yield
     except _errors() as error:
+        if done():
+            return
         raise PlatformError(
             f"Milvus could not {deed}: {_reason(error)}; see to that, then run again: the next run does the rest"
         ) from error

@@ -65,6 +65,7 @@ def ensure_index(
             params=dict(index.build),
             index_name=VECTOR_FIELD,
         )
+    with explaining(f"build the index of collection {collection}", lambda: _built(client, collection) == wanted):
         client.create_index(collection, parameters, timeout=timeout_seconds)
     found = _built(client, collection)
     if found != wanted and not (found and _is_chosen_by_cloud(client, found, wanted)):

@@ -162,6 +162,10 @@ def _drop(client: "MilvusClient", collection: str, partition: str) -> None:
         # A server drops no loaded partition; Milvus Lite cannot release one alone, and need not.
         if not is_lite(client):
             client.release_partitions(collection, [partition], timeout=CALL_SECONDS)
+    with explaining(
+        f"drop partition {partition} of {collection}",
+        lambda: not client.has_partition(collection, partition, timeout=CALL_SECONDS),
+    ):
         client.drop_partition(collection, partition, timeout=CALL_SECONDS)
 
 

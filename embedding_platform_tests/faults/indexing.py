@@ -44,9 +44,7 @@ def publish_all(client, lake: Lake) -> PublicationReport:
 
 def texts_in_media(lake: Lake) -> dict[str, str]:
     """Text by the id of the row that it must have; each file holds one passage."""
-    return {
-        segment_id(path.parent.name, path.name, "text", 0): path.read_text() for path in lake.media.glob("*/*.txt")
-    }
+    return {segment_id(path.parent.name, path.name, "text", 0): path.read_text() for path in lake.media.glob("*/*.txt")}
 
 
 def published_texts(client, lake: Lake) -> dict[str, str]:

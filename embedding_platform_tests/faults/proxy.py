@@ -40,6 +40,11 @@ class Proxy:
     def mend(self) -> None:
         self._is_cut = False
 
+    def flicker(self) -> None:
+        self.cut()
+        time.sleep(0.1)
+        self.mend()
+
     def close(self) -> None:
         self.is_silent = False
         self.cut()
