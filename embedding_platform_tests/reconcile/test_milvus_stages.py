@@ -68,7 +68,7 @@ def publish_to(client, lake: Lake, *sources: str, **quality: float) -> Publicati
 
 def ids_in(client, lake: Lake, source: str = "one") -> set[str]:
     collection = collection_name(lake.space.key, lake.fingerprint)
-    return set(read_rows(client, collection, partition_name(source)).index)
+    return set(read_rows(client, Partition(collection, source)).index)
 
 
 def ids_of_all(client, name: str) -> set[str]:
