@@ -83,7 +83,7 @@ class LiveRows:
         """Row version by segment id, number of rows by content hash, and live segments still without a vector."""
         table = self._segments()
         contents = pd.Series(table["content_hash"].to_pylist(), dtype=object)
-        held = contents.isin(vector_store.stored_hashes(self.folder))
+        held = contents.isin(vector_store.stored_hashes(self.folder, self.fingerprint))
         rejected = rejected_contents(self.store, self.space, self.source, self.fingerprint)
         missing = ~held & ~contents.isin([content for _, _, content, _ in rejected])
         versions = row_versions(table.filter(pa.array(held, pa.bool_())), self.source)
@@ -115,7 +115,7 @@ class LiveRows:
 
     def vectors(self, contents: pd.Index) -> Iterator[vector_store.VectorBatch]:
         """Stored vectors of content hashes, one shard at a time."""
-        return vector_store.iterate(self.folder, self.space.model.dimension, contents)
+        return vector_store.iterate(self.folder, self.space.model.dimension, contents, self.fingerprint)
 
     def sample(self, most: int) -> tuple[np.ndarray, list[str]]:
         """A seeded sample of the source's vectors, float32 [n, d], and the path of one segment for each."""

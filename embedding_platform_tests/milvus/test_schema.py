@@ -146,16 +146,16 @@ def test_a_foreign_collection_is_named(client):
     ids=lambda change: next(iter(change)),
 )
 def test_whatever_a_row_shows_decides_its_version(change):
-    plain = row_versions(segments_table([segment()]), "books")
-    changed = row_versions(segments_table([segment(**change)]), "books")
+    plain = row_versions(segments_table([segment()], "books"), "books")
+    changed = row_versions(segments_table([segment(**change)], "books"), "books")
     assert plain.iloc[0] != changed.iloc[0]
-    assert plain.iloc[0] == row_versions(segments_table([segment()]), "books").iloc[0]
-    assert plain.iloc[0] != row_versions(segments_table([segment()]), "papers").iloc[0]
+    assert plain.iloc[0] == row_versions(segments_table([segment()], "books"), "books").iloc[0]
+    assert plain.iloc[0] != row_versions(segments_table([segment()], "books"), "papers").iloc[0]
 
 
 def test_segments_become_rows_that_sync_accepts(client):
     long = "日" * MAX_TEXT_BYTES
-    table = segments_table([segment(), segment("b.txt", long), segment("c.png", None, role="image")])
+    table = segments_table([segment(), segment("b.txt", long), segment("c.png", None, role="image")], "books")
     wanted = row_versions(table, "books")
     vectors = np.stack([vector(n) for n in range(3)])
 
@@ -178,6 +178,6 @@ def test_segments_become_rows_that_sync_accepts(client):
 
 
 def test_attributes_too_long_for_a_server_are_dropped():
-    table = segments_table([segment(attributes={"comment": "x" * 70_000})])
+    table = segments_table([segment(attributes={"comment": "x" * 70_000})], "books")
     (row,) = make_rows(table, "books", vector(0)[None], "model", ["run"], ["now"])
     assert row["attributes"] == {"attributes_dropped": True}

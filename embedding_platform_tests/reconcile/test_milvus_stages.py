@@ -352,7 +352,10 @@ def test_compaction_of_the_vectors_changes_nothing_in_milvus(client, lake, monke
     table = live_segments(lake.store, "text", "one", lake.cutting, ["content_hash", "text"])
     for content, text in zip(table["content_hash"].to_pylist(), table["text"].to_pylist(), strict=True):
         for _ in range(8):
-            vector_store.append(folder, [content], vector_of(text)[None], "run", "cpu")
-    assert vector_store.compact(folder, lake.space.model.dimension, vector_store.stored_hashes(folder)) >= 32
+            vector_store.append(folder, [content], vector_of(text)[None], lake.fingerprint, "run", "cpu")
+    assert (
+        vector_store.compact(folder, lake.space.model.dimension, vector_store.stored_hashes(folder, lake.fingerprint))
+        >= 32
+    )
     report = collect(client, lake)
     assert (report.sync.batches, report.rows, report.recall) == (0, 5, 1.0)
