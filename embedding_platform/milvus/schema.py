@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedding_platform.errors import PlatformError
+from embedding_platform.increments import series_of
 from embedding_platform.milvus.connection import CALL_SECONDS, explaining
 from embedding_platform.milvus.deployment import deployment_of
 from embedding_platform.milvus.index import VECTOR_FIELD, ensure_index
@@ -200,9 +201,7 @@ def row_versions(segments: pa.Table, root: str, fingerprint: str) -> pd.Series:
     versions = pc.binary_join_element_wise(
         pc.utf8_slice_codeunits(segments["row_version"], 0, 64 - _PLACE_DIGITS), pa.scalar(place), ""
     )
-    return pd.Series(
-        versions.to_pandas().to_numpy(), index=pd.Index(segments["segment_id"].to_pandas(), dtype="str"), dtype="str"
-    )
+    return series_of(segments["segment_id"], versions)
 
 
 @dataclass(frozen=True)

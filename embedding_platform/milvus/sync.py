@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 
 from embedding_platform.errors import PlatformError
-from embedding_platform.increments import Increment, diff
+from embedding_platform.increments import Increment, diff, series_of
 from embedding_platform.milvus.connection import CALL_SECONDS, explaining
 from embedding_platform.milvus.deployment import deployment_of
 from embedding_platform.milvus.index import VECTOR_FIELD, ensure_loaded
@@ -197,11 +197,7 @@ def read_rows(client: "MilvusClient", partition: Partition, expected: int = 0) -
             else:
                 middle = (first + last) // 2
                 ranges += [(first, middle), (middle, last)]
-    return pd.Series(
-        pa.chunked_array(versions, pa.string()).to_pandas().to_numpy(),
-        index=pd.Index(pa.chunked_array(ids, pa.string()).to_pandas(), dtype="str"),
-        dtype="str",
-    )
+    return series_of(pa.chunked_array(ids, pa.string()), pa.chunked_array(versions, pa.string()))
 
 
 def differing(client: "MilvusClient", collection: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:

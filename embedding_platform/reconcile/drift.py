@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 
 from embedding_platform import layout, storage
-from embedding_platform.increments import Increment
+from embedding_platform.increments import Increment, series_of
 from embedding_platform.milvus.partitions import Partition
 from embedding_platform.milvus.sync import Comparison
 
@@ -83,9 +83,7 @@ class WriteAhead:
     @staticmethod
     def _read(url: str) -> pd.Series:
         table = storage.read_table(url, ROWS)
-        return pd.Series(
-            table["version"].to_pandas().to_numpy(), index=pd.Index(table["id"].to_pandas(), dtype="str"), dtype="str"
-        )
+        return series_of(table["id"], table["version"])
 
 
 def _foreign(actual: pd.Series, stale: pd.Index, ours: pd.Series) -> int:

@@ -1,6 +1,6 @@
 """The rows that a source should have in Milvus: its live segments and their vectors."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,11 +9,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from embedding_platform import layout, records, storage
-from embedding_platform.media.cutting import Cutting, code_version
+from embedding_platform import layout, records
+from embedding_platform.increments import index_of
+from embedding_platform.media.cutting import Cutting
 from embedding_platform.milvus.schema import Maker, Row, make_rows, row_versions
 from embedding_platform.reconcile.embeddings import rejected_contents
-from embedding_platform.reconcile.segments import live_segments, rejected_items, segments_increment
+from embedding_platform.reconcile.files import items_table
+from embedding_platform.reconcile.segments import iterate_live_segments, rejected_items, segments_increment
 from embedding_platform.spaces import Space
 from embedding_platform.vectors import store as vector_store
 
@@ -64,7 +66,7 @@ class LiveRows:
     def data_version(self) -> str:
         """A hash of all rows, equal for equal rows."""
         ordered = self._embedded["row_version"].combine_chunks().sort()
-        return records.digest(self._maker.root, self.fingerprint, records.digest_of(ordered))
+        return records.digest(self._maker.root, self.fingerprint, records.column_digest(pa.chunked_array([ordered])))
 
     def uncut(self) -> int:
         """Items that the present cutter has neither cut nor rejected, whose segments are therefore unknown."""
@@ -73,17 +75,13 @@ class LiveRows:
         rejected = [path for path, *_ in rejected_items(*place)]
         return len(increment.new.append(increment.stale).difference(rejected))
 
-    def rows(self, ids: pd.Index, shards: list[str] | None = None) -> Iterator[list[Row]]:
-        """Complete rows for segment ids whose vectors lie in all or in some shards, a few at a time.
-
-        Memory holds one shard of vectors, one of segments, and ROWS_AT_ONCE rows.
-        """
+    def rows(self, ids: pd.Index) -> Iterator[list[Row]]:
+        """Complete rows for segment ids, a few at a time: memory holds one shard of vectors and one of segments."""
         wanted = self._embedded.filter(pc.is_in(self._embedded["segment_id"], value_set=pa.array(ids, pa.string())))
-        contents = pd.Index(wanted["content_hash"].unique().to_pandas(), dtype=object)
-        for part in self.vectors(contents, shards):
+        for part in self.vectors(index_of(wanted["content_hash"].unique())):
             places = pd.Index(part.hashes)
             mine = wanted.filter(pc.is_in(wanted["content_hash"], value_set=pa.array(part.hashes, pa.string())))
-            for table in self._whole(mine["row_version"]):
+            for table in self._segments(records.SEGMENTS.names, {"segment_id": mine["segment_id"].combine_chunks()}):
                 for first in range(0, table.num_rows, ROWS_AT_ONCE):
                     segments = table.slice(first, ROWS_AT_ONCE)
                     order = places.get_indexer(segments["content_hash"].to_pylist())
@@ -95,45 +93,41 @@ class LiveRows:
                         [part.embedded_at[place].isoformat() for place in order],
                     )
 
-    def vectors(self, contents: pd.Index, shards: list[str] | None = None) -> Iterator[vector_store.VectorBatch]:
-        """Stored vectors of content hashes in all or in some shards, one shard at a time."""
-        return vector_store.iterate(self.folder, self.space.model.dimension, contents, names=shards)
+    def vectors(self, contents: pd.Index) -> Iterator[vector_store.VectorBatch]:
+        """Stored vectors of content hashes, one shard at a time."""
+        return vector_store.iterate(self.folder, self.space.model.dimension, contents, self.fingerprint)
 
     def some(self, most: int, turn: str) -> Iterator[list[Row]]:
-        """About `most` complete rows, of other shards for another `turn`; all rows where there are fewer."""
-        names = storage.table_names(self.folder)
-        first = int(records.digest(turn)[:8], 16) % max(len(names), 1)
-        counted = 0
-        for name in [*names[first:], *names[:first]]:
-            for rows in self.rows(self.versions.index, [name]):
-                yield rows[: most - counted]
-                counted += len(rows)
-                if counted >= most:
-                    return
+        """At most so many complete rows, others for another `turn`; all rows where there are no more.
+
+        Their vectors lie side by side, so that little is read for them.
+        """
+        contents = self._contents
+        first = int(records.digest(turn)[:8], 16) % max(len(contents), 1)
+        chosen = pa.concat_arrays(
+            [contents.slice(first, most), contents.slice(0, max(0, most - len(contents) + first))]
+        )
+        among = self._embedded.filter(pc.is_in(self._embedded["content_hash"], value_set=chosen))
+        return self.rows(index_of(among["segment_id"].slice(0, most)))
 
     def sample(self, most: int) -> tuple[np.ndarray, list[str]]:
         """Vectors of the source, float32 [n, d], at most so many, and the path of one segment for each.
 
-        Shards are named by their content, so that the first of them are as good a sample as any.
+        Shards are named by their content, so that the first vectors are as good a sample as any.
         """
-        vectors: list[np.ndarray] = []
-        contents: list[str] = []
-        for part in self.vectors(self.multiplicity.index):
-            room = most - len(contents)
-            vectors.append(part.vectors[:room])
-            contents += part.hashes[:room].tolist()
-            if len(contents) >= most:
-                break
-        if not vectors:
-            return np.empty((0, 0), np.float32), []
-        table = self._table(["content_hash", "path", "role"])
-        table = table.filter(pc.is_in(table["content_hash"], value_set=pa.array(contents, pa.string())))
-        path_of = dict(zip(table["content_hash"].to_pylist(), table["path"].to_pylist(), strict=True))
-        return np.concatenate(vectors), [path_of[content] for content in contents]
+        chosen = self._contents.slice(0, most)
+        parts = list(self.vectors(index_of(chosen)))
+        path_of: dict[str, str] = {}
+        for table in self._segments(["content_hash", "path"], {"content_hash": chosen}):
+            path_of |= dict(zip(table["content_hash"].to_pylist(), table["path"].to_pylist(), strict=True))
+        vectors = np.concatenate([part.vectors for part in parts]) if parts else np.empty((0, 0), np.float32)
+        return vectors, [path_of[content] for part in parts for content in part.hashes]
 
     @cached_property
     def _live(self) -> pa.Table:
-        return self._table(["segment_id", "row_version", "content_hash", "role"])
+        names = ["segment_id", "row_version", "content_hash"]
+        empty = pa.schema([records.SEGMENTS.field(name) for name in names]).empty_table()
+        return pa.concat_tables([empty, *self._segments(names)])
 
     @cached_property
     def _embedded(self) -> pa.Table:
@@ -141,31 +135,22 @@ class LiveRows:
 
     @cached_property
     def _stored(self) -> pa.Array:
-        return pa.array(vector_store.stored_hashes(self.folder), pa.string())
+        return pa.array(vector_store.stored_hashes(self.folder, self.fingerprint), pa.string())
+
+    @property
+    def _contents(self) -> pa.Array:
+        """Contents of live rows, in the order in which their vectors lie in the store."""
+        live = self._embedded["content_hash"].unique()
+        return self._stored.filter(pc.is_in(self._stored, value_set=live))
 
     @cached_property
     def _maker(self) -> Maker:
-        url = layout.items_url(self.store, self.space.modality, self.source)
-        items = storage.read_table(url, records.ITEMS).select(["path", "uri"]).slice(0, 1).to_pylist()
-        root = items[0]["uri"].removesuffix(items[0]["path"]) if items else ""
+        listed = items_table(self.store, self.space.modality, self.source, ["path", "uri"]).slice(0, 1).to_pylist()
+        root = listed[0]["uri"].removesuffix(listed[0]["path"]) if listed else ""
         return Maker(self.source, root, self.space.model.location, self.fingerprint)
 
-    def _table(self, columns: list[str]) -> pa.Table:
-        table = live_segments(self.store, self.space.modality, self.source, self.cutting, columns)
-        return table.filter(pc.is_in(table["role"], value_set=pa.array(self.space.roles)))
-
-    def _whole(self, versions: pa.ChunkedArray) -> Iterator[pa.Table]:
-        """The segments of these row versions with all their columns, one shard at a time, each once."""
-        cut = code_version(self.space.modality, self.cutting)
-        folder = layout.segments_folder(self.store, self.space.modality, self.source, cut)
-        for name in storage.table_names(folder):
-            if not len(versions):
-                return
-            (slim,) = storage.iterate_shards(folder, records.SEGMENTS, ["row_version"], names=[name])
-            if not pc.any(pc.is_in(slim["row_version"], value_set=versions)).as_py():
-                continue
-            (table,) = storage.iterate_shards(folder, records.SEGMENTS, names=[name])
-            found = table.filter(pc.is_in(table["row_version"], value_set=versions))
-            uris = pc.binary_join_element_wise(pa.scalar(self._maker.root), found["path"], "")
-            yield found.set_column(found.schema.get_field_index("uri"), "uri", uris)
-            versions = versions.filter(pc.invert(pc.is_in(versions, value_set=found["row_version"])))
+    def _segments(self, columns: list[str], where: Mapping[str, pa.Array] | None = None) -> Iterator[pa.Table]:
+        """Live segments that the space's model embeds, a shard at a time."""
+        asked = {"role": pa.array(self.space.roles, pa.string()), **(where or {})}
+        place = (self.store, self.space.modality, self.source, self.cutting)
+        return iterate_live_segments(*place, columns, asked)

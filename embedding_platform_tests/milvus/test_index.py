@@ -96,7 +96,7 @@ def test_scores_are_cosine_inner_product_or_squared_distance(client, metric):
         "L2": ((queries[:, None] - stored[None]) ** 2).sum(-1),
     }[metric]
     best_first = np.sort(exact, axis=1) if metric == "L2" else -np.sort(-exact, axis=1)
-    hits = ann_search(client, collection, PHOTOS, queries, 100, HNSW, metric)
+    hits = ann_search(client, collection, Partition(collection, PHOTOS), queries, 100, HNSW, metric)
     scores = [[score for _, score in answer] for answer in hits]
     assert np.array(scores) == pytest.approx(best_first, abs=1e-4)
     assert recall_at_k(scores, best_first.tolist(), 10, metric) == 1.0

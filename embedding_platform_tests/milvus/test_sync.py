@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 
 from embedding_platform.errors import PlatformError
 from embedding_platform.milvus import sync
+from embedding_platform.milvus.deployment import deployment_of
 from embedding_platform.milvus.partitions import Partition, drop_partition
 from embedding_platform.milvus.schema import partition_name
 from embedding_platform.milvus.sync import compare_partition, read_rows, sync_partition
@@ -160,8 +162,8 @@ def test_rows_that_never_arrive_fail_with_counts_and_an_example(client):
 def test_a_read_splits_ranges_that_overflow(client, monkeypatch, request, page, count):
     if page < 100 and "server" in request.node.nodeid.split("[")[1]:
         pytest.skip("each range costs a server 0.2 s")
-    monkeypatch.setattr(sync, "MAX_HITS", page)
-    monkeypatch.setattr(sync, "_LITE_PAGE", page)
+    small = replace(deployment_of(client), page_rows=page)
+    monkeypatch.setattr(sync, "deployment_of", lambda client: small)
     collection = new_collection(client)
     wanted = desired(range(count))
     run(client, collection, wanted)
