@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 from uuid import uuid4
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -156,6 +157,29 @@ def test_a_reader_that_a_compaction_overtakes_misses_no_row(root):
     for shard in shards:
         met += numbers_in(shard)
     assert set(met) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("rows", [[0], [2, 3, 4], [0, 9], [1, 2, 5, 6, 9], list(range(10))])
+def test_some_rows_of_a_shard_are_read_by_their_numbers(root, monkeypatch, rows):
+    monkeypatch.setattr(storage, "ROWS_PER_GROUP", 3)
+    folder = storage.join(root, "shards")
+    names = [storage.append_shard(folder, table(*range(first, first + 10))) for first in (0, 100)]
+    chosen = {names[1]: np.array(rows), names[0]: np.array([4])}
+    first, second = storage.iterate_rows(folder, SCHEMA, ["number"], lambda: chosen)
+    assert first["number"].to_pylist() == [100 + row for row in rows]
+    assert second["number"].to_pylist() == [4]
+
+
+def test_a_table_is_read_by_columns_and_in_pieces(root, monkeypatch):
+    monkeypatch.setattr(storage, "ROWS_PER_GROUP", 4)
+    url = storage.join(root, "a.parquet")
+    assert list(storage.iterate_table(url, SCHEMA)) == []
+    assert storage.read_table(url, SCHEMA, ["id"]).column_names == ["id"]
+    storage.write_table(url, table(*range(10)))
+    assert storage.read_table(url, SCHEMA, ["number"]).equals(table(*range(10)).select(["number"]))
+    pieces = list(storage.iterate_table(url, SCHEMA))
+    assert [piece.num_rows for piece in pieces] == [4, 4, 2]
+    assert pa.concat_tables(pieces).equals(table(*range(10)))
 
 
 def test_a_named_shard_that_is_gone_is_an_error(root):

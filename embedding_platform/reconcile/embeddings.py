@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from embedding_platform import layout, records, storage
 from embedding_platform.errors import RejectedError
-from embedding_platform.increments import Increment, diff
+from embedding_platform.increments import Increment, diff, index_of
 from embedding_platform.inference.stream import Embedded, Failed, embed_stream
 from embedding_platform.media.cutting import Cutting, read
 from embedding_platform.models.encoder import Encoder
@@ -96,16 +96,16 @@ def reconcile_embeddings(
     """
     folder = layout.vectors_folder(store, space.key, fingerprint, source)
     table = _segments_of(store, space, source, cutting, ["content_hash"])
-    desired = pd.Index(table["content_hash"].unique().to_pylist(), dtype=object)
+    desired = index_of(table["content_hash"].unique())
     last_rejects = rejected_contents(store, space, source, fingerprint)
     lasting = {row[2]: row for row in _lasting(last_rejects) if row[2] in desired}
-    increment = _increment(folder, desired, lasting)
+    increment = _increment(folder, fingerprint, desired, lasting)
 
     started = perf_counter()
     reused: pd.Index = pd.Index([], dtype=object)
     if len(increment.new):
         space_folder = layout.space_folder(store, space.key, fingerprint)
-        reused = vector_store.reuse(space_folder, folder, space.model.dimension, increment.new)
+        reused = vector_store.reuse(space_folder, folder, space.model.dimension, increment.new, fingerprint)
     needed = increment.new.difference(reused)
     seconds: dict[str, float] = {}
     unsound: dict[str, Reject] = {}
@@ -122,7 +122,8 @@ def reconcile_embeddings(
         for chunk in _chunks(_told(outcomes, progress, len(needed)), batch.chunk):
             sound, bad = _judge(chunk, space)
             if sound:
-                vector_store.append(folder, list(sound), np.stack(list(sound.values())), run_id, device)
+                vectors = np.stack(list(sound.values()))
+                vector_store.append(folder, list(sound), vectors, fingerprint, run_id, device)
             embedded += len(sound)
             unsound |= bad
         # Known now: a network that one runtime cannot take has gone to another when it started.
@@ -134,9 +135,9 @@ def reconcile_embeddings(
     url = layout.rejected_vectors_url(store, space.key, fingerprint, source)
     if sorted(rejects.values()) != sorted(last_rejects):
         storage.write_table(url, records.rejected_table(list(rejects.values())))
-    held = vector_store.stored_hashes(folder)
+    held = vector_store.stored_hashes(folder, fingerprint)
     missing = desired.difference(held).difference(list(rejects))
-    judged = judge_stored(folder, space, desired)
+    judged = judge_stored(folder, space, desired, fingerprint)
     faults = {fault: list(judged.faults.get(fault, [])) for fault in judgement.FAULTS}
     for content, (*_, reason) in rejects.items():
         faults.setdefault(reason.split(": ")[0], []).append(content)
@@ -167,13 +168,13 @@ def embeddings_increment(store: str, space: Space, source: str, fingerprint: str
     """
     folder = layout.vectors_folder(store, space.key, fingerprint, source)
     table = _segments_of(store, space, source, cutting, ["content_hash"])
-    desired = pd.Index(table["content_hash"].unique().to_pylist(), dtype=object)
+    desired = index_of(table["content_hash"].unique())
     rejects = rejected_contents(store, space, source, fingerprint)
-    return _increment(folder, desired, [row[2] for row in _lasting(rejects) if row[2] in desired])
+    return _increment(folder, fingerprint, desired, [row[2] for row in _lasting(rejects) if row[2] in desired])
 
 
-def _increment(folder: str, desired: pd.Index, judged: Iterable[str]) -> Increment:
-    return diff(_flat(desired), _flat(vector_store.stored_hashes(folder).union(list(judged), sort=False)))
+def _increment(folder: str, fingerprint: str, desired: pd.Index, judged: Iterable[str]) -> Increment:
+    return diff(_flat(desired), _flat(vector_store.stored_hashes(folder, fingerprint).union(list(judged), sort=False)))
 
 
 def rejected_contents(store: str, space: Space, source: str, fingerprint: str) -> list[Reject]:
@@ -182,13 +183,13 @@ def rejected_contents(store: str, space: Space, source: str, fingerprint: str) -
     return records.rejected_rows(table)
 
 
-def judge_stored(folder: str, space: Space, live: pd.Index) -> Judged:
+def judge_stored(folder: str, space: Space, live: pd.Index, fingerprint: str) -> Judged:
     """Read stored vectors of live contents back and judge them, at most MOST_JUDGED."""
     norms: list[np.ndarray] = []
     sample: list[np.ndarray] = []
     found: dict[str, list[str]] = {}
     judged = 0
-    for part in vector_store.iterate(folder, space.model.dimension, live):
+    for part in vector_store.iterate(folder, space.model.dimension, live, fingerprint):
         for content, fault in zip(part.hashes, judgement.faults(part.vectors, space), strict=True):
             if fault:
                 found.setdefault(fault, []).append(content)
@@ -294,4 +295,4 @@ def _lasting(rejects: list[Reject]) -> list[Reject]:
 
 def _flat(contents: pd.Index) -> pd.Series:
     """A content is its own version: it is there or it is not."""
-    return pd.Series(contents, index=contents, dtype=object)
+    return pd.Series(contents, index=contents)

@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedding_platform import storage
+from embedding_platform.errors import PlatformError
+from embedding_platform.increments import index_of
 from embedding_platform.records import vectors_schema
 
 SHARD_BYTES = 64 * 2**20
@@ -30,14 +32,21 @@ class VectorBatch(NamedTuple):
     embedded_at: list[datetime]
 
 
-def stored_hashes(folder: str) -> pd.Index:
-    """The content hashes that have a vector in `folder`, each once."""
-    columns = storage.read_shards(folder, vectors_schema(1), ["content_hash"])
-    return pd.Index(columns["content_hash"].unique().to_pylist(), dtype=object)
+def stored_hashes(folder: str, fingerprint: str) -> pd.Index:
+    """The content hashes that have a vector in `folder`, each once.
+
+    Raises:
+        PlatformError: if a shard holds vectors of another fingerprint.
+    """
+    hashes = [table["content_hash"] for _, table in _hashes(folder, fingerprint)]
+    return index_of(pc.unique(_joined(hashes)))
 
 
-def append(folder: str, hashes: list[str], vectors: np.ndarray, run_id: str, device: str) -> str:
-    """Store vectors float32 [n, d] under their content hashes as one durable shard; returns its name."""
+def append(folder: str, hashes: list[str], vectors: np.ndarray, fingerprint: str, run_id: str, device: str) -> str:
+    """Store vectors float32 [n, d] under their content hashes as one durable shard; returns its name.
+
+    `fingerprint` is that of the space whose model made them.
+    """
     count, dimension = vectors.shape
     values = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1))
     table = pa.table(
@@ -47,39 +56,37 @@ def append(folder: str, hashes: list[str], vectors: np.ndarray, run_id: str, dev
             "run_id": pa.array([run_id] * count, pa.string()),
             "embedded_at": pa.array([datetime.now(UTC)] * count, pa.timestamp("us", tz="UTC")),
             "device": pa.array([device] * count, pa.string()),
+            "fingerprint": pa.array([fingerprint] * count, pa.string()),
         },
         schema=vectors_schema(dimension),
     )
     return storage.append_shard(folder, table)
 
 
-def iterate(folder: str, dimension: int, wanted: pd.Index) -> Iterator[VectorBatch]:
-    """Yield the vectors of the wanted content hashes, each once, one shard in memory at a time."""
-    seen: set[str] = set()
-    for table in storage.iterate_shards(folder, vectors_schema(dimension)):
-        chosen = _not_seen(_only(table, wanted), seen)
-        if chosen.num_rows:
-            seen.update(chosen["content_hash"].to_pylist())
-            yield _batch(chosen, dimension)
+def iterate(folder: str, dimension: int, wanted: pd.Index, fingerprint: str) -> Iterator[VectorBatch]:
+    """Yield the vectors of the wanted content hashes, each once, one shard in memory at a time.
+
+    Of a shard that holds none of them only the hashes are read.
+
+    Raises:
+        PlatformError: if a shard holds vectors of another fingerprint.
+    """
+    for table in _iterate(folder, dimension, _Wanted(wanted), fingerprint):
+        yield _batch(table, dimension)
 
 
-def reuse(space_folder: str, own_folder: str, dimension: int, wanted: pd.Index) -> pd.Index:
+def reuse(space_folder: str, own_folder: str, dimension: int, wanted: pd.Index, fingerprint: str) -> pd.Index:
     """Copy vectors of wanted content hashes from the space's other sources; returns those found."""
-    found: set[str] = set()
+    contents = _Wanted(wanted)
     own_name = own_folder.rsplit("/", 1)[-1]
     for name in storage.subfolders(space_folder):
-        if name == own_name or len(found) == len(wanted):
-            continue
-        folder = storage.join(space_folder, name)
-        held = wanted.intersection(stored_hashes(folder)).difference(list(found))
-        if not len(held):
-            continue
-        for table in storage.iterate_shards(folder, vectors_schema(dimension)):
-            chosen = _not_seen(_only(table, held), found)
-            if chosen.num_rows:
-                storage.append_shard(own_folder, chosen)
-                found.update(chosen["content_hash"].to_pylist())
-    return pd.Index(sorted(found), dtype=object)
+        if contents.taken.all():
+            break
+        if name != own_name:
+            for table in _iterate(storage.join(space_folder, name), dimension, contents, fingerprint):
+                storage.append_shard(own_folder, table)
+    found = contents.hashes.filter(pa.array(contents.taken))
+    return index_of(found.sort())
 
 
 def compact(folder: str, dimension: int, live: pd.Index, rows_per_shard: int | None = None) -> int:
@@ -88,23 +95,77 @@ def compact(folder: str, dimension: int, live: pd.Index, rows_per_shard: int | N
     Returns the number of shards removed; see `storage.compact_shards`.
     """
     rows_per_shard = rows_per_shard or max(1, SHARD_BYTES // (4 * dimension))
-    seen: set[str] = set()
+    contents = _Wanted(live)
 
     def keep(table: pa.Table) -> pa.Table:
-        chosen = _not_seen(_only(table, live), seen)
-        seen.update(chosen["content_hash"].to_pylist())
-        return chosen
+        rows = contents.rows_in(table["content_hash"])
+        contents.take(table["content_hash"].take(rows))
+        return table.take(rows)
 
     return storage.compact_shards(folder, vectors_schema(dimension), keep, rows_per_shard)
 
 
-def _only(table: pa.Table, wanted: pd.Index) -> pa.Table:
-    return table.filter(pc.is_in(table["content_hash"], value_set=pa.array(wanted, pa.string())))
+class _Wanted:
+    """Content hashes to be met once each: `taken` tells of each whether it was."""
+
+    def __init__(self, wanted: pd.Index) -> None:
+        self.hashes = pa.array(wanted, pa.string())
+        self.taken = np.zeros(len(self.hashes), dtype=bool)
+
+    def rows_in(self, hashes: pa.ChunkedArray) -> np.ndarray:
+        """Numbers of the rows, ascending, that hold a wanted hash for the first time."""
+        places = self._places(hashes)
+        rows = np.flatnonzero(places >= 0)
+        rows = rows[~self.taken[places[rows]]]
+        _, first = np.unique(places[rows], return_index=True)
+        return np.sort(rows[first])
+
+    def take(self, hashes: pa.ChunkedArray) -> None:
+        """Count wanted hashes as met."""
+        self.taken[self._places(hashes)] = True
+
+    def _places(self, hashes: pa.ChunkedArray) -> np.ndarray:
+        return pc.index_in(hashes, value_set=self.hashes).fill_null(-1).to_numpy()
 
 
-def _not_seen(table: pa.Table, seen: set[str]) -> pa.Table:
-    hashes = pd.Series(table["content_hash"].to_pylist(), dtype=object)
-    return table.filter(pa.array((~hashes.duplicated() & ~hashes.isin(seen)).to_numpy(dtype=bool)))
+def _iterate(folder: str, dimension: int, wanted: _Wanted, fingerprint: str) -> Iterator[pa.Table]:
+    """Yield rows of the hashes that were not met yet, each once, and count them as met."""
+
+    def choose() -> dict[str, np.ndarray]:
+        # All at once, since each look-up makes a table of all that is wanted.
+        shards = [(name, table["content_hash"]) for name, table in _hashes(folder, fingerprint)]
+        if not shards:
+            return {}
+        rows = wanted.rows_in(_joined([hashes for _, hashes in shards]))
+        ends = np.cumsum([len(hashes) for _, hashes in shards])
+        parts = np.split(rows, np.searchsorted(rows, ends[:-1]))
+        return {
+            name: part - (end - len(hashes))
+            for (name, hashes), part, end in zip(shards, parts, ends, strict=True)
+            if len(part)
+        }
+
+    schema = vectors_schema(dimension)
+    for table in storage.iterate_rows(folder, schema, schema.names, choose):
+        wanted.take(table["content_hash"])
+        yield table
+
+
+def _hashes(folder: str, fingerprint: str) -> Iterator[tuple[str, pa.Table]]:
+    """Name and content hashes of each shard, all of which are of the fingerprint."""
+    for name, table in storage.named_shards(folder, vectors_schema(1), ["content_hash", "fingerprint"]):
+        others = table.filter(pc.not_equal(table["fingerprint"], fingerprint))
+        if others.num_rows:
+            raise PlatformError(
+                f"shard {storage.join(folder, name)} holds vectors of another model: "
+                f"stored={others['fingerprint'][0]}, expected={fingerprint}; "
+                "remove this file and run again: what is missing then is embedded anew"
+            )
+        yield name, table.select(["content_hash"])
+
+
+def _joined(columns: list[pa.ChunkedArray]) -> pa.ChunkedArray:
+    return pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
 
 
 def _batch(table: pa.Table, dimension: int) -> VectorBatch:

@@ -6,13 +6,13 @@ import numpy as np
 
 from embedding_platform.milvus.index import ensure_loaded
 from embedding_platform.milvus.schema import alias_name
-from embedding_platform.reconcile.collection import CollectionReport, reconcile_collection
+from embedding_platform.reconcile.collection import CollectionReport
 from embedding_platform.reconcile.files import listed_sources
-from embedding_platform.reconcile.publication import PublicationReport, publish
+from embedding_platform.reconcile.publication import PublicationReport
 from embedding_platform.records import segment_id
-from embedding_platform.settings import QualitySettings
 from embedding_platform_tests.inference.small_encoder import vector_of
-from embedding_platform_tests.reconcile.small_lake import Lake
+from embedding_platform_tests.reconcile import small_lake
+from embedding_platform_tests.reconcile.small_lake import Lake, publish_to
 
 
 def index(client, lake: Lake, *sources: str) -> list[CollectionReport]:
@@ -27,19 +27,11 @@ def index(client, lake: Lake, *sources: str) -> list[CollectionReport]:
 
 
 def collect(client, lake: Lake, source: str = "one") -> CollectionReport:
-    return reconcile_collection(client, lake.store, lake.space, source, lake.fingerprint, lake.cutting)
+    return small_lake.collect(client, lake, source)
 
 
 def publish_all(client, lake: Lake) -> PublicationReport:
-    return publish(
-        client,
-        lake.store,
-        lake.space,
-        lake.fingerprint,
-        lake.cutting,
-        listed_sources(lake.store, lake.modality),
-        QualitySettings(),
-    )
+    return publish_to(client, lake, *listed_sources(lake.store, lake.modality))
 
 
 def texts_in_media(lake: Lake) -> dict[str, str]:

