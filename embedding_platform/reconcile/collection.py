@@ -16,6 +16,7 @@ from embedding_platform.milvus.partitions import Partition, drop_partition, has_
 from embedding_platform.milvus.schema import ensure_collection, has_collection, read_provenance
 from embedding_platform.milvus.sync import SyncReport, compare_partition, read_rows, sync_partition
 from embedding_platform.reconcile.drift import Drift, WriteAhead
+from embedding_platform.reconcile.files import listing_age
 from embedding_platform.reconcile.recall import Recall, recall_of
 from embedding_platform.reconcile.rows import LiveRows
 from embedding_platform.reconcile.target import Target
@@ -65,6 +66,7 @@ def reconcile_collection(
             rejection, if Milvus does not hold the desired rows after the repairs, or does not
             find them in time.
     """
+    still_listed = refuse_another_listing(live)
     refuse_incomplete(live)
     space, partition = target.space, target.partition(live.source)
     ensure_collection(client, target.provenance, space.index)
@@ -76,7 +78,10 @@ def reconcile_collection(
     if not found.increment.is_empty:
         ahead.intend(found.increment, live.versions)
     total = len(live.versions)
-    sync = sync_partition(client, partition, live.versions, live.rows, lambda done: progress(done, total), found)
+    sync = sync_partition(
+        client, partition, live.versions, live.rows, lambda done: progress(done, total), found, still_listed
+    )
+    still_listed()
     if live.versions.empty:
         drop_partition(client, partition)
 
@@ -114,6 +119,27 @@ def reconcile_collection(
         },
         data_version=live.data_version,
     )
+
+
+def refuse_another_listing(live: LiveRows) -> Callable[[], None]:
+    """A function that refuses to go on once the source is listed anew.
+
+    A run that was held up would otherwise undo what a later one did, and call it done.
+
+    Raises:
+        PlatformError: when the function is called and finds another listing.
+    """
+    place = (live.store, live.space.modality, live.source)
+    listing = listing_age(*place)
+
+    def refuse() -> None:
+        if listing_age(*place) != listing:
+            raise PlatformError(
+                f"another run listed source {live.source} anew while this one wrote its rows; "
+                "run again: the next run writes what is there now"
+            )
+
+    return refuse
 
 
 def refuse_incomplete(live: LiveRows) -> None:

@@ -129,7 +129,7 @@ def reconcile_embeddings(
         # Known now: a network that one runtime cannot take has gone to another when it started.
         runtime = encoder.runtime
         seconds["embed"] = perf_counter() - started - seconds["load"]
-        vector_store.compact(folder, space.model.dimension, desired)
+        vector_store.compact(folder, space.model.dimension, partial(_contents, store, space, source, cutting))
 
     rejects = lasting | unsound
     url = layout.rejected_vectors_url(store, space.key, fingerprint, source)
@@ -266,6 +266,11 @@ def _segments_of(store: str, space: Space, source: str, cutting: Cutting, column
     """The live segments that the space's model embeds."""
     table = live_segments(store, space.modality, source, cutting, [*dict.fromkeys([*columns, "role"])])
     return table.filter(pc.is_in(table["role"], value_set=pa.array(space.roles)))
+
+
+def _contents(store: str, space: Space, source: str, cutting: Cutting) -> pd.Index:
+    """Content hashes of the live segments as they are now."""
+    return index_of(_segments_of(store, space, source, cutting, ["content_hash"])["content_hash"].unique())
 
 
 def _first_segments(

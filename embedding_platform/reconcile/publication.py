@@ -101,7 +101,7 @@ def publish(
     otherwise still in this one.
 
     Raises:
-        PlatformError: if golden vectors differ, or Milvus fails.
+        PlatformError: if golden vectors differ, the alias was moved meanwhile, or Milvus fails.
     """
     alias, name = target.alias, target.collection
     previous = alias_target(client, alias)
@@ -129,6 +129,11 @@ def publish(
         golden=golden(),
         overlap=overlap(client, target, sources, previous) if previous else None,
     )
+    if alias_target(client, alias) != previous:
+        raise PlatformError(
+            f"somebody else moved the alias {alias} while {name} was looked at; "
+            "run again: the next run publishes what the settings name then"
+        )
     removed = drop_other_partitions(client, name, target.layout, kept)
     moved = point_alias(client, alias, name)
     note_published(client, name)

@@ -5,8 +5,9 @@ whatever its path. The folder of a source lies beside those of the space's other
 content that moved between sources finds its vector again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -89,15 +90,22 @@ def reuse(space_folder: str, own_folder: str, dimension: int, wanted: pd.Index, 
     return index_of(found.sort())
 
 
-def compact(folder: str, dimension: int, live: pd.Index, rows_per_shard: int | None = None) -> int:
+def compact(folder: str, dimension: int, live: Callable[[], pd.Index], rows_per_shard: int | None = None) -> int:
     """Rewrite many small shards into few of SHARD_BYTES that hold live content only, each once.
+
+    `live` is called once it is known which shards are rewritten: what another run embeds
+    meanwhile is either live by then, or in a shard that stays.
 
     Returns the number of shards removed; see `storage.compact_shards`.
     """
     rows_per_shard = rows_per_shard or max(1, SHARD_BYTES // (4 * dimension))
-    contents = _Wanted(live)
+
+    @cache
+    def wanted() -> _Wanted:
+        return _Wanted(live())
 
     def keep(table: pa.Table) -> pa.Table:
+        contents = wanted()
         rows = contents.rows_in(table["content_hash"])
         contents.take(table["content_hash"].take(rows))
         return table.take(rows)

@@ -1,8 +1,10 @@
 """All stages of a lake in one call, and what readers must find afterwards."""
 
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
+from pymilvus import MilvusClient
 
 from embedding_platform.milvus.index import ensure_loaded
 from embedding_platform.milvus.schema import alias_name
@@ -15,6 +17,25 @@ from embedding_platform_tests.reconcile import small_lake
 from embedding_platform_tests.reconcile.small_lake import Lake, publish_to
 
 
+class Disturbed:
+    """A client that calls `disturb` with the name of each method before it is called."""
+
+    def __init__(self, client: MilvusClient, disturb: Callable[[str], None]) -> None:
+        self._client = client
+        self._disturb = disturb
+
+    def __getattr__(self, name: str):
+        found = getattr(self._client, name)
+        if not callable(found):
+            return found
+
+        def call(*arguments, **keywords):
+            self._disturb(name)
+            return found(*arguments, **keywords)
+
+        return call
+
+
 def index(client, lake: Lake, *sources: str) -> list[CollectionReport]:
     """Bring the sources from media to the alias."""
     reports = []
@@ -24,6 +45,13 @@ def index(client, lake: Lake, *sources: str) -> list[CollectionReport]:
     publication = publish_all(client, lake)
     assert publication.published, publication.waiting
     return reports
+
+
+def edit(lake: Lake) -> None:
+    """One text new, one edited, one gone."""
+    lake.write("new", 100)
+    lake.write("n0", 101)
+    lake.path("n1").unlink()
 
 
 def collect(client, lake: Lake, source: str = "one") -> CollectionReport:

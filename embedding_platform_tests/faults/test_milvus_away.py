@@ -21,7 +21,14 @@ from embedding_platform.milvus import connection
 from embedding_platform.milvus.connection import connect, serve
 from embedding_platform.spaces import Index
 from embedding_platform_tests.faults import indexing
-from embedding_platform_tests.faults.indexing import assert_true_to_media, collect, publish_all, published_texts
+from embedding_platform_tests.faults.indexing import (
+    Disturbed,
+    assert_true_to_media,
+    collect,
+    edit,
+    publish_all,
+    published_texts,
+)
 from embedding_platform_tests.faults.proxy import Proxy
 from embedding_platform_tests.reconcile.small_lake import Lake
 
@@ -70,25 +77,6 @@ def proxy(empty: str) -> Iterator[Proxy]:
     proxy.close()
 
 
-class Disturbed:
-    """A client that calls `disturb` with the name of each method before it is called."""
-
-    def __init__(self, client: MilvusClient, disturb: Callable[[str], None]) -> None:
-        self._client = client
-        self._disturb = disturb
-
-    def __getattr__(self, name: str):
-        found = getattr(self._client, name)
-        if not callable(found):
-            return found
-
-        def call(*arguments, **keywords):
-            self._disturb(name)
-            return found(*arguments, **keywords)
-
-        return call
-
-
 def note_of(directory: str) -> dict:
     with open(f"{directory}.server.json") as file:
         return json.load(file)
@@ -103,13 +91,6 @@ def set_deadline(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     for name, module in list(sys.modules.items()):
         if name.startswith("embedding_platform.") and hasattr(module, "CALL_SECONDS"):
             monkeypatch.setattr(module, "CALL_SECONDS", seconds)
-
-
-def edit(lake: Lake) -> None:
-    """One text new, one edited, one gone."""
-    lake.write("new", 100)
-    lake.write("n0", 101)
-    lake.path("n1").unlink()
 
 
 @pytest.mark.parametrize(
