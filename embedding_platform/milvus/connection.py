@@ -113,7 +113,7 @@ def serve(data_dir: str, timeout_seconds: float = 60) -> Iterator[str]:
     finally:
         if keeper is not None:
             keeper.stop()
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             os.unlink(note)
 
 

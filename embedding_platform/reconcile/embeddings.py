@@ -294,8 +294,12 @@ def _repeated(contents: list[str]) -> list[str]:
 
 
 def _lasting(rejects: list[Reject]) -> list[Reject]:
-    """Rejections that stand until content or model change; a file that could not be read is tried again."""
-    return [row for row in rejects if not row[3].startswith(f"{UNREADABLE}: ")]
+    """Rejections that stand until content or model change.
+
+    A file that could not be read is tried again, and so is a content whose vector had another
+    dimension than the space: that is no fault of the content.
+    """
+    return [row for row in rejects if row[3].split(": ")[0] not in (UNREADABLE, judgement.DIMENSION)]
 
 
 def _flat(contents: pd.Index) -> pd.Series:

@@ -18,7 +18,7 @@ from embedding_platform.milvus.alias import (
 from embedding_platform.milvus.index import VECTOR_FIELD, ann_search, present_index, tuned
 from embedding_platform.milvus.partitions import Removed, drop_other_partitions
 from embedding_platform.milvus.query import get_rows
-from embedding_platform.milvus.schema import alias_name, has_collection
+from embedding_platform.milvus.schema import alias_name, has_collection, read_provenance
 from embedding_platform.reconcile.collection import collection_increment
 from embedding_platform.reconcile.drift import WriteAhead
 from embedding_platform.reconcile.recall import Recall, recall_of
@@ -101,7 +101,8 @@ def publish(
     otherwise still in this one.
 
     Raises:
-        PlatformError: if golden vectors differ, the alias was moved meanwhile, or Milvus fails.
+        PlatformError: if the alias leads to a collection that is not ours, golden vectors differ,
+            the alias was moved meanwhile, or Milvus fails.
     """
     alias, name = target.alias, target.collection
     previous = alias_target(client, alias)
@@ -110,6 +111,8 @@ def publish(
         removed = drop_other_partitions(client, name, target.layout, kept)
         note_published(client, name)
         return PublicationReport(alias, name, previous, moved=False, removed=removed)
+    if previous:
+        read_provenance(client, previous)
     waiting = _not_there(client, target, sources)
     recalls: list[Recall] = []
     for live in sources if not waiting else ():

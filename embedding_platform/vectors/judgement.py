@@ -7,7 +7,8 @@ import numpy as np
 
 from embedding_platform.spaces import Space
 
-FAULTS = ("dimension", "finite", "zero", "norm")
+DIMENSION = "dimension"
+FAULTS = (DIMENSION, "finite", "zero", "norm")
 """The ways in which a single vector can be unsound, in the order in which they are tested."""
 
 
@@ -48,7 +49,7 @@ def faults(vectors: np.ndarray, space: Space) -> list[str | None]:
     zero, and its norm lies in the space's band.
     """
     if vectors.ndim != 2 or vectors.shape[1] != space.model.dimension:
-        return ["dimension"] * len(vectors)
+        return [DIMENSION] * len(vectors)
     norms = norms_of(vectors)
     low, high = space.norm_band
     verdicts = np.full(len(vectors), None, dtype=object)
@@ -60,7 +61,7 @@ def faults(vectors: np.ndarray, space: Space) -> list[str | None]:
 
 def explain(fault: str, vector: np.ndarray, space: Space) -> str:
     """One sentence on a fault for the person who owns the item."""
-    if fault == "dimension":
+    if fault == DIMENSION:
         return f"{space.model.location} gave {len(vector)} dimensions where {space.key} has {space.model.dimension}"
     if fault == "finite":
         return f"{space.model.location} gave {int((~np.isfinite(vector)).sum())} values that are not finite"

@@ -1,4 +1,5 @@
 from datetime import UTC, datetime
+from functools import partial
 from uuid import uuid4
 
 import numpy as np
