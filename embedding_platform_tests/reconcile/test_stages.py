@@ -19,7 +19,7 @@ from embedding_platform import layout, storage
 from embedding_platform.errors import PlatformError
 from embedding_platform.media.cutting import code_version
 from embedding_platform.reconcile import embeddings as embeddings_stage
-from embedding_platform.reconcile.embeddings import embeddings_increment, judge_stored, reconcile_embeddings
+from embedding_platform.reconcile.embeddings import embeddings_increment, reconcile_embeddings
 from embedding_platform.reconcile.files import (
     classify_source,
     files_increment,
@@ -28,7 +28,6 @@ from embedding_platform.reconcile.files import (
     listing_age,
     present_sources,
     reconcile_files,
-    stored_items,
 )
 from embedding_platform.reconcile.segments import (
     iterate_live_segments,
@@ -39,6 +38,7 @@ from embedding_platform.reconcile.segments import (
 from embedding_platform.records import SEGMENTS, row_version, segments
 from embedding_platform.settings import BatchSettings
 from embedding_platform.vectors import store as vector_store
+from embedding_platform.vectors.judged import judge_stored
 from embedding_platform_tests.inference.small_encoder import DIMENSION, SmallEncoder
 from embedding_platform_tests.reconcile.small_lake import CUTTING, FINGERPRINT, Lake, counts, space_of, write_text
 
@@ -325,8 +325,8 @@ def test_a_file_that_another_run_lists_meanwhile_is_left_to_the_next_run(tmp_pat
     lake.segments()
     with monkeypatch.context() as patch:
         copied = lambda: (lake.write("a copy that comes first", 1), lake.files(), lake.segments())  # noqa: E731
-        overtaken = overtaken_by(copied, stored_items)
-        patch.setattr("embedding_platform.reconcile.embeddings.stored_items", overtaken)
+        overtaken = overtaken_by(copied, items_table)
+        patch.setattr("embedding_platform.reconcile.embeddings.items_table", overtaken)
         embeddings = lake.embeddings()
     assert [row[3] for row in embeddings.rejected] == [
         "unreadable: changed or went away after it was listed; the next run takes it up"
