@@ -54,6 +54,8 @@ class MilvusSettings(_Section):
     uri: str = ".embedding_platform/milvus"
     token: SecretStr = SecretStr("")
     timeout_seconds: float = Field(default=30.0, gt=0)
+    named_partitions: int = Field(default=512, ge=1, le=1023)
+    searchable_seconds: float = Field(default=60.0, gt=0)
 
 
 class OpenAISettings(_Section):
@@ -97,7 +99,15 @@ class QualitySettings(_Section):
     max_duplicate_share: float = Field(default=0.5, ge=0, le=1)
     min_cosine_distance: float = Field(default=0.001, ge=0)
     min_recall: float = Field(default=0.95, ge=0, le=1)
+    min_recall_at_100: float = Field(default=0.9, ge=0, le=1)
     recall_sample: int = Field(default=50, ge=1)
+    audit_rows: int = Field(default=1000, ge=0)
+
+
+class RetentionSettings(_Section):
+    """What `embedding-platform prune` leaves alone besides what is in use."""
+
+    collections: int = Field(default=1, ge=0)
 
 
 class IndexSettings(_Section):
@@ -140,6 +150,7 @@ class Settings(BaseSettings):
     batch: BatchSettings = BatchSettings()
     cutting: CuttingSettings = CuttingSettings()
     quality: QualitySettings = QualitySettings()
+    retention: RetentionSettings = RetentionSettings()
     sensor_seconds: int = Field(default=30, ge=5)
     nightly: str = "0 2 * * *"
 

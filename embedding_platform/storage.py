@@ -294,6 +294,27 @@ def compact_shards(
     return len(removed)
 
 
+def remove(url: str) -> None:
+    """Remove a file, or a folder with all that it holds; one that is not there is no error.
+
+    Raises:
+        PlatformError: if it may not be removed.
+    """
+    fs, path = file_system(url)
+    try:
+        fs.rm(path, recursive=True)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise PlatformError(f"cannot remove {url}: {error.strerror}; permit writing under store_root") from error
+
+
+def folder_bytes(url: str) -> int:
+    """Size of all files under a folder."""
+    fs, path = file_system(url)
+    return int(fs.du(path, total=True))
+
+
 def subfolders(url: str) -> list[str]:
     """Names of the folders directly under `url`, sorted; an absent folder has none."""
     fs, path = file_system(url)
