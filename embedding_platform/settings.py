@@ -69,9 +69,9 @@ class OpenAISettings(_Section):
 
 
 class BatchSettings(_Section):
-    """Most tokens, images, audio windows and video clips in one model batch, and rows in one durable chunk.
+    """Most tokens, images, audio windows and video clips in one model batch, and vectors in one durable chunk.
 
-    Without a number, batches are as large as suits the device. For a model behind a server,
+    Without a number, batches are as large as suits the device, and chunks as suits a file. For a model behind a server,
     whose tokens are not known here, `text` counts bytes.
     """
 
@@ -79,7 +79,7 @@ class BatchSettings(_Section):
     image: int | None = Field(default=None, ge=1)
     audio: int | None = Field(default=None, ge=1)
     video: int | None = Field(default=None, ge=1)
-    chunk: int = Field(default=512, ge=1)
+    chunk: int | None = Field(default=None, ge=1)
     readers: int = Field(default=2, ge=1)
 
 

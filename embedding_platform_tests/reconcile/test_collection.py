@@ -147,7 +147,9 @@ def test_compaction_of_the_vectors_changes_nothing_in_milvus(client, lake, monke
         for _ in range(8):
             vector_store.append(folder, [content], vector_of(text)[None], lake.fingerprint, "run", "cpu")
     assert (
-        vector_store.compact(folder, lake.space.model.dimension, vector_store.stored_hashes(folder, lake.fingerprint))
+        vector_store.compact(
+            folder, lake.space.model.dimension, lambda: vector_store.stored_hashes(folder, lake.fingerprint)
+        )
         >= 32
     )
     report = collect(client, lake)

@@ -65,7 +65,7 @@ def test_whatever_was_appended_and_compacted_each_wanted_hash_comes_once(deeds, 
                 put(folder, *keys, run=f"{part}")
             held |= set(keys)
         else:
-            compact(folder, DIMENSION, index(*sorted(keys)), rows)
+            compact(folder, DIMENSION, lambda keys=keys: index(*sorted(keys)), rows)
             left = set(stored_hashes(folder, FINGERPRINT))
             assert held & keys <= left <= held
             held = left
@@ -120,14 +120,14 @@ def test_values_are_stored_bit_for_bit(folder):
 
 def test_an_absent_folder_holds_nothing(folder):
     assert list(stored_hashes(folder, FINGERPRINT)) == list(iterate(folder, DIMENSION, index("a"), FINGERPRINT)) == []
-    assert compact(folder, DIMENSION, index("a")) == 0
+    assert compact(folder, DIMENSION, lambda: index("a")) == 0
 
 
 @pytest.mark.parametrize(("shards", "does"), [(31, False), (32, True)])
 def test_compaction_waits_until_there_is_something_to_gain(folder, shards, does):
     for number in range(shards):
         put(folder, f"k{number}")
-    assert bool(compact(folder, DIMENSION, stored_hashes(folder, FINGERPRINT))) == does
+    assert bool(compact(folder, DIMENSION, lambda: stored_hashes(folder, FINGERPRINT))) == does
     assert len(storage.table_names(folder)) == (1 if does else shards)
     assert_holds(folder, {f"k{number}" for number in range(shards)})
 
@@ -136,7 +136,7 @@ def test_compaction_fills_shards_and_drops_what_is_not_live(folder):
     for number in range(40):
         put(folder, f"k{number}", f"dead{number}")
     live = {f"k{number}" for number in range(40)}
-    assert compact(folder, DIMENSION, index(*sorted(live)), rows_per_shard=10) == 40
+    assert compact(folder, DIMENSION, lambda: index(*sorted(live)), rows_per_shard=10) == 40
     assert len(storage.table_names(folder)) == 4
     assert set(stored_hashes(folder, FINGERPRINT)) == live
     assert_holds(folder, live)
@@ -145,7 +145,7 @@ def test_compaction_fills_shards_and_drops_what_is_not_live(folder):
 def test_compaction_without_live_content_empties_the_folder(folder):
     for number in range(32):
         put(folder, f"k{number}")
-    assert compact(folder, DIMENSION, index()) == 32
+    assert compact(folder, DIMENSION, lambda: index()) == 32
     assert storage.table_names(folder) == []
 
 
@@ -154,10 +154,10 @@ def test_full_shards_are_left_alone_by_later_compactions(folder):
     full = {put(folder, key, f"other-{key}") for key in keys}
     small = {put(folder, f"small-{key}") for key in keys[:31]}
     live = {*keys, *(f"other-{key}" for key in keys), *(f"small-{key}" for key in keys[:31])}
-    assert compact(folder, DIMENSION, index(*sorted(live)), rows_per_shard=2) == 0
+    assert compact(folder, DIMENSION, lambda: index(*sorted(live)), rows_per_shard=2) == 0
     small.add(put(folder, "small"))
     live.add("small")
-    assert compact(folder, DIMENSION, index(*sorted(live)), rows_per_shard=2) == 32
+    assert compact(folder, DIMENSION, lambda: index(*sorted(live)), rows_per_shard=2) == 32
     assert full < set(storage.table_names(folder))
     assert not small & set(storage.table_names(folder))
     assert_holds(folder, live)
@@ -174,11 +174,11 @@ def test_a_compaction_killed_before_it_deletes_does_no_harm(folder, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(storage, "remove_shards", die)
         with pytest.raises(KeyboardInterrupt):
-            compact(folder, DIMENSION, index(*keys))
+            compact(folder, DIMENSION, lambda: index(*keys))
     assert len(storage.table_names(folder)) == 34
     assert len(stored_hashes(folder, FINGERPRINT)) == 33
     assert_holds(folder, set(keys))
-    compact(folder, DIMENSION, index(*keys))
+    compact(folder, DIMENSION, lambda: index(*keys))
     assert len(storage.table_names(folder)) == 1
     assert_holds(folder, set(keys))
 
