@@ -14,6 +14,7 @@ from embedding_platform.errors import PlatformError, RejectedError
 from embedding_platform.media.listing import list_entries
 from embedding_platform.media.recognition import CAPTIONS_FILE, recognise
 from embedding_platform.milvus.alias import alias_target
+from embedding_platform.milvus.connection import CALL_SECONDS, explaining
 from embedding_platform.milvus.query import get_rows
 from embedding_platform.milvus.schema import Provenance, alias_name, partition_name, read_provenance
 from embedding_platform.platform import Platform
@@ -161,7 +162,8 @@ def _rows(platform: Platform, space: Space, ids: Sequence[str]) -> Iterator[RowT
         items = {item.path: item for item in stored_items(platform.store, space.modality, source)}
         folder = layout.vectors_folder(platform.store, space.key, provenance.fingerprint, source)
         shards = _shards_of(folder, {row["content_hash"] for row in own})
-        has_partition = platform.milvus.has_partition(collection, partition_name(source))
+        with explaining(f"look for the partition of source {source} in {collection}"):
+            has_partition = platform.milvus.has_partition(collection, partition_name(source), timeout=CALL_SECONDS)
         for row in own:
             yield RowTrace(
                 id=row["id"],

@@ -270,6 +270,9 @@ class Settings(BaseSettings):
                 f"media_root {self.media_root} holds a password, which every row would show; leave it out and set "
                 f"FSSPEC_{protocol}_USERNAME and FSSPEC_{protocol}_PASSWORD"
             )
+        for key, place in self.quality.queries.items():
+            if re.search(r"://[^/\s]*@", place):
+                raise ValueError(f"quality.queries.{key} holds a user or password; leave it out, as in media_root")
         if "://" in self.cache_folder:
             raise ValueError(f"cache_root {self.cache_root} is no local folder; OpenVINO reads networks from disk")
         places = {"store_root": self.store_url, "cache_root": self.cache_folder, "milvus.uri": self.milvus_uri}

@@ -151,9 +151,8 @@ def _taken(encoder: Encoder, role: Role) -> Iterator[tuple[str, np.ndarray]]:
 def _compare(encoder: Encoder, space: Space, url: str, roles: tuple[Role, ...]) -> GoldenReport:
     names, vectors = golden_vectors(encoder, roles, space.normalised)
     kept = storage.read_table(url, GOLDEN).to_pandas().set_index("input")
-    refused = kept.index.intersection([name for role in roles for name, _ in golden_contents(role)]).difference(names)
-    if len(refused):
-        raise PlatformError(_difference(encoder, space, kept.loc[refused[0]], f"no vector any more of {refused[0]}"))
+    if not kept.index.isin(names).all():
+        _refuse_without(kept, names, encoder, space, roles)
     worst = float("nan")
     shared = [name for name in names if name in kept.index]
     if shared:
@@ -183,6 +182,16 @@ def _compare(encoder: Encoder, space: Space, url: str, roles: tuple[Role, ...]) 
         whole = (pd.concat([kept, added]) if len(kept) else added).reset_index()
         storage.write_table(url, pa.Table.from_pandas(whole, GOLDEN, preserve_index=False))
     return GoldenReport(len(shared), worst, any(is_new))
+
+
+def _refuse_without(
+    kept: pd.DataFrame, names: Sequence[str], encoder: Encoder, space: Space, roles: Sequence[Role]
+) -> None:
+    """Refuse a model that gives no vector any more of an input that it had one of; other roles' inputs do not count."""
+    inputs = [name for role in roles for name, _ in golden_contents(role)]
+    lost = [name for name in inputs if name in kept.index and name not in names]
+    if lost:
+        raise PlatformError(_difference(encoder, space, kept.loc[lost].iloc[0], f"no vector any more of {lost[0]}"))
 
 
 def _difference(encoder: Encoder, space: Space, kept: pd.Series, fault: str) -> str:
