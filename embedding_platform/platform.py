@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from embedding_platform import layout
 from embedding_platform.errors import PlatformError
 from embedding_platform.inference.devices import Execution
 from embedding_platform.inference.engine import load_encoder
-from embedding_platform.inference.golden import check_golden
+from embedding_platform.inference.golden import GoldenReport, check_golden
 from embedding_platform.inference.pins import hold
 from embedding_platform.inference.precision import PrecisionRecord
 from embedding_platform.media.cutting import Cutting
@@ -24,6 +26,7 @@ from embedding_platform.models.openai import Endpoint
 from embedding_platform.reconcile.collection import holds_source
 from embedding_platform.reconcile.files import classify_source, listed_sources, present_sources
 from embedding_platform.reconcile.pending import Pending, pending_of_source, pending_publication
+from embedding_platform.reconcile.queries import held_out_queries
 from embedding_platform.reconcile.rejects import Rejected, rejected_of_source
 from embedding_platform.settings import Settings
 from embedding_platform.spaces import Space
@@ -130,6 +133,28 @@ class Platform:
         if not for_queries or loading.is_remote(space.model):
             check_golden(encoder, space, self.store, fingerprint)
         return encoder
+
+    def golden(self, space: Space) -> GoldenReport:
+        """Load the model and compare its golden vectors, in the roles too that the space is only searched by.
+
+        Raises:
+            PlatformError: if it gives other vectors than when it made its first.
+        """
+        return check_golden(self.encoder(space), space, self.store, self.fingerprint(space), space.model.roles)
+
+    def held_out(self, space: Space) -> np.ndarray | None:
+        """The space's held-out queries, float32 [q, d]; None where the settings name none.
+
+        The model is loaded only for queries that have no stored vector yet.
+        """
+        return held_out_queries(
+            self.store,
+            space,
+            self.fingerprint(space),
+            self.settings.queries_url(space.key),
+            self.cutting,
+            lambda: self.encoder(space, for_queries=True),
+        )
 
     def fingerprint(self, space: Space, precision: Precision | None = None) -> str:
         """The hash of all that decides the values of the space's vectors."""

@@ -17,7 +17,6 @@ from embedding_platform.milvus.connection import close_directory
 from embedding_platform.platform import Platform
 from embedding_platform.records import vectors_schema
 from embedding_platform.settings import load_settings
-from embedding_platform_tests.conftest import CACHE
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,9 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A project folder: a long letter, a picture with a caption, and files that cannot be used."""
     folder = tmp_path_factory.mktemp("project")
     shutil.copy(ROOT / "dagster.yaml", folder)
-    (folder / "embedding_platform.yaml").write_text(
-        f"spaces: [text/minilm, image_text/clip]\ncache_root: {CACHE.name}\n"
-    )
+    (folder / "embedding_platform.yaml").write_text("spaces: [text/minilm, image_text/clip]\nruntime: torch\n")
     letters, photos = folder / "media" / "letters", folder / "media" / "photos"
     letters.mkdir(parents=True)
     photos.mkdir()

@@ -18,6 +18,7 @@ from embedding_platform.inference.golden import GOLDEN
 from embedding_platform.milvus.connection import close_directory
 from embedding_platform.models.loading import resolve
 from embedding_platform.platform import Platform
+from embedding_platform.records import vectors_schema
 from embedding_platform.runs import run_sources
 from embedding_platform.search import file_query, search
 from embedding_platform.spaces import MODEL_SETS
@@ -32,7 +33,8 @@ class Lake:
     dagster: dg.DagsterInstance
 
     def platform(self, model: str = "mine", **settings: object) -> Platform:
-        return open_platform(self.folder, spaces=[KEY], models={KEY: str(self.folder / model)}, **settings)
+        models = {KEY: str(self.folder / model)}
+        return open_platform(self.folder, spaces=[KEY], models=models, runtime="torch", **settings)
 
     def found(self, platform: Platform) -> list[str]:
         query = file_query(platform, str(self.folder / "media" / "photos" / "1.png"))
@@ -82,6 +84,31 @@ def test_a_former_model_that_is_no_longer_as_it_was_is_said_to_be(lake: Lake) ->
             lake.found(lake.platform("retrained"))
     finally:
         shutil.move(lake.folder / "elsewhere", lake.folder / "mine")
+
+
+def test_the_golden_vectors_of_a_run_are_met_again(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(golden, "_compared", {})
+    report = lake.platform().golden(lake.platform().space(KEY))
+    assert report.compared == len(golden.golden_contents("image"))
+    assert report.worst_cosine == pytest.approx(1.0, abs=1e-4)
+    assert not report.written
+
+
+def test_held_out_queries_are_encoded_by_the_spaces_model_once(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    platform = lake.platform(quality={"queries": {KEY: "media/photos"}})
+    space = platform.space(KEY)
+    vectors = platform.held_out(space)
+    assert vectors is not None
+    assert (vectors.shape, vectors.dtype) == ((3, 256), np.float32)
+    stored = storage.read_shards(
+        layout.vectors_folder(platform.store, KEY, platform.fingerprint(space), "photos"), vectors_schema(256)
+    )
+    # The pictures are those that were indexed, so that the queries are their vectors.
+    cosines = vectors @ np.array(stored["vector"].to_pylist(), np.float32).T
+    assert sorted(cosines.max(axis=1)) == pytest.approx([1.0] * 3, abs=1e-4)
+    monkeypatch.setattr(Platform, "encoder", lambda *arguments, **named: pytest.fail("a model was loaded"))
+    np.testing.assert_array_equal(platform.held_out(space), vectors)
+    assert lake.platform().held_out(space) is None
 
 
 def test_a_run_whose_model_gives_other_vectors_embeds_nothing(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,13 +60,13 @@ _compared: dict[tuple[Encoder, str, tuple[Role, ...]], "GoldenReport"] = {}
 
 @dataclass(frozen=True)
 class GoldenReport:
-    """How many golden vectors were compared, and their worst cosine, NaN if there were none.
+    """How many golden vectors were compared, and their worst cosine, None if there were none.
 
     `written` tells whether inputs without a golden vector got theirs.
     """
 
     compared: int
-    worst_cosine: float
+    worst_cosine: float | None
     written: bool
 
 
@@ -153,7 +153,7 @@ def _compare(encoder: Encoder, space: Space, url: str, roles: tuple[Role, ...]) 
     kept = storage.read_table(url, GOLDEN).to_pandas().set_index("input")
     if not kept.index.isin(names).all():
         _refuse_without(kept, names, encoder, space, roles)
-    worst = float("nan")
+    worst = None
     shared = [name for name in names if name in kept.index]
     if shared:
         before = np.stack(kept.loc[shared, "vector"].to_list())
