@@ -114,6 +114,16 @@ def pin_url(store: str, fingerprint: str) -> str:
     return join(store, "models", "pins", f"{fingerprint[:FINGERPRINT_DIGITS]}.json")
 
 
+def golden_url(store: str, fingerprint: str) -> str:
+    """The vectors that the model of a fingerprint gave of fixed inputs when it first made vectors."""
+    return join(store, "models", "golden", f"{fingerprint[:16]}.parquet")
+
+
+def held_out_url(store: str, space_key: str, fingerprint: str) -> str:
+    """The vectors of a space's held-out queries."""
+    return join(store, "queries", space_key, f"{fingerprint[:16]}.parquet")
+
+
 def _safe(source: str) -> str:
     # Letters of any script stay as they are: quoted, a name of 30 Chinese ones is too long for a file.
     return re.sub(r"[^\w.-]", lambda found: quote(found[0], safe=""), source)
