@@ -66,6 +66,8 @@ def beside_vectors(store: str, folder: str) -> tuple[str, ...]:
     return (
         join(store, "rejected", "vectors", modality, space, fingerprint),
         join(store, "models", "pins", f"{fingerprint}.json"),
+        join(store, "models", "golden", f"{fingerprint}.parquet"),
+        join(store, "queries", modality, space, f"{fingerprint}.parquet"),
     )
 
 
@@ -116,12 +118,12 @@ def pin_url(store: str, fingerprint: str) -> str:
 
 def golden_url(store: str, fingerprint: str) -> str:
     """The vectors that the model of a fingerprint gave of fixed inputs when it first made vectors."""
-    return join(store, "models", "golden", f"{fingerprint[:16]}.parquet")
+    return join(store, "models", "golden", f"{fingerprint[:FINGERPRINT_DIGITS]}.parquet")
 
 
 def held_out_url(store: str, space_key: str, fingerprint: str) -> str:
     """The vectors of a space's held-out queries."""
-    return join(store, "queries", space_key, f"{fingerprint[:16]}.parquet")
+    return join(store, "queries", space_key, f"{fingerprint[:FINGERPRINT_DIGITS]}.parquet")
 
 
 def _safe(source: str) -> str:

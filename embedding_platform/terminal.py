@@ -206,7 +206,7 @@ def print_rows(traces: Sequence[RowTrace], as_json: bool = False) -> None:
             "file hash": file.content_hash if file else "the file is no longer listed",
             "media type": file.media_type if file else "",
             "model": f"{made.model}{f' at {made.revision}' if made.revision else ''}",
-            "fingerprint": trace.fingerprint or made.fingerprint,
+            "fingerprint": trace.fingerprint,
             "vector in": trace.shard or "no shard any more",
             "embedded": f"{trace.embedded_at} in run {trace.run_id}",
             "run page": trace.run_page,
