@@ -155,5 +155,65 @@ def rejects(
     terminal.print_rejects(opened().rejects(modalities, sources), as_json)
 
 
+@main.command()
+@click.argument("space")
+@click.option("--dry-run", is_flag=True, help="Only measure; keep the search parameters as they are.")
+@click.pass_obj
+def tune(opened: Callable[[], "Platform"], space: str, dry_run: bool) -> None:
+    """Measure recall against latency, and keep the cheapest search parameters that suffice."""
+    from embedding_platform.terminal import tune_with_table
+
+    platform = opened()
+    sys.exit(0 if tune_with_table(platform, platform.space(space), keep=not dry_run) else 1)
+
+
+@main.command()
+@click.argument("space")
+@click.pass_obj
+def rollback(opened: Callable[[], "Platform"], space: str) -> None:
+    """Let readers have the collection that was published before."""
+    from embedding_platform.reconcile.publication import roll_back
+
+    platform = opened()
+    former, present = roll_back(platform.milvus, platform.space(space).key)
+    click.echo(
+        f"{space} is {present} again, no longer {former}; runs keep {former} in line with the media and leave the "
+        f"alias alone until `embedding-platform publish {space}`"
+    )
+
+
+@main.command()
+@click.argument("space")
+@click.pass_obj
+def publish(opened: Callable[[], "Platform"], space: str) -> None:
+    """Take a rollback back: let readers have the present model's collection, if it is complete and sound."""
+    from embedding_platform import terminal
+    from embedding_platform.reconcile.publication import reinstate
+
+    platform = opened()
+    target = platform.target(platform.space(space))
+    reinstate(platform.milvus, target)
+    report = platform.published(target.space, known=())
+    terminal.print_publication(report)
+    sys.exit(0 if report.published else 1)
+
+
+@main.command()
+@click.option("--yes", is_flag=True, help="Remove without asking.")
+@click.pass_obj
+def prune(opened: Callable[[], "Platform"], yes: bool) -> None:
+    """Remove collections and vectors of former models that nothing protects, after showing them."""
+    from embedding_platform import terminal
+    from embedding_platform.reconcile import pruning
+
+    platform = opened()
+    targets = [platform.target(space) for space in platform.spaces]
+    things = pruning.prunable(platform.milvus, platform.store, targets, platform.settings.retention.collections)
+    terminal.print_prunable(things)
+    if things and (yes or click.confirm("remove them?")):
+        pruning.prune(platform.milvus, things)
+        click.echo(f"removed {len(things)}")
+
+
 if __name__ == "__main__":
     main()

@@ -14,9 +14,9 @@ from embedding_platform.errors import PlatformError, RejectedError
 from embedding_platform.media.listing import list_entries
 from embedding_platform.media.recognition import CAPTIONS_FILE, recognise
 from embedding_platform.milvus.alias import alias_target
-from embedding_platform.milvus.connection import CALL_SECONDS, explaining
+from embedding_platform.milvus.partitions import Partition
 from embedding_platform.milvus.query import get_rows
-from embedding_platform.milvus.schema import Provenance, alias_name, partition_name, read_provenance
+from embedding_platform.milvus.schema import Provenance, alias_name, read_provenance
 from embedding_platform.platform import Platform
 from embedding_platform.reconcile.embeddings import rejected_contents
 from embedding_platform.reconcile.files import listed_sources, stored_items
@@ -31,9 +31,8 @@ from embedding_platform.spaces import MODALITIES, Space
 class RowTrace:
     """One row of a published collection, and all that it came from.
 
-    `fingerprint` is the row's own, "" where its collection keeps none for each row. `file` is
-    None once the file is no longer listed. `partition` is the Milvus partition, "" where the
-    source has none of its own. `shard` is the Parquet file that holds the vector,
+    `file` is None once the file is no longer listed. `partition` is the Milvus partition, ""
+    where a partition key places the rows of the source. `shard` is the Parquet file that holds the vector,
     "" if none does any more. `run_page` is the run's page below the web UI's address.
     """
 
@@ -162,15 +161,13 @@ def _rows(platform: Platform, space: Space, ids: Sequence[str]) -> Iterator[RowT
         items = {item.path: item for item in stored_items(platform.store, space.modality, source)}
         folder = layout.vectors_folder(platform.store, space.key, provenance.fingerprint, source)
         shards = _shards_of(folder, {row["content_hash"] for row in own})
-        with explaining(f"look for the partition of source {source} in {collection}"):
-            has_partition = platform.milvus.has_partition(collection, partition_name(source), timeout=CALL_SECONDS)
         for row in own:
             yield RowTrace(
                 id=row["id"],
                 space=space.key,
                 collection=collection,
                 alias=alias,
-                partition=partition_name(source) if has_partition else "",
+                partition=Partition(collection, source, provenance.layout).name,
                 source=source,
                 path=row["path"],
                 uri=row["uri"],
@@ -180,7 +177,7 @@ def _rows(platform: Platform, space: Space, ids: Sequence[str]) -> Iterator[RowT
                 content_hash=row["content_hash"],
                 attributes=row["attributes"],
                 file=items.get(row["path"]),
-                fingerprint=row.get("fingerprint", ""),
+                fingerprint=row["fingerprint"],
                 provenance=provenance,
                 run_id=row["run_id"],
                 run_page=f"/runs/{row['run_id']}",

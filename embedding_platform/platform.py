@@ -26,8 +26,11 @@ from embedding_platform.models.openai import Endpoint
 from embedding_platform.reconcile.collection import holds_source
 from embedding_platform.reconcile.files import classify_source, listed_sources, present_sources
 from embedding_platform.reconcile.pending import Pending, pending_of_source, pending_publication
+from embedding_platform.reconcile.publication import PublicationReport, publish
 from embedding_platform.reconcile.queries import held_out_queries
 from embedding_platform.reconcile.rejects import Rejected, rejected_of_source
+from embedding_platform.reconcile.rows import LiveRows
+from embedding_platform.reconcile.target import Target, target_of
 from embedding_platform.settings import Settings
 from embedding_platform.spaces import Space
 
@@ -160,6 +163,31 @@ class Platform:
         """The hash of all that decides the values of the space's vectors."""
         return loading.fingerprint(space, precision or self.settings.precision)
 
+    def target(self, space: Space) -> Target:
+        """The collection that the space has, or is to have."""
+        most_named = self.settings.milvus.named_partitions
+        return target_of(self.milvus, self.store, space, self.fingerprint(space), most_named)
+
+    def live(self, space: Space, source: str) -> LiveRows:
+        """The rows that a source should have in the space's collection."""
+        return LiveRows(self.store, space, source, self.fingerprint(space), self.cutting)
+
+    def published(self, space: Space, known: Sequence[str]) -> PublicationReport:
+        """Let readers have the space's collection if every source is in it and sound; see `publish`.
+
+        `known` are sources that are not listed any more, and not emptied yet.
+        """
+        sources = [self.live(space, source) for source in listed_sources(self.store, space.modality)]
+        return publish(
+            self.milvus,
+            self.target(space),
+            sources,
+            self.settings.quality,
+            known,
+            golden=lambda: self.golden(space).worst_cosine,
+            held_out=lambda: self.held_out(space),
+        )
+
     def seen(self, modality: str, source: str) -> dict[str, str]:
         """State by path of the files of one modality that a source holds now."""
         return classify_source(self.store, self.settings.media_url, source).get(modality, {})
@@ -168,7 +196,7 @@ class Platform:
         """Whether nothing of the source is left: no listing, and no partition in Milvus."""
         spaces = [space for space in self.spaces if space.modality == modality]
         return source not in listed_sources(self.store, modality) and not any(
-            holds_source(self.milvus, space, self.fingerprint(space), source) for space in spaces
+            holds_source(self.milvus, self.target(space), source) for space in spaces
         )
 
     def sources(self, only: Sequence[str] = ()) -> dict[str, list[str]]:
@@ -215,8 +243,8 @@ class Platform:
     def pending(self) -> Iterator[Pending]:
         """The increment of each asset and source against what its upstream holds now; nothing is done."""
         for modality, sources in self.sources().items():
-            spaces = [(space, self.fingerprint(space)) for space in self.spaces if space.modality == modality]
+            targets = [self.target(space) for space in self.spaces if space.modality == modality]
             for source in sources:
                 seen = self.seen(modality, source)
-                yield from pending_of_source(self.milvus, self.store, modality, source, seen, spaces, self.cutting)
-            yield from (pending_publication(self.milvus, space, fingerprint) for space, fingerprint in spaces)
+                yield from pending_of_source(self.milvus, self.store, modality, source, seen, targets, self.cutting)
+            yield from (pending_publication(self.milvus, target) for target in targets)

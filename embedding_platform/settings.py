@@ -54,6 +54,8 @@ class MilvusSettings(_Section):
     uri: str = ".embedding_platform/milvus"
     token: SecretStr = SecretStr("")
     timeout_seconds: float = Field(default=30.0, gt=0)
+    named_partitions: int = Field(default=512, ge=1, le=1023)
+    searchable_seconds: float = Field(default=60.0, gt=0)
 
 
 class OpenAISettings(_Section):
@@ -67,9 +69,9 @@ class OpenAISettings(_Section):
 
 
 class BatchSettings(_Section):
-    """Most tokens, images, audio windows and video clips in one model batch, and rows in one durable chunk.
+    """Most tokens, images, audio windows and video clips in one model batch, and vectors in one durable chunk.
 
-    Without a number, batches are as large as suits the device. For a model behind a server,
+    Without a number, batches are as large as suits the device, and chunks as suits a file. For a model behind a server,
     whose tokens are not known here, `text` counts bytes.
     """
 
@@ -77,7 +79,7 @@ class BatchSettings(_Section):
     image: int | None = Field(default=None, ge=1)
     audio: int | None = Field(default=None, ge=1)
     video: int | None = Field(default=None, ge=1)
-    chunk: int = Field(default=512, ge=1)
+    chunk: int | None = Field(default=None, ge=1)
     readers: int = Field(default=2, ge=1)
 
 
@@ -97,8 +99,16 @@ class QualitySettings(_Section):
     max_duplicate_share: float = Field(default=0.5, ge=0, le=1)
     min_cosine_distance: float = Field(default=0.001, ge=0)
     min_recall: float = Field(default=0.95, ge=0, le=1)
+    min_recall_at_100: float = Field(default=0.9, ge=0, le=1)
     recall_sample: int = Field(default=50, ge=1)
+    audit_rows: int = Field(default=1000, ge=0)
     queries: dict[str, str] = {}
+
+
+class RetentionSettings(_Section):
+    """What `embedding-platform prune` leaves alone besides what is in use."""
+
+    collections: int = Field(default=1, ge=0)
 
 
 class IndexSettings(_Section):
@@ -142,6 +152,7 @@ class Settings(BaseSettings):
     batch: BatchSettings = BatchSettings()
     cutting: CuttingSettings = CuttingSettings()
     quality: QualitySettings = QualitySettings()
+    retention: RetentionSettings = RetentionSettings()
     sensor_seconds: int = Field(default=30, ge=5)
     nightly: str = "0 2 * * *"
 

@@ -25,11 +25,17 @@ from rich.table import Table
 from rich.text import Text
 
 from embedding_platform.lineage import FileTrace, RowTrace
+from embedding_platform.milvus.index import keep_search
 from embedding_platform.platform import Platform
+from embedding_platform.reconcile.files import listed_sources
 from embedding_platform.reconcile.pending import Pending
+from embedding_platform.reconcile.pruning import Prunable
+from embedding_platform.reconcile.publication import PublicationReport
 from embedding_platform.reconcile.rejects import Rejected
+from embedding_platform.reconcile.tuning import cheapest, sweep
 from embedding_platform.runs import SourceRun, expected_sources, instance, run_sources
 from embedding_platform.search import Hit
+from embedding_platform.spaces import Space
 
 CONSOLE = Console(width=None if sys.stdout.isatty() else 120)
 MOST_TEXT = 160
@@ -169,7 +175,7 @@ def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title_justify="left")
     wide = ("asset", "source", columns[-1])
     for name in columns:
-        words = name in ("asset", "source", "space", "index", "published as")
+        words = name in ("asset", "source", "space", "index", "published as", "search", "kind", "reason", "name")
         table.add_column(name, justify="left" if words else "right", overflow="fold", no_wrap=name not in wide)
     return table
 
@@ -200,7 +206,7 @@ def print_rows(traces: Sequence[RowTrace], as_json: bool = False) -> None:
             "file hash": file.content_hash if file else "the file is no longer listed",
             "media type": file.media_type if file else "",
             "model": f"{made.model}{f' at {made.revision}' if made.revision else ''}",
-            "fingerprint": trace.fingerprint or made.fingerprint,
+            "fingerprint": trace.fingerprint,
             "vector in": trace.shard or "no shard any more",
             "embedded": f"{trace.embedded_at} in run {trace.run_id}",
             "run page": trace.run_page,
@@ -254,6 +260,68 @@ def print_rejects(rejects: Sequence[Rejected], as_json: bool = False) -> None:
             if len(paths) > MOST_PATHS:
                 CONSOLE.print(f"     and {len(paths) - MOST_PATHS} more; --json prints all", soft_wrap=True)
     CONSOLE.print(f"{len(rejects)} rejected in all" if rejects else "nothing is rejected")
+
+
+def tune_with_table(platform: Platform, space: Space, keep: bool) -> bool:
+    """Sweep the search parameters of a space's collection and print what they cost; True if one suffices.
+
+    With `keep`, the cheapest that does becomes what searches of the collection use.
+    """
+    target, quality = platform.target(space), platform.settings.quality
+    sources = [platform.live(space, source) for source in listed_sources(platform.store, space.modality)]
+    table = _table("space", "search", "recall@10", "recall@100", "ms")
+    trials = []
+    with CONSOLE.status(f"searching {target.collection}"):
+        for trial in sweep(platform.milvus, target, sources, quality.recall_sample):
+            trials.append(trial)
+            table.add_row(
+                space.key,
+                _parameters(trial.search),
+                f"{trial.recall_at_10:.3f}",
+                f"{trial.recall_at_100:.3f}",
+                f"{trial.milliseconds:.1f}",
+                style="" if trial.suffices(quality) else "dim",
+            )
+    CONSOLE.print(table)
+    chosen = cheapest(trials, quality)
+    if chosen is None:
+        CONSOLE.print(
+            f"none reaches recall@10 {quality.min_recall} and recall@100 {quality.min_recall_at_100}; "
+            "build the index with more (M, efConstruction, nlist in the indexes setting), or lower the floors"
+        )
+        return False
+    if keep:
+        keep_search(platform.milvus, target.collection, space.index, chosen.search)
+    CONSOLE.print(
+        f"{_parameters(chosen.search)} is the cheapest that reaches recall@10 {quality.min_recall} and "
+        f"recall@100 {quality.min_recall_at_100}" + (f"; searches of {target.collection} now use it" if keep else ""),
+        soft_wrap=True,
+    )
+    return True
+
+
+def _parameters(search: dict[str, int]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in search.items())
+
+
+def print_publication(report: PublicationReport) -> None:
+    """Where an alias points, or what stands in the way."""
+    if report.published:
+        CONSOLE.print(f"{report.alias} is {report.collection}", soft_wrap=True)
+    for source, reason in report.waiting.items():
+        CONSOLE.print(f"[red]{escape(source)}:[/] {escape(reason)}", soft_wrap=True)
+
+
+def print_prunable(things: Sequence[Prunable]) -> None:
+    """What may be removed, and why."""
+    if not things:
+        CONSOLE.print("nothing to prune")
+        return
+    table = _table("kind", "size", "reason", "name")
+    for thing in things:
+        size = f"{thing.size} rows" if thing.kind == "collection" else f"{thing.size / 1e6:.1f} MB"
+        table.add_row(thing.kind, size, thing.reason, escape(thing.name))
+    CONSOLE.print(table)
 
 
 def print_settings(settings: dict[str, Any], platform: Platform) -> None:

@@ -53,8 +53,7 @@ def rows(platform: Platform) -> dict[tuple[str, str], str]:
     found = {}
     for space in platform.spaces:
         for source in listed_sources(platform.store, space.modality):
-            collection = collection_name(space.key, platform.fingerprint(space))
-            versions = read_rows(platform.milvus, collection, partition_name(source))
+            versions = read_rows(platform.milvus, platform.target(space).partition(source))
             found |= {(space.key, row_id): version for row_id, version in versions.items()}
     return found
 
