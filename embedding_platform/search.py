@@ -128,6 +128,7 @@ def _candidates(space: Space, provenance: Provenance) -> Iterator[Space]:
             location=provenance.model,
             revision=provenance.revision or None,
             dimension=provenance.dimension,
+            pooling=provenance.pooling,
         )
         for candidate in (known, replace(known, model=stored, normalised=provenance.normalised)):
             for generation in range(space.generation, -1, -1):
