@@ -131,8 +131,7 @@ def _candidates(space: Space, provenance: Provenance) -> Iterator[Space]:
             pooling=provenance.pooling,
         )
         for candidate in (known, replace(known, model=stored, normalised=provenance.normalised)):
-            for generation in range(space.generation, -1, -1):
-                yield replace(candidate, generation=generation)
+            yield replace(candidate, generation=provenance.generation)
 
 
 def _held(platform: Platform, space: Space, sources: Sequence[str]) -> list[str] | None:
