@@ -104,11 +104,12 @@ def search(
     """Find what is nearest to TEXT, or to a file."""
     from embedding_platform import search as searching
     from embedding_platform import terminal
+    from embedding_platform.inference.query import text_query
 
     if (text is None) == (like is None):
         raise PlatformError("give either words or --like FILE")
     platform = opened()
-    query = searching.text_query(text) if text is not None else searching.file_query(platform, str(like))
+    query = text_query(text) if text is not None else searching.file_query(platform, str(like))
     found = searching.search(platform, query, [platform.space(key) for key in spaces], sources, limit)
     if as_json:
         click.echo(json.dumps(searching.as_json(found), indent=2, ensure_ascii=False))
@@ -127,15 +128,31 @@ def status(opened: Callable[[], "Platform"]) -> None:
 
 
 @main.command()
-@click.argument("row_id", metavar="ID")
+@click.argument("name", metavar="ID|FILE")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
-def trace(opened: Callable[[], "Platform"], row_id: str) -> None:
-    """Follow a hit back to its file, content hash, model and run."""
-    from embedding_platform import terminal
-    from embedding_platform.search import trace as trace_row
+def trace(opened: Callable[[], "Platform"], name: str, as_json: bool) -> None:
+    """Follow a hit back to its file, content hash, model and run; or a file to all its rows."""
+    from embedding_platform import lineage, terminal
 
-    for found in trace_row(opened(), row_id):
-        terminal.print_trace(found)
+    if lineage.is_row_id(name):
+        terminal.print_rows(lineage.trace_row(opened(), name), as_json)
+    else:
+        terminal.print_files(lineage.trace_file(opened(), name), as_json)
+
+
+@main.command()
+@click.option("--modality", "modalities", multiple=True, help="Only this modality; may be repeated.")
+@click.option("--source", "sources", multiple=True, help="Only this source; may be repeated.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def rejects(
+    opened: Callable[[], "Platform"], modalities: tuple[str, ...], sources: tuple[str, ...], as_json: bool
+) -> None:
+    """Print what could not be used, why, and what makes it tried again."""
+    from embedding_platform import terminal
+
+    terminal.print_rejects(opened().rejects(modalities, sources), as_json)
 
 
 @main.command()

@@ -61,11 +61,13 @@ def space_folders(store: str) -> list[str]:
 
 
 def beside_vectors(store: str, folder: str) -> tuple[str, ...]:
-    """What else is kept of the fingerprint whose vectors lie in a folder of `space_folders`."""
+    """What else is kept of the space and fingerprint whose vectors lie in a folder of `space_folders`."""
     modality, space, fingerprint = folder.rsplit("/", 3)[1:]
     return (
         join(store, "rejected", "vectors", modality, space, fingerprint),
+        join(store, "queries", modality, space, f"{fingerprint}.parquet"),
         join(store, "models", "pins", f"{fingerprint}.json"),
+        join(store, "models", "golden", f"{fingerprint}.parquet"),
     )
 
 
@@ -112,6 +114,16 @@ def precision_folder(store: str) -> str:
 def pin_url(store: str, fingerprint: str) -> str:
     """What the model of a fingerprint was when it made the first vector."""
     return join(store, "models", "pins", f"{fingerprint[:FINGERPRINT_DIGITS]}.json")
+
+
+def golden_url(store: str, fingerprint: str) -> str:
+    """The vectors that the model of a fingerprint gave of fixed inputs when it first made vectors."""
+    return join(store, "models", "golden", f"{fingerprint[:FINGERPRINT_DIGITS]}.parquet")
+
+
+def held_out_url(store: str, space_key: str, fingerprint: str) -> str:
+    """The vectors of a space's held-out queries."""
+    return join(store, "queries", space_key, f"{fingerprint[:FINGERPRINT_DIGITS]}.parquet")
 
 
 def _safe(source: str) -> str:

@@ -6,13 +6,16 @@ loads a model once.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from embedding_platform import layout
 from embedding_platform.errors import PlatformError
 from embedding_platform.inference.devices import Execution
 from embedding_platform.inference.engine import load_encoder
+from embedding_platform.inference.golden import GoldenReport, check_golden
 from embedding_platform.inference.pins import hold
 from embedding_platform.inference.precision import PrecisionRecord
 from embedding_platform.media.cutting import Cutting
@@ -24,6 +27,8 @@ from embedding_platform.reconcile.collection import holds_source
 from embedding_platform.reconcile.files import classify_source, listed_sources, present_sources
 from embedding_platform.reconcile.pending import Pending, pending_of_source, pending_publication
 from embedding_platform.reconcile.publication import PublicationReport, publish
+from embedding_platform.reconcile.queries import held_out_queries
+from embedding_platform.reconcile.rejects import Rejected, rejected_of_source
 from embedding_platform.reconcile.rows import LiveRows
 from embedding_platform.reconcile.target import Target, target_of
 from embedding_platform.settings import Settings
@@ -109,8 +114,8 @@ class Platform:
         same, and nothing has to be converted before the first answer.
 
         Raises:
-            PlatformError: if it cannot be loaded, or is no longer the model that made the
-                first vectors under its fingerprint.
+            PlatformError: if it cannot be loaded, is no longer the model that made the first
+                vectors under its fingerprint, or gives other vectors than then.
         """
         settings = self.settings
         openai = settings.openai
@@ -125,8 +130,34 @@ class Platform:
         execution = Execution(settings.device, runtime, precision or settings.precision, settings.cache_folder)
         record = PrecisionRecord(layout.precision_folder(self.store))
         encoder = load_encoder(space.model, execution, record, endpoint)
-        hold(encoder, space.model, layout.pin_url(self.store, self.fingerprint(space, precision)))
+        fingerprint = self.fingerprint(space, precision)
+        hold(space.model, layout.pin_url(self.store, fingerprint))
+        # A model in this process does not change between a document and a query; one behind a server may.
+        if not for_queries or loading.is_remote(space.model):
+            check_golden(encoder, space, self.store, fingerprint)
         return encoder
+
+    def golden(self, space: Space) -> GoldenReport:
+        """Load the model and compare its golden vectors, in the roles too that the space is only searched by.
+
+        Raises:
+            PlatformError: if it gives other vectors than when it made its first.
+        """
+        return check_golden(self.encoder(space), space, self.store, self.fingerprint(space), space.model.roles)
+
+    def held_out(self, space: Space) -> np.ndarray | None:
+        """The space's held-out queries, float32 [q, d]; None where the settings name none.
+
+        The model is loaded only for queries that have no stored vector yet.
+        """
+        return held_out_queries(
+            self.store,
+            space,
+            self.fingerprint(space),
+            self.settings.queries_url(space.key),
+            self.cutting,
+            lambda: self.encoder(space, for_queries=True),
+        )
 
     def fingerprint(self, space: Space, precision: Precision | None = None) -> str:
         """The hash of all that decides the values of the space's vectors."""
@@ -147,7 +178,15 @@ class Platform:
         `known` are sources that are not listed any more, and not emptied yet.
         """
         sources = [self.live(space, source) for source in listed_sources(self.store, space.modality)]
-        return publish(self.milvus, self.target(space), sources, self.settings.quality, known)
+        return publish(
+            self.milvus,
+            self.target(space),
+            sources,
+            self.settings.quality,
+            known,
+            golden=lambda: self.golden(space).worst_cosine,
+            held_out=cache(lambda: self.held_out(space)),
+        )
 
     def seen(self, modality: str, source: str) -> dict[str, str]:
         """State by path of the files of one modality that a source holds now."""
@@ -178,6 +217,28 @@ class Platform:
                 source for source in listed_sources(self.store, modality) if not only or source in only
             )
         return {modality: sorted(sources) for modality, sources in found.items()}
+
+    def rejects(self, modalities: Sequence[str] = (), sources: Sequence[str] = ()) -> list[Rejected]:
+        """What the last runs rejected, in all stages, of all or some modalities and sources.
+
+        Raises:
+            PlatformError: if a modality or source that was asked for is not there.
+        """
+        listed = {modality: listed_sources(self.store, modality) for modality in self.modalities}
+        known = sorted({source for names in listed.values() for source in names})
+        for asked, there in ((modalities, list(listed)), (sources, known)):
+            for name in asked:
+                if name not in there:
+                    raise PlatformError(
+                        f"{name!r} is not there; choose from {', '.join(there) or 'nothing: run first'}"
+                    )
+        rejects: list[Rejected] = []
+        for modality in modalities or self.modalities:
+            spaces = [(space, self.fingerprint(space)) for space in self.spaces if space.modality == modality]
+            for source in listed[modality]:
+                if not sources or source in sources:
+                    rejects += rejected_of_source(self.store, modality, source, spaces, self.cutting)
+        return rejects
 
     def pending(self) -> Iterator[Pending]:
         """The increment of each asset and source against what its upstream holds now; nothing is done."""

@@ -130,8 +130,10 @@ def read_table(url: str, schema: pa.Schema, columns: Sequence[str] | None = None
     return _read(fs, path, schema, wanted)
 
 
-def iterate_table(url: str, schema: pa.Schema) -> Iterator[pa.Table]:
-    """Yield the Parquet file at `url` in pieces of at most ROWS_PER_GROUP rows; an absent file has none.
+def iterate_table(url: str, schema: pa.Schema, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """Yield the Parquet file at `url`, some columns or all, in pieces of at most ROWS_PER_GROUP rows.
+
+    An absent file has none.
 
     Raises:
         PlatformError: if the file is there but unreadable.
@@ -140,8 +142,9 @@ def iterate_table(url: str, schema: pa.Schema) -> Iterator[pa.Table]:
     if not fs.exists(path):
         return
     with _explaining(path), pq.ParquetFile(path, filesystem=fs) as file:
-        for batch in file.iter_batches(ROWS_PER_GROUP, columns=schema.names):
-            yield pa.Table.from_batches([batch]).cast(schema)
+        wanted = list(columns or schema.names)
+        for batch in file.iter_batches(ROWS_PER_GROUP, columns=wanted):
+            yield pa.Table.from_batches([batch]).cast(_only(schema, wanted))
 
 
 def change_mark(url: str) -> str:
@@ -166,6 +169,20 @@ def table_names(folder: str) -> list[str]:
         return []
     names = (posixpath.basename(entry) for entry in fs.ls(path, detail=False))
     return sorted(name for name in names if name.endswith(".parquet") and not name.startswith("."))
+
+
+def shard_marks(folder: str) -> dict[str, str]:
+    """A mark of each shard of `folder` that changes whenever its file is written anew, for instance by another hand."""
+    fs, path = file_system(folder)
+    fs.invalidate_cache(path)
+    if not fs.exists(path):
+        return {}
+    marks = {posixpath.basename(entry["name"]): str(sorted(entry.items())) for entry in fs.ls(path, detail=True)}
+    return {
+        name: hashlib.sha256(mark.encode()).hexdigest()[:32]
+        for name, mark in marks.items()
+        if name.endswith(".parquet") and not name.startswith(".")
+    }
 
 
 def iterate_shards(
@@ -302,13 +319,21 @@ def subfolders(url: str) -> list[str]:
     )
 
 
-def remove_sibling_folders(folder: str) -> None:
-    """Remove the folders beside `folder`, which hold what an older version of our code made."""
-    fs, path = file_system(folder)
-    parent, own = posixpath.split(path.rstrip("/"))
-    for name in subfolders(posixpath.dirname(folder.rstrip("/"))):
-        if name != own:
-            fs.rm(posixpath.join(parent, name), recursive=True)
+def sibling_folders(folder: str) -> dict[str, list[str]]:
+    """The folders beside `folder` by name, with the names of their Parquet files."""
+    parent, own = posixpath.split(folder.rstrip("/"))
+    return {name: table_names(join(parent, name)) for name in subfolders(parent) if name != own}
+
+
+def remove_sibling_folders(folder: str, older: Mapping[str, Sequence[str]]) -> None:
+    """Remove the folders beside `folder` that another version of our code made, as `sibling_folders` once told of them.
+
+    One that has come or changed since is being worked on by another process, and stays.
+    """
+    for name, tables in sibling_folders(folder).items():
+        if older.get(name) == tables:
+            fs, path = file_system(join(posixpath.dirname(folder.rstrip("/")), name))
+            fs.rm(path, recursive=True)
 
 
 def _compact(

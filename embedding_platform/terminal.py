@@ -1,8 +1,10 @@
 """How things look in a terminal: progress bars, tables, hits."""
 
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 from rich import box
@@ -22,19 +24,23 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from embedding_platform.lineage import FileTrace, RowTrace
 from embedding_platform.milvus.index import keep_search
 from embedding_platform.platform import Platform
 from embedding_platform.reconcile.files import listed_sources
 from embedding_platform.reconcile.pending import Pending
 from embedding_platform.reconcile.pruning import Prunable
 from embedding_platform.reconcile.publication import PublicationReport
+from embedding_platform.reconcile.rejects import Rejected
 from embedding_platform.reconcile.tuning import cheapest, sweep
 from embedding_platform.runs import SourceRun, expected_sources, instance, run_sources
-from embedding_platform.search import Hit, Trace
+from embedding_platform.search import Hit
 from embedding_platform.spaces import Space
 
 CONSOLE = Console(width=None if sys.stdout.isatty() else 120)
 MOST_TEXT = 160
+MOST_PATHS = 10
+"""Paths shown of those that were rejected for one reason."""
 
 
 class RateColumn(ProgressColumn):
@@ -181,26 +187,79 @@ def _is_due(row: Pending) -> bool:
     return bool(len(increment.new) or len(increment.stale) or (len(increment.orphaned) and not kept))
 
 
-def print_trace(trace: Trace) -> None:
-    """A row, back to its file, model and run."""
-    hit, made = trace.hit, trace.provenance
-    file = trace.file
-    lines = {
-        "row": hit.id,
-        "space": hit.space,
-        "collection": trace.collection,
-        "segment": f"{hit.role} {hit.where}".strip(),
-        "text": _shortened(hit.text),
-        "file": hit.uri,
-        "content hash": file.content_hash if file else "the file is no longer listed",
-        "media type": file.media_type if file else "",
-        "model": f"{made.model}{f' at {made.revision}' if made.revision else ''}",
-        "fingerprint": made.fingerprint,
-        "embedded": f"{hit.embedded_at} in run {hit.run_id}",
-    }
-    for name, value in lines.items():
-        if value:
-            CONSOLE.print(f"{name:>13}  {escape(value)}", soft_wrap=True)
+def print_rows(traces: Sequence[RowTrace], as_json: bool = False) -> None:
+    """Rows, each back to its file, model and run; or all of it as JSON."""
+    if as_json:
+        _print_json(traces)
+        return
+    for trace in traces:
+        made, file = trace.provenance, trace.file
+        lines = {
+            "row": trace.id,
+            "space": trace.space,
+            "collection": f"{trace.collection}, searched as {trace.alias}",
+            "source": f"{trace.source}{f', partition {trace.partition}' if trace.partition else ''}",
+            "segment": f"{trace.role} {trace.where}".strip(),
+            "text": _shortened(trace.text),
+            "content hash": trace.content_hash,
+            "file": trace.uri,
+            "file hash": file.content_hash if file else "the file is no longer listed",
+            "media type": file.media_type if file else "",
+            "model": f"{made.model}{f' at {made.revision}' if made.revision else ''}",
+            "fingerprint": trace.fingerprint,
+            "vector in": trace.shard or "no shard any more",
+            "embedded": f"{trace.embedded_at} in run {trace.run_id}",
+            "run page": trace.run_page,
+        }
+        for name, value in lines.items():
+            if value:
+                CONSOLE.print(f"{name:>13}  {escape(value)}", soft_wrap=True)
+
+
+def print_files(traces: Sequence[FileTrace], as_json: bool = False) -> None:
+    """A file as each modality lists it, with its rows in all spaces and what it lacks; or all of it as JSON."""
+    if as_json:
+        _print_json(traces)
+        return
+    for trace in traces:
+        file = trace.file
+        CONSOLE.print(
+            f"[bold]{escape(f'{trace.source}/{file.path}')}[/]: {trace.modality}, {escape(file.media_type)}; "
+            f"rows: {len(trace.rows)}, without a row: {len(trace.without_row)}, rejected: {len(trace.rejected)}",
+            soft_wrap=True,
+        )
+        CONSOLE.print(f"  file hash {file.content_hash}", soft_wrap=True)
+        for row in trace.rows:
+            CONSOLE.print(f"  {escape(f'{row.space}  {row.role} {row.where}'.rstrip())}", soft_wrap=True)
+            CONSOLE.print(f"     [dim]id {row.id}  content {row.content_hash}  run {row.run_id}[/]", soft_wrap=True)
+        for segment in trace.without_row:
+            place = f"{segment.space}  {segment.role} {segment.where}".rstrip()
+            CONSOLE.print(f"  {escape(place)}  [red]no row[/]: {escape(segment.reason)}", soft_wrap=True)
+            CONSOLE.print(f"     [dim]id {segment.id}  content {segment.content_hash}[/]", soft_wrap=True)
+        for one in trace.rejected:
+            CONSOLE.print(f"  [red]rejected[/] by {one.asset}: {escape(one.reason)}", soft_wrap=True)
+            CONSOLE.print(f"     [dim]tried again {one.retried}[/]", soft_wrap=True)
+
+
+def print_rejects(rejects: Sequence[Rejected], as_json: bool = False) -> None:
+    """What was rejected: by stage and source, and there by reason; or all of it as JSON."""
+    if as_json:
+        _print_json(rejects)
+        return
+    by_place: dict[tuple[str, str], dict[tuple[str, str], list[str]]] = {}
+    for one in rejects:
+        reasons = by_place.setdefault((one.asset, one.source), {})
+        reasons.setdefault((one.reason, one.retried), []).append(one.path)
+    for (asset, source), reasons in by_place.items():
+        count = sum(map(len, reasons.values()))
+        CONSOLE.print(f"[bold]{escape(f'{asset} {source}')}[/]: {count} rejected", soft_wrap=True)
+        for (reason, retried), paths in reasons.items():
+            CONSOLE.print(f"  {len(paths)} x {escape(reason)} [dim](tried again {retried})[/]", soft_wrap=True)
+            for path in paths[:MOST_PATHS]:
+                CONSOLE.print(f"     {escape(path)}", soft_wrap=True)
+            if len(paths) > MOST_PATHS:
+                CONSOLE.print(f"     and {len(paths) - MOST_PATHS} more; --json prints all", soft_wrap=True)
+    CONSOLE.print(f"{len(rejects)} rejected in all" if rejects else "nothing is rejected")
 
 
 def tune_with_table(platform: Platform, space: Space, keep: bool) -> bool:
@@ -279,3 +338,7 @@ def print_settings(settings: dict[str, Any], platform: Platform) -> None:
 def _shortened(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= MOST_TEXT else f"{line[:MOST_TEXT]}…"
+
+
+def _print_json(records: Sequence[RowTrace] | Sequence[FileTrace] | Sequence[Rejected]) -> None:
+    CONSOLE.file.write(json.dumps([asdict(record) for record in records], indent=2, ensure_ascii=False) + "\n")

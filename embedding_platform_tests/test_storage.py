@@ -69,7 +69,8 @@ def test_a_protocol_that_nothing_serves_is_the_users_mistake(monkeypatch, url, m
         lambda: storage.remove_shards(url, []),
         lambda: storage.compact_shards(url, SCHEMA, lambda table: table, 1),
         lambda: storage.subfolders(url),
-        lambda: storage.remove_sibling_folders(url),
+        lambda: storage.remove_sibling_folders(url, {}),
+        lambda: storage.shard_marks(url),
     ]
     for call in calls:
         with pytest.raises(PlatformError, match=message) as refusal:
@@ -81,7 +82,7 @@ def test_a_local_name_may_hold_two_colons(tmp_path):
     folder = storage.join(str(tmp_path), "a::b", "now")
     storage.append_shard(folder, table(1))
     storage.append_shard(storage.join(str(tmp_path), "a::b", "before"), table(2))
-    storage.remove_sibling_folders(folder)
+    storage.remove_sibling_folders(folder, storage.sibling_folders(folder))
     assert storage.subfolders(str(tmp_path / "a::b")) == ["now"]
     assert numbers_in(storage.read_shards(folder, SCHEMA)) == [1]
 
@@ -127,7 +128,8 @@ def test_an_absent_folder_is_an_empty_one(root):
     folder = storage.join(root, "none")
     assert storage.table_names(folder) == storage.subfolders(folder) == []
     assert storage.read_shards(folder, SCHEMA).equals(SCHEMA.empty_table())
-    storage.remove_sibling_folders(storage.join(folder, "v1"))
+    assert storage.shard_marks(folder) == storage.sibling_folders(storage.join(folder, "v1")) == {}
+    storage.remove_sibling_folders(storage.join(folder, "v1"), {})
 
 
 def test_a_removed_shard_is_gone_and_may_be_removed_again(root):
@@ -138,12 +140,16 @@ def test_a_removed_shard_is_gone_and_may_be_removed_again(root):
     assert storage.table_names(folder) == [second]
 
 
-def test_sibling_folders_go_and_the_folder_itself_stays(root):
-    for version in ("v1", "v2", "v3"):
+def test_sibling_folders_go_and_the_folder_itself_and_those_at_work_stay(root):
+    for version in ("v1", "v2", "v3", "v4"):
         storage.append_shard(storage.join(root, "source", version), table(1))
     storage.append_shard(storage.join(root, "other", "v1"), table(1))
-    storage.remove_sibling_folders(storage.join(root, "source", "v2"))
-    assert storage.subfolders(storage.join(root, "source")) == ["v2"]
+    older = storage.sibling_folders(storage.join(root, "source", "v2"))
+    assert sorted(older) == ["v1", "v3", "v4"]
+    storage.append_shard(storage.join(root, "source", "v4"), table(2))
+    storage.append_shard(storage.join(root, "source", "v5"), table(1))
+    storage.remove_sibling_folders(storage.join(root, "source", "v2"), older)
+    assert storage.subfolders(storage.join(root, "source")) == ["v2", "v4", "v5"]
     assert storage.subfolders(root) == ["other", "source"]
 
 

@@ -156,6 +156,7 @@ def _collection(space: Space, fingerprint: str) -> dg.AssetsDefinition:
                 platform.settings.milvus,
                 platform.settings.quality,
                 run_id=context.run_id,
+                held_out=lambda: platform.held_out(space),
                 progress=progress_of(context, platform, "rows written"),
             )
         return dg.MaterializeResult(

@@ -114,6 +114,7 @@ class Provenance:
     metric: Metric
     normalised: bool
     pooling: str = ""
+    generation: int = 0
     layout: Layout = "named"
 
 

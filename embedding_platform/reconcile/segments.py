@@ -69,6 +69,7 @@ def reconcile_segments(
     version = code_version(modality, cutting)
     folder = layout.segments_folder(store, modality, source, version)
     listed = partial(items_table, store, modality, source, _LISTED)
+    older = storage.sibling_folders(folder)
     items, cut_versions = listed(), _cut_versions(folder)
     last_rejects = rejected_items(store, modality, source, cutting)
     rejects = {(row[0], row[2]): row for row in last_rejects if row[3] != CHANGED}
@@ -97,7 +98,7 @@ def reconcile_segments(
         _drop_dead_rows(folder, listed)
     if len(needed):
         storage.compact_shards(folder, SEGMENTS, _keep_live(listed), ROWS_PER_SHARD)
-    storage.remove_sibling_folders(folder)
+    storage.remove_sibling_folders(folder, older)
     live = live_segments(store, modality, source, cutting, ["segment_id", "content_hash"]).sort_by("segment_id")
     data_version = records.column_digest(live["segment_id"], live["content_hash"])
     return SegmentsReport(increment, items.num_rows, live.num_rows, sorted(live_rejects), data_version)
@@ -180,14 +181,14 @@ def rejected_items(store: str, modality: str, source: str, cutting: Cutting) -> 
     return records.rejected_rows(storage.read_table(url, REJECTED))
 
 
-def check_unchanged(item: Item) -> None:
-    """Make sure that what was just read of the file is what was listed and hashed.
+def check_unchanged(uri: str, size: int, modified: str) -> None:
+    """Make sure that what was just read of the file is what was listed, with that size and change mark, and hashed.
 
     Raises:
         RejectedError: if the file changed since; the next listing gives it a new version.
     """
     try:
-        unchanged = current_state(item.uri) == (item.size, item.modified)
+        unchanged = current_state(uri) == (size, modified)
     except FileNotFoundError:
         unchanged = False
     if not unchanged:
@@ -201,7 +202,7 @@ def _cut_one(modality: str, source: str, cutting: Cutting, item: Item) -> list[S
     except RejectedError as error:
         outcome = (item.path, item.uri, item.version, str(error))
     try:
-        check_unchanged(item)
+        check_unchanged(item.uri, item.size, item.modified)
     except RejectedError as error:
         outcome = (item.path, item.uri, item.version, str(error))
     return outcome

@@ -33,14 +33,54 @@ class VectorBatch(NamedTuple):
     embedded_at: list[datetime]
 
 
+class Wanted:
+    """Content hashes to be met once each: `taken` tells of each whether it was."""
+
+    def __init__(self, wanted: pd.Index) -> None:
+        self.hashes = pa.array(wanted, pa.string())
+        self.taken = np.zeros(len(self.hashes), dtype=bool)
+
+    def rows_in(self, hashes: pa.ChunkedArray) -> np.ndarray:
+        """Numbers of the rows, ascending, that hold a wanted hash for the first time."""
+        places = self._places(hashes)
+        rows = np.flatnonzero(places >= 0)
+        rows = rows[~self.taken[places[rows]]]
+        _, first = np.unique(places[rows], return_index=True)
+        return np.sort(rows[first])
+
+    def take(self, hashes: pa.ChunkedArray) -> None:
+        """Count the wanted ones among the hashes as met."""
+        places = self._places(hashes)
+        self.taken[places[places >= 0]] = True
+
+    def _places(self, hashes: pa.ChunkedArray) -> np.ndarray:
+        return pc.index_in(hashes, value_set=self.hashes).fill_null(-1).to_numpy()
+
+
+def shard_hashes(folder: str, fingerprint: str) -> Iterator[tuple[str, pa.ChunkedArray]]:
+    """Yield the name of each shard and the content hashes of its rows.
+
+    Raises:
+        PlatformError: if a shard holds vectors of another fingerprint.
+    """
+    for name, table in storage.named_shards(folder, vectors_schema(1), ["content_hash", "fingerprint"]):
+        others = table.filter(pc.not_equal(table["fingerprint"], fingerprint))
+        if others.num_rows:
+            raise PlatformError(
+                f"shard {storage.join(folder, name)} holds vectors of another model: "
+                f"stored={others['fingerprint'][0]}, expected={fingerprint}; "
+                "remove this file and run again: what is missing then is embedded anew"
+            )
+        yield name, table["content_hash"]
+
+
 def stored_hashes(folder: str, fingerprint: str) -> pd.Index:
     """The content hashes that have a vector in `folder`, each once.
 
     Raises:
         PlatformError: if a shard holds vectors of another fingerprint.
     """
-    hashes = [table["content_hash"] for _, table in _hashes(folder, fingerprint)]
-    return index_of(pc.unique(_joined(hashes)))
+    return index_of(pc.unique(_joined([hashes for _, hashes in shard_hashes(folder, fingerprint)])))
 
 
 def append(folder: str, hashes: list[str], vectors: np.ndarray, fingerprint: str, run_id: str, device: str) -> str:
@@ -72,13 +112,13 @@ def iterate(folder: str, dimension: int, wanted: pd.Index, fingerprint: str) -> 
     Raises:
         PlatformError: if a shard holds vectors of another fingerprint.
     """
-    for table in _iterate(folder, dimension, _Wanted(wanted), fingerprint):
+    for table in _iterate(folder, dimension, Wanted(wanted), fingerprint):
         yield _batch(table, dimension)
 
 
 def reuse(space_folder: str, own_folder: str, dimension: int, wanted: pd.Index, fingerprint: str) -> pd.Index:
     """Copy vectors of wanted content hashes from the space's other sources; returns those found."""
-    contents = _Wanted(wanted)
+    contents = Wanted(wanted)
     own_name = own_folder.rsplit("/", 1)[-1]
     for name in storage.subfolders(space_folder):
         if contents.taken.all():
@@ -93,16 +133,12 @@ def reuse(space_folder: str, own_folder: str, dimension: int, wanted: pd.Index, 
 def compact(folder: str, dimension: int, live: Callable[[], pd.Index], rows_per_shard: int | None = None) -> int:
     """Rewrite many small shards into few of SHARD_BYTES that hold live content only, each once.
 
-    `live` is called once it is known which shards are rewritten: what another run embeds
-    meanwhile is either live by then, or in a shard that stays.
-
-    Returns the number of shards removed; see `storage.compact_shards`.
+    `live` is asked once, and only after the shards to rewrite have been named: what another
+    run has stored for a newer listing is then either not rewritten, or live. Returns the
+    number of shards removed; see `storage.compact_shards`.
     """
     rows_per_shard = rows_per_shard or max(1, SHARD_BYTES // (4 * dimension))
-
-    @cache
-    def wanted() -> _Wanted:
-        return _Wanted(live())
+    wanted = cache(lambda: Wanted(live()))
 
     def keep(table: pa.Table) -> pa.Table:
         contents = wanted()
@@ -113,35 +149,19 @@ def compact(folder: str, dimension: int, live: Callable[[], pd.Index], rows_per_
     return storage.compact_shards(folder, vectors_schema(dimension), keep, rows_per_shard)
 
 
-class _Wanted:
-    """Content hashes to be met once each: `taken` tells of each whether it was."""
-
-    def __init__(self, wanted: pd.Index) -> None:
-        self.hashes = pa.array(wanted, pa.string())
-        self.taken = np.zeros(len(self.hashes), dtype=bool)
-
-    def rows_in(self, hashes: pa.ChunkedArray) -> np.ndarray:
-        """Numbers of the rows, ascending, that hold a wanted hash for the first time."""
-        places = self._places(hashes)
-        rows = np.flatnonzero(places >= 0)
-        rows = rows[~self.taken[places[rows]]]
-        _, first = np.unique(places[rows], return_index=True)
-        return np.sort(rows[first])
-
-    def take(self, hashes: pa.ChunkedArray) -> None:
-        """Count wanted hashes as met."""
-        self.taken[self._places(hashes)] = True
-
-    def _places(self, hashes: pa.ChunkedArray) -> np.ndarray:
-        return pc.index_in(hashes, value_set=self.hashes).fill_null(-1).to_numpy()
+def vectors_of(table: pa.Table, dimension: int) -> np.ndarray:
+    """The column `vector` of a shard as float32 [n, dimension]."""
+    column = table["vector"].combine_chunks()
+    vectors: np.ndarray = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dimension)
+    return vectors
 
 
-def _iterate(folder: str, dimension: int, wanted: _Wanted, fingerprint: str) -> Iterator[pa.Table]:
+def _iterate(folder: str, dimension: int, wanted: Wanted, fingerprint: str) -> Iterator[pa.Table]:
     """Yield rows of the hashes that were not met yet, each once, and count them as met."""
 
     def choose() -> dict[str, np.ndarray]:
         # All at once, since each look-up makes a table of all that is wanted.
-        shards = [(name, table["content_hash"]) for name, table in _hashes(folder, fingerprint)]
+        shards = list(shard_hashes(folder, fingerprint))
         if not shards:
             return {}
         rows = wanted.rows_in(_joined([hashes for _, hashes in shards]))
@@ -159,25 +179,11 @@ def _iterate(folder: str, dimension: int, wanted: _Wanted, fingerprint: str) -> 
         yield table
 
 
-def _hashes(folder: str, fingerprint: str) -> Iterator[tuple[str, pa.Table]]:
-    """Name and content hashes of each shard, all of which are of the fingerprint."""
-    for name, table in storage.named_shards(folder, vectors_schema(1), ["content_hash", "fingerprint"]):
-        others = table.filter(pc.not_equal(table["fingerprint"], fingerprint))
-        if others.num_rows:
-            raise PlatformError(
-                f"shard {storage.join(folder, name)} holds vectors of another model: "
-                f"stored={others['fingerprint'][0]}, expected={fingerprint}; "
-                "remove this file and run again: what is missing then is embedded anew"
-            )
-        yield name, table.select(["content_hash"])
-
-
 def _joined(columns: list[pa.ChunkedArray]) -> pa.ChunkedArray:
     return pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
 
 
 def _batch(table: pa.Table, dimension: int) -> VectorBatch:
-    column = table["vector"].combine_chunks()
-    vectors = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dimension)
+    vectors = vectors_of(table, dimension)
     hashes = np.array(table["content_hash"].to_pylist(), dtype=object)
     return VectorBatch(hashes, vectors, table["run_id"].to_pylist(), table["embedded_at"].to_pylist())

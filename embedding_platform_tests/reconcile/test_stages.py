@@ -19,7 +19,7 @@ from embedding_platform import layout, storage
 from embedding_platform.errors import PlatformError
 from embedding_platform.media.cutting import code_version
 from embedding_platform.reconcile import embeddings as embeddings_stage
-from embedding_platform.reconcile.embeddings import embeddings_increment, judge_stored, reconcile_embeddings
+from embedding_platform.reconcile.embeddings import embeddings_increment, reconcile_embeddings
 from embedding_platform.reconcile.files import (
     classify_source,
     files_increment,
@@ -28,7 +28,6 @@ from embedding_platform.reconcile.files import (
     listing_age,
     present_sources,
     reconcile_files,
-    stored_items,
 )
 from embedding_platform.reconcile.segments import (
     iterate_live_segments,
@@ -39,6 +38,7 @@ from embedding_platform.reconcile.segments import (
 from embedding_platform.records import SEGMENTS, row_version, segments
 from embedding_platform.settings import BatchSettings
 from embedding_platform.vectors import store as vector_store
+from embedding_platform.vectors.judged import judge_stored
 from embedding_platform_tests.inference.small_encoder import DIMENSION, SmallEncoder
 from embedding_platform_tests.reconcile.small_lake import CUTTING, FINGERPRINT, Lake, counts, space_of, write_text
 
@@ -246,6 +246,73 @@ def test_vectors_are_normalised_where_the_space_says_so(lake):
     assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-6)
 
 
+def test_a_rejection_is_durable_with_its_chunk(lake, monkeypatch):
+    lake.encoder = SmallEncoder(spoil=lambda content, vector: vector * 0 if content.startswith("0 ") else vector)
+    lake.batch = BatchSettings(chunk=2, text=1)
+    for number in range(6):
+        lake.write(f"n{number}", number)
+    lake.files()
+    lake.segments()
+    with monkeypatch.context() as patch:
+        patch.setattr("embedding_platform.reconcile.embeddings.vector_store.compact", _die)
+        with pytest.raises(KeyboardInterrupt):
+            lake.embeddings()
+    embeddings = lake.embeddings()
+    assert (embeddings.embedded, embeddings.increment.counts()["unchanged"], lake.encoder.embedded) == (0, 6, 6)
+    assert [row[0] for row in embeddings.rejected] == ["n0.txt"]
+
+
+@pytest.mark.parametrize(
+    ("limits", "chunks"),
+    [
+        ({}, [6]),
+        ({"ITEMS_PER_CHUNK": 4}, [4, 6]),
+        ({"BYTES_PER_CHUNK": 1}, [1, 2, 3, 4, 5, 6]),
+        ({"SECONDS_PER_CHUNK": 0.0}, [1, 2, 3, 4, 5, 6]),
+    ],
+)
+def test_a_chunk_of_cut_items_is_full_by_number_by_bytes_or_by_time(lake, monkeypatch, limits, chunks):
+    for name, limit in limits.items():
+        monkeypatch.setattr(f"embedding_platform.reconcile.segments.{name}", limit)
+    for number in range(6):
+        lake.write(f"n{number}", number)
+    lake.files()
+    heard: list[int] = []
+    reconcile_segments(lake.store, "text", "one", lake.cutting, progress=lambda done, total: heard.append(done))
+    assert heard == chunks
+    folder = layout.segments_folder(lake.store, "text", "one", code_version("text", lake.cutting))
+    assert len(storage.table_names(folder)) == len(chunks)
+
+
+@pytest.mark.parametrize(("chunk", "shards"), [(None, 1), (2, 3)])
+def test_a_chunk_of_vectors_is_as_large_as_a_file_may_be_or_as_the_settings_say(lake, chunk, shards):
+    lake.batch = BatchSettings(chunk=chunk)
+    for number in range(6):
+        lake.write(f"n{number}", number)
+    lake.run()
+    assert len(storage.table_names(layout.vectors_folder(lake.store, lake.space.key, FINGERPRINT, "one"))) == shards
+
+
+def test_a_run_without_a_difference_reads_no_stored_vector_but_a_sample(lake, monkeypatch):
+    lake.batch = BatchSettings(chunk=2)
+    for number in range(40):
+        lake.write(f"n{number:02}", number)
+    first = lake.run()[2]
+    asked: list[np.ndarray] = []
+
+    def read_rows(fs, path, schema, columns, rows, read=storage._read_rows):
+        asked.extend(rows if "vector" in columns else [])
+        return read(fs, path, schema, columns, rows)
+
+    monkeypatch.setattr(storage, "_read_rows", read_rows)
+    monkeypatch.setattr("embedding_platform.vectors.judged.SAMPLE_VECTORS", 8)
+    monkeypatch.setattr("embedding_platform.vectors.judged._judge", _die)
+    second = lake.embeddings()
+    assert len(asked) == 8
+    assert (second.judged.judged, second.data_version) == (40, first.data_version)
+    np.testing.assert_array_equal(np.sort(second.judged.norms), np.sort(first.judged.norms))
+
+
 def test_a_content_that_the_model_refuses_is_tried_again_the_next_time(lake):
     def refuse(content: str) -> None:
         if content.startswith("1 "):
@@ -325,8 +392,8 @@ def test_a_file_that_another_run_lists_meanwhile_is_left_to_the_next_run(tmp_pat
     lake.segments()
     with monkeypatch.context() as patch:
         copied = lambda: (lake.write("a copy that comes first", 1), lake.files(), lake.segments())  # noqa: E731
-        overtaken = overtaken_by(copied, stored_items)
-        patch.setattr("embedding_platform.reconcile.embeddings.stored_items", overtaken)
+        overtaken = overtaken_by(copied, items_table)
+        patch.setattr("embedding_platform.reconcile.embeddings.items_table", overtaken)
         embeddings = lake.embeddings()
     assert [row[3] for row in embeddings.rejected] == [
         "unreadable: changed or went away after it was listed; the next run takes it up"

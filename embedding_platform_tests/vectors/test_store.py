@@ -1,5 +1,4 @@
 from datetime import UTC, datetime
-from functools import partial
 from uuid import uuid4
 
 import numpy as np
@@ -66,7 +65,7 @@ def test_whatever_was_appended_and_compacted_each_wanted_hash_comes_once(deeds, 
                 put(folder, *keys, run=f"{part}")
             held |= set(keys)
         else:
-            compact(folder, DIMENSION, partial(index, *sorted(keys)), rows)
+            compact(folder, DIMENSION, lambda keys=keys: index(*sorted(keys)), rows)
             left = set(stored_hashes(folder, FINGERPRINT))
             assert held & keys <= left <= held
             held = left
