@@ -129,7 +129,7 @@ def print_runs(runs: Sequence[SourceRun]) -> None:
             str(run.of("segments", "new") + run.of("segments", "stale")),
             str(run.of("embeddings", "embedded")),
             str(run.of("embeddings", "reused")),
-            str(run.of("collection", "upserted")),
+            str(run.of("collection", "imported") + run.of("collection", "upserted")),
             str(run.of("collection", "deleted")),
             str(sum(rejected)),
             style="" if run.succeeded else "red",

@@ -38,7 +38,8 @@ def die_at_the_third(*arguments):
 
 bulk_import._begin = die_at_the_third
 wanted = desired(range(2000))
-bulk_import.import_rows(connect(uri, token), Partition(collection, "photos"), rows_for(wanted, size=250)(wanted.index), root)
+rows = rows_for(wanted, size=250)(wanted.index)
+bulk_import.import_rows(connect(uri, token), Partition(collection, "photos"), rows, root)
 """
 
 
