@@ -116,7 +116,7 @@ def test_a_slow_line_costs_time_only(proxy: Proxy, lake: Lake) -> None:
     client = connect(proxy.uri, TOKEN)
     indexing.index(client, lake)
     edit(lake)
-    proxy.delay = 0.1
+    proxy.delay = 0.05
     (report,) = indexing.index(client, lake)
     proxy.delay = 0.0
     assert report.sync.counts == {"new": 1, "stale": 1, "orphaned": 1, "unchanged": 3}

@@ -7,20 +7,17 @@ import pytest
 
 from embedding_platform.errors import PlatformError
 from embedding_platform.milvus.connection import close_directory, connect
-from embedding_platform_tests.faults.indexing import assert_true_to_media, index
 from embedding_platform_tests.milvus.conftest import SERVER_VARIABLE, TOKEN_VARIABLE
-from embedding_platform_tests.reconcile.small_lake import Lake
 
 ODD = ["root:p@ss:w0rd/with?all#of%25it", "root:pässwörd-秘密", "root:two\nlines", "no colon at all", "root: "]
 
 
 @pytest.mark.parametrize("token", ODD)
 def test_an_odd_token_reaches_milvus_or_is_refused_without_being_shown(
-    tmp_path: Path, lake: Lake, token: str, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, token: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     directory = str(tmp_path / "milvus")
-    index(connect(directory, token), lake)
-    assert_true_to_media(connect(directory), lake)
+    connect(directory, token).list_collections(timeout=60)
     close_directory(directory)
     with pytest.raises(PlatformError) as failure:
         connect("http://127.0.0.1:1", token, timeout_seconds=1)
@@ -28,9 +25,6 @@ def test_an_odd_token_reaches_milvus_or_is_refused_without_being_shown(
     assert "\n" not in str(failure.value)
     secret = token.partition(":")[2] or token
     assert not secret.strip() or secret not in said
-    stored = [path.read_bytes() for path in Path(lake.store).rglob("*") if path.is_file()]
-    assert stored
-    assert not secret.strip() or not any(secret.encode() in payload for payload in stored)
 
 
 @pytest.mark.server
