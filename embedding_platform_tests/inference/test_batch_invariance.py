@@ -8,7 +8,7 @@ import pytest
 
 from embedding_platform.inference.devices import Execution
 from embedding_platform.inference.engine import load_encoder
-from embedding_platform.inference.precision import PrecisionRecord, sample_contents
+from embedding_platform.inference.precision import PrecisionRecord
 from embedding_platform.inference.stream import Embedded, embed_stream
 from embedding_platform.models.encoder import Encoder
 from embedding_platform.records import Content, Segment
@@ -24,14 +24,14 @@ from embedding_platform_tests.models.small_models import (
 )
 
 CONTENTS: dict[Role, list[Content]] = {
-    "text": [*TEXTS, *sample_contents("text"), *(" ".join(["tide"] * count) for count in (13, 14, 29, 253, 254, 255))],
-    "image": [*make_images(), *make_images(1)[:3]],
-    "audio": [*make_sounds(), *make_sounds(1)[:3]],
-    "video": [*make_clips(), *make_clips(1)[:2]],
+    "text": [*TEXTS, "harbour", *(" ".join(["tide"] * count) for count in (3, 13, 14, 253, 254))],
+    "image": make_images(),
+    "audio": make_sounds(),
+    "video": make_clips(),
 }
 """More than one batch of each; texts and sounds of several widths, and texts on both sides of their edges."""
 
-BUDGETS: dict[Role, int] = {"text": 512, "image": 3, "audio": 3, "video": 2}
+BUDGETS: dict[Role, int] = {"text": 128, "image": 3, "audio": 2, "video": 2}
 
 SMALL = [("resnet", 40, "image", ""), ("clip", 24, "image", ""), ("clip", 24, "text", "")]
 SMALL += [("whisper", 48, "audio", ""), ("whisper", 48, "audio", "true_length"), ("perceiver", 32, "video", "")]
@@ -86,7 +86,7 @@ def _check(model: Model, execution: tuple[str, str], role: Role, device: str = "
     for place in places:
         assert _embed(encoder, role, [place])[place] == whole[place], f"alone, {role} {place} has other bits"
     chance = random.Random(0)
-    for count in (len(places), len(places), len(places) // 2, 2):
+    for count in (len(places), len(places) // 2):
         some = chance.sample(places, count)
         assert _embed(encoder, role, some) == {place: whole[place] for place in some}
 
