@@ -117,7 +117,7 @@ def reconcile_embeddings(
         items = {item.path: item for item in stored_items(store, space.modality, source)}
         files = _first_segments(store, space, source, cutting, needed)
         budgets = {role: getattr(batch, role) or encoder.budget(role) for role in space.roles}
-        reader = partial(_read_unchanged, space.modality, items)
+        reader = partial(_read_unchanged, space.modality, items, cutting)
         outcomes = embed_stream(files, reader, encoder, budgets, batch.readers)
         for chunk in _chunks(_told(outcomes, progress, len(needed)), batch.chunk):
             sound, bad = _judge(chunk, space)
@@ -202,13 +202,15 @@ def judge_stored(folder: str, space: Space, live: pd.Index) -> Judged:
     return Judged(judged, np.concatenate(norms) if norms else np.empty(0), found, spread)
 
 
-def _read_unchanged(modality: str, items: dict[str, Item], group: Sequence[Segment]) -> Iterator[Content]:
+def _read_unchanged(
+    modality: str, items: dict[str, Item], cutting: Cutting, group: Sequence[Segment]
+) -> Iterator[Content]:
     """Contents of one file's segments, none of them from bytes other than those that were hashed.
 
     A vector is kept under the content hash for good, so it must not come from a later version
     of the file. Text was taken from the file when it was cut.
     """
-    for segment, content in zip(group, read(modality, group), strict=False):
+    for segment, content in zip(group, read(modality, group, cutting.decoding), strict=False):
         if segment.role != "text":
             # A listing that overlaps with this run may know files that this run does not.
             if segment.path not in items:

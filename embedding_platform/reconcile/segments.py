@@ -11,6 +11,7 @@ from embedding_platform import layout, records, storage
 from embedding_platform.errors import RejectedError
 from embedding_platform.increments import Increment, diff
 from embedding_platform.media.cutting import Cutting, code_version, cut
+from embedding_platform.media.limits import stands
 from embedding_platform.media.listing import current_state
 from embedding_platform.reconcile.files import stored_items
 from embedding_platform.records import REJECTED, SEGMENTS, Item, Segment
@@ -56,7 +57,7 @@ def reconcile_segments(
     folder = layout.segments_folder(store, modality, source, version)
     items = {item.path: item for item in stored_items(store, modality, source)}
     last_rejects = rejected_items(store, modality, source, cutting)
-    rejects = {(row[0], row[2]): row for row in last_rejects if row[3] != CHANGED}
+    rejects = {(row[0], row[2]): row for row in last_rejects if _lasts(row[3], cutting)}
     increment = segments_increment(store, modality, source, cutting, list(items.values()))
     needed = [items[path] for path in [*increment.new, *increment.stale]]
 
@@ -98,7 +99,7 @@ def segments_increment(
     folder = layout.segments_folder(store, modality, source, code_version(modality, cutting))
     desired = pd.Series({item.path: item.version for item in items}, dtype=object)
     rejected = rejected_items(store, modality, source, cutting)
-    rejects = [(path, version) for path, _, version, reason in rejected if reason != CHANGED]
+    rejects = [(path, version) for path, _, version, reason in rejected if _lasts(reason, cutting)]
     table = storage.read_shards(folder, SEGMENTS, ["path", "item_version"])
     dealt_with = dict.fromkeys(zip(table["path"].to_pylist(), table["item_version"].to_pylist(), strict=True))
     dealt_with |= dict.fromkeys(rejects)
@@ -143,6 +144,11 @@ def check_unchanged(item: Item) -> None:
         unchanged = False
     if not unchanged:
         raise RejectedError(CHANGED)
+
+
+def _lasts(reason: str, cutting: Cutting) -> bool:
+    """Whether a verdict stands until the item or our code changes."""
+    return reason != CHANGED and stands(reason, cutting.decoding)
 
 
 def _cut_one(modality: str, source: str, item: Item, cutting: Cutting) -> list[Segment] | Reject:

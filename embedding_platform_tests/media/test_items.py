@@ -8,7 +8,7 @@ from uuid import uuid4
 import fsspec
 import pytest
 
-from embedding_platform.media import items, listing
+from embedding_platform.media import items, listing, reading
 from embedding_platform.media.items import (
     Listing,
     classify,
@@ -116,13 +116,13 @@ def test_a_listing_survives_its_table(source: Path) -> None:
 def openings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files opened through the file system, wherever the package does it."""
     opened: list[str] = []
-    real = listing.LocalFileSystem.open
+    real = reading._handle
 
-    def counting(self: object, path: str, *args: object, **options: object) -> object:
+    def counting(path: str) -> int:
         opened.append(os.path.basename(path))
-        return real(self, path, *args, **options)
+        return real(path)
 
-    monkeypatch.setattr(listing.LocalFileSystem, "open", counting)
+    monkeypatch.setattr(reading, "_handle", counting)
     return opened
 
 

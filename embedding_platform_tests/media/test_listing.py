@@ -7,7 +7,8 @@ import fsspec
 import pytest
 
 from embedding_platform.errors import PlatformError, RejectedError
-from embedding_platform.media.listing import current_state, list_entries, list_sources, open_media
+from embedding_platform.media.listing import current_state, list_entries, list_sources
+from embedding_platform.media.reading import open_media
 
 
 def paths(root: Path, source: str = "s") -> list[str]:
