@@ -9,6 +9,7 @@ bytes through a pipe.
 import atexit
 import contextlib
 import faulthandler
+import importlib
 import os
 import pickle
 import signal
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any
+from typing import Any, BinaryIO
 
 from embedding_platform.errors import PlatformError, RejectedError, first_line
 from embedding_platform.media import documents
@@ -30,6 +31,9 @@ SMALL_BYTES = 16 * 2**10
 _SERVE = "import sys; sys.path[:] = {path}; from embedding_platform.media.confinement import serve; serve({megabytes})"
 
 _READY = b"ready\n"
+
+_OUT_OF_MEMORY = 77
+"""Status of the process when a document takes more memory than it may."""
 
 _FROM_OUTSIDE = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL)
 """What ends a process for reasons that are not the document's."""
@@ -59,9 +63,6 @@ def parse(kind: str, payload: bytes, limits: DecodingSettings) -> Document:
         process.kill()
         process.communicate()
         raise
-    if answer is None:
-        process.communicate()
-        raise over(limits, "max_document_memory_megabytes", "needs too much memory to be parsed")
     _put_back(process, limits.max_document_memory_megabytes)
     if isinstance(answer, str):
         raise RejectedError(answer)
@@ -72,35 +73,44 @@ def serve(megabytes: int) -> None:
     """Parse what comes from standard input until it ends: what the process of its own does."""
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nowhere = os.open(os.devnull, os.O_RDWR)
-    for channel in (0, 1, 2):
+    for channel in (0, 1):
         os.dup2(nowhere, channel)
+    # Now, so that their time is no document's; and while what they say of a failure is still heard.
+    for name in ("bs4", "charset_normalizer", "pypdf"):
+        importlib.import_module(name)
+    os.dup2(nowhere, 2)
     # Who interrupts a run ends it, and with it this process's input.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _limit_memory(megabytes * 2**20)
     answers.write(_READY)
     answers.flush()
-    while True:
-        try:
-            kind, payload, seconds = pickle.load(requests)
-        except EOFError:
-            return
-        # A thread of C, which also ends a parser that never comes back to Python.
-        faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
-        answer: Any
-        try:
-            document = getattr(documents, kind)(payload)
-            answer = (document.text, document.encoding, document.page_starts)
-        except RejectedError as error:
-            answer = str(error)
-        except MemoryError:
-            answer = None
-        except Exception as error:  # noqa: BLE001 - whatever a parser meets is the document's, and told
-            answer = f"cannot be parsed: {type(error).__name__}: {first_line(error)}"
-        faulthandler.cancel_dump_traceback_later()
-        pickle.dump(answer, answers)
-        answers.flush()
-        if answer is None:
-            return
+    try:
+        while True:
+            _answer(requests, answers, nowhere)
+    except EOFError:
+        return
+    except MemoryError:
+        os._exit(_OUT_OF_MEMORY)
+
+
+def _answer(requests: BinaryIO, answers: BinaryIO, nowhere: int) -> None:
+    """Parse one document."""
+    kind, payload, seconds = pickle.load(requests)
+    # A thread of C, which also ends a parser that never comes back to Python.
+    faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
+    answer: Any
+    try:
+        document = getattr(documents, kind)(payload)
+        answer = (document.text, document.encoding, document.page_starts)
+    except RejectedError as error:
+        answer = str(error)
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever a parser meets is the document's, and told
+        answer = f"cannot be parsed: {type(error).__name__}: {first_line(error)}"
+    faulthandler.cancel_dump_traceback_later()
+    pickle.dump(answer, answers)
+    answers.flush()
 
 
 _IDLE: list[tuple[int, "subprocess.Popen[bytes]"]] = []
@@ -134,6 +144,8 @@ def _put_back(process: "subprocess.Popen[bytes]", megabytes: int) -> None:
 def _end(code: int, seconds: float, limits: DecodingSettings) -> RejectedError:
     if seconds >= limits.max_seconds:
         return over(limits, "max_seconds", "takes too long to be parsed")
+    if code == _OUT_OF_MEMORY:
+        return over(limits, "max_document_memory_megabytes", "needs too much memory to be parsed")
     if -code in _FROM_OUTSIDE:
         return cut_off(f"the process that parses it was ended by {signal.Signals(-code).name}")
     ended = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"

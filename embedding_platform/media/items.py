@@ -411,12 +411,10 @@ def _examined(sighting: _Sighting, limits: DecodingSettings) -> Item | RejectedR
 
 def _item(sighting: _Sighting, entry: Entry, limits: DecodingSettings) -> Item:
     check_size(limits, sighting.modality, entry.size)
-    hasher, read = hashlib.sha256(), 0
+    hasher = hashlib.sha256()
     with open_media(entry.uri) as file:
-        # A file that grows as fast as it is read has no end.
-        while read <= entry.size and (block := file.read(_HASH_BLOCK_BYTES)):
+        while block := file.read(_HASH_BLOCK_BYTES):
             hasher.update(block)
-            read += len(block)
     attributes: dict[str, Any] = modality_module(sighting.modality).probe(entry.uri, limits)
     claim = claimed(entry.path)
     if claim is not None and claim[1].partition("/")[2] != sighting.media_type.partition("/")[2]:

@@ -16,13 +16,16 @@ class MediaFile:
     """An open media file, as PIL and PyAV take one.
 
     Decoders come back for more bytes all the time, and so does one that turns in circles:
-    each read and seek looks at the deadline. What stopped them is kept in `stopped`, since
-    FFmpeg takes an error in the middle of a file for its end.
+    each read and seek looks at the deadline. What stopped them is raised once, and kept in
+    `stopped`, since FFmpeg takes an error in the middle of a file for its end. The file ends
+    where it ended when it was opened, as one that is written to would never end.
     """
 
     def __init__(self, file: Any, deadline: Deadline | None = None) -> None:
         self._file = file
         self._deadline = deadline
+        self._size = int(file.seek(0, os.SEEK_END))
+        file.seek(0)
         self.stopped: RejectedError | None = None
 
     def __enter__(self) -> "MediaFile":
@@ -40,8 +43,11 @@ class MediaFile:
             RejectedError: if the disk or the network fails, or the time is up.
         """
         self._check()
+        if self.stopped is not None:
+            return b""
+        left = max(0, self._size - self.tell())
         try:
-            content: bytes = self._file.read(size)
+            content: bytes = self._file.read(left if size < 0 else min(size, left))
         except OSError as error:
             self.stopped = not_now(error)
             raise self.stopped from error
@@ -50,6 +56,8 @@ class MediaFile:
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Go to a place in the file, and return it."""
         self._check()
+        if whence == os.SEEK_END:
+            return int(self._file.seek(self._size + offset))
         return int(self._file.seek(offset, whence))
 
     def tell(self) -> int:
@@ -61,7 +69,7 @@ class MediaFile:
         self._file.close()
 
     def _check(self) -> None:
-        if self._deadline is not None:
+        if self._deadline is not None and self.stopped is None:
             try:
                 self._deadline.check()
             except RejectedError as error:

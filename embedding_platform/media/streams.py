@@ -70,14 +70,19 @@ def duration_seconds(container: Any) -> float | None:
     return None if container.duration is None else container.duration / av.time_base
 
 
-def check_length(declared: float | None, held: float) -> None:
+def check_length(declared: float | None, held: float, shortfall: float | None = None) -> None:
     """Compare a declared length with what was decoded, both in seconds.
+
+    `shortfall` is what may be missing, where a format is stricter than most.
 
     Raises:
         RejectedError: if more is missing than rounding explains.
     """
-    if declared is not None and held < declared - max(_SHORTFALL_SECONDS, _SHORTFALL_SHARE * declared):
-        raise RejectedError(f"is cut short: declares {declared:.1f} s but holds {held:.1f} s")
+    if declared is None:
+        return
+    allowed = max(_SHORTFALL_SECONDS, _SHORTFALL_SHARE * declared) if shortfall is None else shortfall
+    if held < declared - allowed:
+        raise RejectedError(f"is cut short or damaged: declares {declared:.2f} s but holds {held:.2f} s")
 
 
 def decoded_sound(
