@@ -225,20 +225,32 @@ def _is_there(fs: Any, folder: str) -> bool:
 
 
 def _found(fs: Any, root: str) -> dict[str, dict[str, Any]]:
-    """All files below a folder that is not local."""
-    # What fsspec itself walks would leave out the folders that it cannot list; the object stores
-    # list all objects at once, and raise.
+    """All files below a folder that is not local.
+
+    The object stores list all objects at once, and raise when they cannot. What fsspec itself
+    walks for the others would leave out the folders that it cannot list.
+    """
     if isinstance(fs, AsyncFileSystem):
-        own = type(fs)._find is not AsyncFileSystem._find
+        at_once = type(fs)._find is not AsyncFileSystem._find
     else:
-        own = type(fs).find is not AbstractFileSystem.find
-    found: dict[str, dict[str, Any]] = fs.find(root, detail=True, **({} if own else {"on_error": _raise_unless_gone}))
+        at_once = type(fs).find is not AbstractFileSystem.find
+    if at_once:
+        return dict(fs.find(root, detail=True))
+    found: dict[str, dict[str, Any]] = {}
+    pending = [root.rstrip("/")]
+    while pending:
+        folder = pending.pop()
+        try:
+            children = fs.ls(folder, detail=True)
+        except FileNotFoundError:
+            continue
+        for child in children:
+            name = child["name"].rstrip("/")
+            if child["type"] != "directory":
+                found[child["name"]] = child
+            elif name != folder:
+                pending.append(name)
     return found
-
-
-def _raise_unless_gone(error: Exception) -> None:
-    if not isinstance(error, FileNotFoundError):
-        raise error
 
 
 def _holders(folder: str) -> Iterator[str]:
