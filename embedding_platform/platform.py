@@ -24,7 +24,7 @@ from embedding_platform.models import loading
 from embedding_platform.models.encoder import Encoder, Precision
 from embedding_platform.models.openai import Endpoint
 from embedding_platform.reconcile.collection import holds_source
-from embedding_platform.reconcile.files import classify_source, listed_sources, present_sources
+from embedding_platform.reconcile.files import classify_source, listed_sources, present_sources, refuse_emptied
 from embedding_platform.reconcile.pending import Pending, pending_of_source, pending_publication
 from embedding_platform.reconcile.publication import PublicationReport, publish
 from embedding_platform.reconcile.queries import held_out_queries
@@ -89,6 +89,7 @@ class Platform:
             overlap_tokens=limits.overlap_tokens,
             audio_window_seconds=limits.audio_window_seconds,
             clip_seconds=limits.clip_seconds,
+            decoding=self.settings.decoding,
         )
 
     @cached_property
@@ -189,8 +190,18 @@ class Platform:
         )
 
     def seen(self, modality: str, source: str) -> dict[str, str]:
-        """State by path of the files of one modality that a source holds now."""
-        return classify_source(self.store, self.settings.media_url, source).get(modality, {})
+        """State by path of the files of one modality that a source holds now.
+
+        Raises:
+            PlatformError: if it cannot be read, or is large and found empty.
+        """
+        states = self._classified(source)
+        if not states:
+            refuse_emptied(self.store, self.settings.media_url, source, self.settings.listing)
+        return states.get(modality, {})
+
+    def _classified(self, source: str) -> dict[str, dict[str, str]]:
+        return classify_source(self.store, self.settings.media_url, source, self.settings.decoding)
 
     def is_gone(self, modality: str, source: str) -> bool:
         """Whether nothing of the source is left: no listing, and no partition in Milvus."""
@@ -209,7 +220,7 @@ class Platform:
         for source in present_sources(self.store, self.settings.media_url):
             if only and source not in only:
                 continue
-            for modality, entries in classify_source(self.store, self.settings.media_url, source).items():
+            for modality, entries in self._classified(source).items():
                 if entries and modality in found:
                     found[modality].add(source)
         for modality in found:
@@ -245,6 +256,6 @@ class Platform:
         for modality, sources in self.sources().items():
             targets = [self.target(space) for space in self.spaces if space.modality == modality]
             for source in sources:
-                seen = self.seen(modality, source)
+                seen = self._classified(source).get(modality, {})
                 yield from pending_of_source(self.milvus, self.store, modality, source, seen, targets, self.cutting)
             yield from (pending_publication(self.milvus, target) for target in targets)

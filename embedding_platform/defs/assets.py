@@ -44,7 +44,14 @@ def _files(modality: Modality) -> dg.AssetsDefinition:
     )
     def files(context: dg.AssetExecutionContext, platform: PlatformResource) -> dg.MaterializeResult:
         with clear_failures():
-            report = reconcile_files(platform.store, platform.settings.media_url, modality.name, context.partition_key)
+            report = reconcile_files(
+                platform.store,
+                platform.settings.media_url,
+                modality.name,
+                context.partition_key,
+                platform.settings.listing,
+                platform.settings.decoding,
+            )
         total = len(report.items) + len(report.rejected)
         return dg.MaterializeResult(
             metadata=metadata.of_files(report),

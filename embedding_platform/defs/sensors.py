@@ -59,7 +59,7 @@ def media_sensor(modality: str, seconds: int) -> dg.SensorDefinition:
         gone: list[str] = []
         for source in sorted({*present, *existing, *listed_sources(platform.store, modality)}):
             try:
-                seen = platform.seen(modality, source) if source in present else {}
+                seen = platform.seen(modality, source)
                 last = _last_run(context.instance, modality, source)
                 if _is_due(platform, modality, source, seen, last, source in existing):
                     requests.append(_request(platform, modality, source, seen, last))

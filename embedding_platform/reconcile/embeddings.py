@@ -179,6 +179,7 @@ class _Files:
 
     def __init__(self, store: str, space: Space, source: str, cutting: Cutting, needed: pd.Index) -> None:
         self._space = space
+        self._cutting = cutting
         self._needed = vector_store.Wanted(needed)
         self._parts = partial(iterate_live_segments, store, space.modality, source, cutting)
         # Text was taken from the file when it was cut.
@@ -210,7 +211,7 @@ class _Files:
         version of the file.
         """
         state = self._states.pop(group[0].segment_id, None)
-        for segment, content in zip(group, read(self._space.modality, group), strict=False):
+        for segment, content in zip(group, read(self._space.modality, group, self._cutting.decoding), strict=False):
             if segment.role != "text":
                 # A listing that overlaps with this run may know files that this run does not.
                 if state is None:

@@ -12,6 +12,7 @@ from dagster._core.test_utils import create_run_for_test
 
 from embedding_platform.definitions import build_definitions
 from embedding_platform.platform import Platform
+from embedding_platform.reconcile.files import reconcile_files
 from embedding_platform.runs import run_sources
 from embedding_platform_tests.conftest import open_platform
 
@@ -118,6 +119,26 @@ def test_an_unreachable_media_root_is_a_reason_to_wait_and_to_remove_nothing(
     result = tick(platform, instance)
     assert isinstance(result, dg.SkipReason)
     assert "media_root" in (result.skip_message or "")
+
+
+def test_a_large_source_that_is_found_empty_gets_no_run_but_a_line_that_says_why(
+    platform: Platform, texts: Path, instance: dg.DagsterInstance, capfd: pytest.CaptureFixture[str]
+) -> None:
+    guarded = open_platform(platform.settings.base, listing={"large_source": 1})
+    reconcile_files(guarded.store, guarded.settings.media_url, "text", "letters")
+    instance.add_dynamic_partitions("text_sources", ["letters"])
+    shutil.rmtree(texts)
+    texts.mkdir()
+    other = texts.parent / "other"
+    other.mkdir()
+    (other / "one.txt").write_text("Another source goes on.")
+    assert set(requested(tick(guarded, instance))) == {"other"}
+    told = capfd.readouterr().err
+    assert "WARNING - letters: source letters under" in told
+    assert "listing.allow_emptied" in told
+    assert guarded.sources()["text"] == ["letters", "other"]
+    allowed = open_platform(platform.settings.base, listing={"large_source": 1, "allow_emptied": ["letters"]})
+    assert set(requested(tick(allowed, instance))) == {"letters", "other"}
 
 
 def fail_on_milvus(platform: Platform) -> Platform:

@@ -36,7 +36,7 @@ from embedding_platform.reconcile.segments import (
     segments_increment,
 )
 from embedding_platform.records import SEGMENTS, row_version, segments
-from embedding_platform.settings import BatchSettings
+from embedding_platform.settings import BatchSettings, DecodingSettings, ListingSettings
 from embedding_platform.vectors import store as vector_store
 from embedding_platform.vectors.judged import judge_stored
 from embedding_platform_tests.inference.small_encoder import DIMENSION, SmallEncoder
@@ -172,6 +172,79 @@ def test_a_source_that_went_away_empties_every_stage(lake):
     files, segments, embeddings = lake.run()
     assert [counts(report) for report in (files, segments, embeddings)] == [(0, 0, 1, 0)] * 3
     assert (segments.segments, embeddings.contents, listed_sources(lake.store, "text")) == (0, 0, [])
+
+
+GUARD = ListingSettings(large_source=3)
+
+
+def test_a_large_source_whose_folder_is_there_and_empty_keeps_its_last_listing(lake):
+    for name in ("a", "b"):
+        lake.write(name, 1)
+    (lake.media / "one" / "bad.png").write_bytes(b"no picture")
+    for modality in ("text", "image"):
+        reconcile_files(lake.store, str(lake.media), modality, "one", GUARD)
+    lake.write("other", 2, "two")
+    lake.files("two")
+    (lake.media / "one").rename(lake.root / "unmounted")
+    (lake.media / "one").mkdir()
+    (lake.media / "one" / "lost+found").mkdir()
+    before = lake.stored_files()
+    told = r"^source one under .*media holds no media, but 3 files were listed there before; .* listing\.allow_emptied"
+    for modality in ("text", "image", "audio"):
+        with pytest.raises(PlatformError, match=told):
+            reconcile_files(lake.store, str(lake.media), modality, "one", GUARD)
+    assert lake.stored_files() == before
+    lake.path("other", "two").unlink()
+    assert counts(reconcile_files(lake.store, str(lake.media), "text", "two", GUARD)) == (0, 0, 1, 0), "small"
+
+    allowed = GUARD.model_copy(update={"allow_emptied": ["one"]})
+    assert counts(reconcile_files(lake.store, str(lake.media), "text", "one", allowed)) == (0, 0, 2, 0)
+
+
+def test_a_large_source_is_emptied_when_its_folder_is_gone_or_one_file_is_left(lake):
+    for name in ("a", "b", "c", "d"):
+        lake.write(name, 1)
+    lake.files()
+    for name in ("a", "b", "c"):
+        lake.path(name).unlink()
+    assert counts(reconcile_files(lake.store, str(lake.media), "text", "one", GUARD)) == (0, 0, 3, 1)
+    for name in ("a", "b", "c"):
+        lake.write(name, 1)
+    lake.files()
+    (lake.media / "one").rename(lake.root / "elsewhere")
+    (lake.media / "two").mkdir()
+    assert counts(reconcile_files(lake.store, str(lake.media), "text", "one", GUARD)) == (0, 0, 4, 0)
+
+
+def test_a_large_source_that_an_object_store_no_longer_shows_keeps_its_last_listing(tmp_path):
+    place = f"memory://{tmp_path.name}-emptied"
+    for name in ("one/a", "one/b", "one/c", "two/a"):
+        storage.write_bytes(f"{place}/media/{name}.txt", b"words")
+    arguments = (f"{place}/store", f"{place}/media", "text", "one")
+    assert len(reconcile_files(*arguments, GUARD).items) == 3
+    fs, folder = storage.file_system(f"{place}/media/one")
+    fs.rm(folder, recursive=True)
+    with pytest.raises(PlatformError, match=r"source one under .* holds no media, but 3 files were listed"):
+        reconcile_files(*arguments, GUARD)
+    allowed = GUARD.model_copy(update={"allow_emptied": ["one"]})
+    assert counts(reconcile_files(*arguments, allowed)) == (0, 0, 3, 0)
+
+
+def test_an_item_over_a_limit_is_cut_when_the_limit_is_raised(tmp_path):
+    lake = Lake(tmp_path, "image")
+    lake.write("a", 1)
+    lake.files()
+    low, high = (dataclasses.replace(CUTTING, decoding=DecodingSettings(max_pixels=limit)) for limit in (10, 1000))
+    assert code_version("image", low) == code_version("image", high)
+    lake.cutting = low
+    assert [row[3] for row in lake.segments().rejected] == [
+        "has too many pixels, 16 x 12: the limit is decoding.max_pixels = 10"
+    ]
+    assert counts(lake.segments()) == (0, 0, 0, 1)
+    lake.cutting = high
+    report = lake.segments()
+    assert (report.segments, report.rejected, counts(report)) == (1, [], (1, 0, 0, 0))
+    assert lake.embeddings().missing == []
 
 
 @pytest.mark.parametrize("modality", ["text", "image"])
