@@ -11,7 +11,7 @@ import os
 import posixpath
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from uuid import uuid4
 
@@ -267,52 +267,34 @@ def remove_shards(folder: str, names: Iterable[str]) -> None:
 def compact_shards(
     folder: str, schema: pa.Schema, keep: Callable[[pa.Table], pa.Table], rows_per_shard: int, fewest: int = 32
 ) -> int:
-    """Rewrite many small shards into few, with the rows of each that `keep` returns; the number of shards removed.
+    """Rewrite many small shards into few, with the rows that `keep` returns of some; the number of shards removed.
 
     New shards are durable before old ones go, so a reader or a crash in between meets
     repeated rows, never missing ones. Shards of `rows_per_shard` stay as they are, so that the
     cost grows with what is new. Nothing is done while fewer than `fewest` small ones lie here.
     """
-    fs, path = file_system(folder)
     names = table_names(folder)
     if len(names) < fewest:
         return 0
-    names = [name for name in names if _count(fs, posixpath.join(path, name)) < rows_per_shard]
+    names = [name for name in names if _count(folder, name) < rows_per_shard]
     if len(names) < fewest:
         return 0
-    pending: list[pa.Table] = []
+    met: list[pa.Table] = []
+    kept: list[pa.Table] = []
     written: set[str] = set()
-    for table in iterate_shards(folder, schema, names=names):
-        pending.append(keep(table))
-        if sum(part.num_rows for part in pending) >= rows_per_shard:
-            written.add(append_shard(folder, pa.concat_tables(pending)))
-            pending = []
-    if any(part.num_rows for part in pending):
-        written.add(append_shard(folder, pa.concat_tables(pending)))
+    for last, name in enumerate(names, 1 - len(names)):
+        # One that is gone was rewritten by another run, and its rows with it.
+        with suppress(FileNotFoundError):
+            met += iterate_shards(folder, schema, names=[name])
+        if met and (last == 0 or sum(part.num_rows for part in met) >= rows_per_shard):
+            kept.append(keep(pa.concat_tables(met)))
+            met = []
+        if sum(part.num_rows for part in kept) >= (rows_per_shard if last else 1):
+            written.add(append_shard(folder, pa.concat_tables(kept)))
+            kept = []
     removed = [name for name in names if name not in written]
     remove_shards(folder, removed)
     return len(removed)
-
-
-def remove(url: str) -> None:
-    """Remove a file, or a folder with all that it holds; one that is not there is no error.
-
-    Raises:
-        PlatformError: if it may not be removed.
-    """
-    fs, path = file_system(url)
-    try:
-        fs.rm(path, recursive=True)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise PlatformError(f"cannot remove {url}: {error.strerror}; permit writing under store_root") from error
-
-
-def folder_bytes(url: str) -> int:
-    """Size of all files under a folder."""
-    fs, path = file_system(url)
-    return int(fs.du(path, total=True))
 
 
 def subfolders(url: str) -> list[str]:
@@ -378,10 +360,14 @@ def _only(schema: pa.Schema, columns: Sequence[str]) -> pa.Schema:
     return pa.schema([schema.field(name) for name in columns])
 
 
-def _count(fs: fsspec.AbstractFileSystem, path: str) -> int:
-    """Number of rows, from the file's footer alone."""
-    with _explaining(path):
-        return int(pq.read_metadata(path, filesystem=fs).num_rows)
+def _count(folder: str, name: str) -> int:
+    """Number of rows, from the file's footer alone; none where another run has removed the file."""
+    fs, path = file_system(join(folder, name))
+    try:
+        with _explaining(path):
+            return int(pq.read_metadata(path, filesystem=fs).num_rows)
+    except FileNotFoundError:
+        return 0
 
 
 @contextmanager
