@@ -282,19 +282,44 @@ def compact_shards(
     met: list[pa.Table] = []
     kept: list[pa.Table] = []
     written: set[str] = set()
-    for last, name in enumerate(names, 1 - len(names)):
+    for name in names:
         # One that is gone was rewritten by another run, and its rows with it.
         with suppress(FileNotFoundError):
             met += iterate_shards(folder, schema, names=[name])
-        if met and (last == 0 or sum(part.num_rows for part in met) >= rows_per_shard):
+        if _rows(met) >= rows_per_shard:
             kept.append(keep(pa.concat_tables(met)))
             met = []
-        if sum(part.num_rows for part in kept) >= (rows_per_shard if last else 1):
+        if _rows(kept) >= rows_per_shard:
             written.add(append_shard(folder, pa.concat_tables(kept)))
             kept = []
+    if met:
+        kept.append(keep(pa.concat_tables(met)))
+    if _rows(kept):
+        written.add(append_shard(folder, pa.concat_tables(kept)))
     removed = [name for name in names if name not in written]
     remove_shards(folder, removed)
     return len(removed)
+
+
+def remove(url: str) -> None:
+    """Remove a file, or a folder with all that it holds; one that is not there is no error.
+
+    Raises:
+        PlatformError: if it may not be removed.
+    """
+    fs, path = file_system(url)
+    try:
+        fs.rm(path, recursive=True)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise PlatformError(f"cannot remove {url}: {error.strerror}; permit writing under store_root") from error
+
+
+def folder_bytes(url: str) -> int:
+    """Size of all files under a folder."""
+    fs, path = file_system(url)
+    return int(fs.du(path, total=True))
 
 
 def subfolders(url: str) -> list[str]:
@@ -358,6 +383,10 @@ def _read_rows(
 
 def _only(schema: pa.Schema, columns: Sequence[str]) -> pa.Schema:
     return pa.schema([schema.field(name) for name in columns])
+
+
+def _rows(tables: Sequence[pa.Table]) -> int:
+    return sum(table.num_rows for table in tables)
 
 
 def _count(folder: str, name: str) -> int:
