@@ -142,6 +142,20 @@ def iterate_table(url: str, schema: pa.Schema, columns: Sequence[str] | None = N
             yield pa.Table.from_batches([batch]).cast(_only(schema, wanted))
 
 
+def row_count(url: str) -> int:
+    """Rows of the Parquet file at `url`, from its footer alone; an absent file has none.
+
+    Raises:
+        PlatformError: if the file is there but unreadable.
+    """
+    fs, path = file_system(url)
+    try:
+        with _explaining(path):
+            return int(pq.read_metadata(path, filesystem=fs).num_rows)
+    except FileNotFoundError:
+        return 0
+
+
 def change_mark(url: str) -> str:
     """A mark that changes whenever the file at `url` is replaced; "" while it is absent."""
     fs, path = file_system(url)
@@ -276,7 +290,7 @@ def compact_shards(
     names = table_names(folder)
     if len(names) < fewest:
         return 0
-    names = [name for name in names if _count(folder, name) < rows_per_shard]
+    names = [name for name in names if row_count(join(folder, name)) < rows_per_shard]
     if len(names) < fewest:
         return 0
     met: list[pa.Table] = []
@@ -387,16 +401,6 @@ def _only(schema: pa.Schema, columns: Sequence[str]) -> pa.Schema:
 
 def _rows(tables: Sequence[pa.Table]) -> int:
     return sum(table.num_rows for table in tables)
-
-
-def _count(folder: str, name: str) -> int:
-    """Number of rows, from the file's footer alone; none where another run has removed the file."""
-    fs, path = file_system(join(folder, name))
-    try:
-        with _explaining(path):
-            return int(pq.read_metadata(path, filesystem=fs).num_rows)
-    except FileNotFoundError:
-        return 0
 
 
 @contextmanager
