@@ -391,8 +391,8 @@ def test_a_file_that_another_run_lists_meanwhile_is_left_to_the_next_run(tmp_pat
     lake.files()
     lake.segments()
     with monkeypatch.context() as patch:
-        copied = lambda: (lake.write("a copy that comes first", 1), lake.files(), lake.segments())  # noqa: E731
-        overtaken = overtaken_by(copied, items_table)
+        renamed = lambda: (lake.path("b").rename(lake.path("a")), lake.files(), lake.segments())  # noqa: E731
+        overtaken = overtaken_by(renamed, items_table)
         patch.setattr("embedding_platform.reconcile.embeddings.items_table", overtaken)
         embeddings = lake.embeddings()
     assert [row[3] for row in embeddings.rejected] == [
