@@ -139,7 +139,7 @@ def iterate_table(url: str, schema: pa.Schema, columns: Sequence[str] | None = N
     with _explaining(path), pq.ParquetFile(path, filesystem=fs) as file:
         wanted = list(columns or schema.names)
         for batch in file.iter_batches(ROWS_PER_GROUP, columns=wanted):
-            yield pa.Table.from_batches([batch]).cast(_only(schema, wanted))
+            yield pa.Table.from_batches([batch]).select(wanted).cast(_only(schema, wanted))
 
 
 def row_count(url: str) -> int:
@@ -373,9 +373,9 @@ def _encode(table: pa.Table) -> bytes:
 
 
 def _read(fs: fsspec.AbstractFileSystem, path: str, schema: pa.Schema, columns: Sequence[str]) -> pa.Table:
-    with _explaining(path):
-        table = pq.read_table(path, filesystem=fs, columns=list(columns), partitioning=None)
-        return table.cast(_only(schema, columns))
+    # Opened once: a table that is replaced meanwhile is read as it was.
+    with _explaining(path), pq.ParquetFile(path, filesystem=fs) as file:
+        return file.read(list(columns)).select(list(columns)).cast(_only(schema, columns))
 
 
 def _read_rows(
@@ -386,7 +386,7 @@ def _read_rows(
         ends = np.cumsum(sizes)
         group_of = np.searchsorted(ends, rows, side="right")
         groups = np.unique(group_of)
-        table = file.read_row_groups(groups.tolist(), columns=list(columns))
+        table = file.read_row_groups(groups.tolist(), columns=list(columns)).select(list(columns))
         if len(rows) < table.num_rows:
             # Row numbers among the groups that were read.
             before = np.cumsum([0, *(sizes[group] for group in groups)])[:-1]

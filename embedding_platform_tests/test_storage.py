@@ -195,6 +195,17 @@ def test_some_rows_of_a_shard_are_read_by_their_numbers(root, monkeypatch, rows)
     assert second["number"].to_pylist() == [4]
 
 
+def test_a_table_that_is_replaced_while_it_is_read_is_one_of_both(root):
+    url = storage.join(root, "a.parquet")
+    tables = [table(*range(size)) for size in (10, 1000)]
+    storage.write_table(url, tables[0])
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(lambda: [storage.write_table(url, tables[turn % 2]) for turn in range(300)])
+        while not writing.done():
+            found = storage.read_table(url, SCHEMA)
+            assert found.equals(tables[0]) or found.equals(tables[1])
+
+
 def test_a_table_is_read_by_columns_and_in_pieces(root, monkeypatch):
     monkeypatch.setattr(storage, "ROWS_PER_GROUP", 4)
     url = storage.join(root, "a.parquet")
