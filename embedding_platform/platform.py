@@ -24,18 +24,39 @@ from embedding_platform.models import loading
 from embedding_platform.models.encoder import Encoder, Precision
 from embedding_platform.models.openai import Endpoint
 from embedding_platform.reconcile.collection import holds_source
-from embedding_platform.reconcile.files import classify_source, listed_sources, present_sources, refuse_emptied
+from embedding_platform.reconcile.files import (
+    classify_source,
+    files_increment,
+    listed_sources,
+    present_sources,
+    refuse_emptied,
+    source_mark,
+)
 from embedding_platform.reconcile.pending import Pending, pending_of_source, pending_publication
 from embedding_platform.reconcile.publication import PublicationReport, publish
 from embedding_platform.reconcile.queries import held_out_queries
 from embedding_platform.reconcile.rejects import Rejected, rejected_of_source
 from embedding_platform.reconcile.rows import LiveRows
 from embedding_platform.reconcile.target import Target, target_of
+from embedding_platform.records import digest
 from embedding_platform.settings import Settings
 from embedding_platform.spaces import Space
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
+
+
+@dataclass(frozen=True)
+class Sight:
+    """The files of one modality that a source holds.
+
+    `state` is a hash of all of them, `holds` whether there are any, `differs` whether they
+    differ from the last listing.
+    """
+
+    state: str
+    holds: bool
+    differs: bool
 
 
 @dataclass(frozen=True)
@@ -202,6 +223,26 @@ class Platform:
 
     def _classified(self, source: str) -> dict[str, dict[str, str]]:
         return classify_source(self.store, self.settings.media_url, source, self.settings.decoding)
+
+    def sight(self, modality: str, source: str) -> Sight:
+        """What is to be known of the files of one modality that a source holds now.
+
+        While neither its files nor its last listings change, none of them is read again: only
+        names, sizes and times are looked at.
+        """
+        mark = source_mark(self.store, self.settings.media_url, source)
+        known, sight = self._sights.get((modality, source), ("", None))
+        if sight is None or known != mark:
+            seen = self.seen(modality, source)
+            state = digest(*(part for item in sorted(seen.items()) for part in item))[:12]
+            differs = not files_increment(self.store, modality, source, seen).is_empty
+            sight = Sight(state, bool(seen), differs)
+            self._sights[modality, source] = (mark, sight)
+        return sight
+
+    @cached_property
+    def _sights(self) -> dict[tuple[str, str], tuple[str, Sight]]:
+        return {}
 
     def is_gone(self, modality: str, source: str) -> bool:
         """Whether nothing of the source is left: no listing, and no partition in Milvus."""

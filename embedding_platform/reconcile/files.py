@@ -11,7 +11,7 @@ from embedding_platform.errors import PlatformError
 from embedding_platform.increments import Increment, diff
 from embedding_platform.media.items import Listing, classify, item_state, list_items, rejected_state
 from embedding_platform.media.limits import USUAL_LIMITS
-from embedding_platform.media.listing import list_sources, may_be_emptied
+from embedding_platform.media.listing import list_entries, list_sources, may_be_emptied
 from embedding_platform.records import ITEMS, REJECTED, Item
 from embedding_platform.settings import DecodingSettings, ListingSettings
 from embedding_platform.spaces import MODALITIES
@@ -131,16 +131,26 @@ def listing_age(store: str, modality: str, source: str) -> str:
     return " ".join(storage.change_mark(url) for url in urls)
 
 
+def source_mark(store: str, media_root: str, source: str) -> str:
+    """A mark that changes whenever a file of the source does, or one of its last listings; nothing is opened.
+
+    Raises:
+        PlatformError: if a folder of the source may not be read.
+    """
+    ages = (listing_age(store, modality, source) for modality in MODALITIES)
+    entries = list_entries(media_root, source)
+    return records.digest(*ages, *(part for entry in entries for part in (entry.path, str(entry.size), entry.modified)))
+
+
 def listed_sources(store: str, modality: str) -> list[str]:
     """Sources whose last listing holds files of the modality, readable or not."""
     names = {
         *storage.table_names(layout.items_folder(store, modality)),
         *storage.table_names(layout.rejected_items_folder(store, modality)),
     }
+    tables = (layout.items_url, layout.rejected_items_url)
     sources = sorted(layout.source_name(name) for name in names)
-    return [
-        source for source in sources if stored_items(store, modality, source) or stored_rejects(store, modality, source)
-    ]
+    return [source for source in sources if any(storage.row_count(url(store, modality, source)) for url in tables)]
 
 
 def stored_items(store: str, modality: str, source: str) -> list[Item]:

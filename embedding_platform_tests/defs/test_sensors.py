@@ -69,6 +69,30 @@ def test_nothing_is_requested_while_nothing_changes(
     assert isinstance(tick(platform, instance), dg.SkipReason)
 
 
+def test_a_source_is_classified_again_only_when_its_files_or_its_listings_change(
+    platform: Platform, texts: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[str] = []
+    seen = Platform.seen
+
+    def counted(self: Platform, modality: str, source: str) -> dict[str, str]:
+        looked.append(source)
+        return seen(self, modality, source)
+
+    monkeypatch.setattr(Platform, "seen", counted)
+    first = requested(tick(platform, instance))
+    assert requested(tick(platform, instance)) == first
+    assert looked == ["letters"]
+    list(run_sources(platform, instance))
+    looked.clear()
+    for _ in range(3):
+        assert isinstance(tick(platform, instance), dg.SkipReason)
+    assert looked == ["letters"]
+    (texts / "two.txt").write_text("The winter came early.")
+    assert set(requested(tick(platform, instance))) == {"letters"}
+    assert looked == ["letters"] * 2
+
+
 @pytest.mark.parametrize("change", ["add", "edit", "remove", "touch"])
 def test_each_kind_of_change_is_noticed(
     platform: Platform, texts: Path, instance: dg.DagsterInstance, change: str
