@@ -290,8 +290,8 @@ def compact_shards(
 
     New shards are durable before old ones go, so a reader or a crash in between meets
     repeated rows, never missing ones. Shards of `rows_per_shard` stay as they are, so that the
-    cost grows with what is new. Nothing is done while fewer than `fewest` small ones lie here,
-    nor where another run compacts the same shards. `keep` is called once the shards are known.
+    cost grows with what is new. Nothing is done while fewer than `fewest` small ones lie here.
+    `keep` is called once the shards are known, some that are gone by then among them.
     """
     names = table_names(folder)
     if len(names) < fewest:
