@@ -129,9 +129,7 @@ def import_rows(
     return ImportReport(files, rows, time.perf_counter() - started)
 
 
-def settle_imports(
-    client: "MilvusClient", partition: Partition, root: str, job_seconds: float = JOB_SECONDS
-) -> int:
+def settle_imports(client: "MilvusClient", partition: Partition, root: str, job_seconds: float = JOB_SECONDS) -> int:
     """Let end what a killed or failed import of this partition left behind; the number of its files.
 
     Milvus goes on with jobs whose client is gone, and shows their rows only later. Once this
@@ -237,8 +235,8 @@ def _await(client: "MilvusClient", job: _Job, seconds: float) -> int:
             )
         if time.monotonic() >= deadline:
             raise PlatformError(
-                f"Milvus has not imported {job.file} after {seconds:.0f} s ({state.state_name}); see the log of Milvus, "
-                "then run again: the next run does the rest"
+                f"Milvus has not imported {job.file} after {seconds:.0f} s ({state.state_name}); see the log of "
+                "Milvus, then run again: the next run does the rest"
             )
         time.sleep(_POLL_SECONDS)
     if state.row_count != job.rows:

@@ -10,7 +10,6 @@ import pytest
 from embedding_platform.errors import PlatformError
 from embedding_platform.milvus.connection import close_directory, connect, serve
 from embedding_platform.milvus.deployment import LITE, deployment_of
-
 from embedding_platform_tests.milvus_server import URI_VARIABLE
 
 from .making import desired, new_collection, rows_for
