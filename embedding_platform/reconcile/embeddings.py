@@ -95,7 +95,7 @@ def reconcile_embeddings(
     if len(increment.new):
         space_folder = layout.space_folder(store, space.key, fingerprint)
         reused = vector_store.reuse(space_folder, folder, space.model.dimension, increment.new, fingerprint)
-    needed = increment.new.difference(reused)
+    needed = _without(increment.new, reused)
     seconds: dict[str, float] = {}
     rejects = lasting
     embedded, device, runtime, precision = 0, "", "", ""
@@ -135,7 +135,7 @@ def reconcile_embeddings(
         reused=len(reused),
         segments=segments,
         contents=len(desired),
-        missing=desired[~judged.held].difference(list(rejects)).to_list(),
+        missing=_without(desired[~judged.held], pd.Index(list(rejects), dtype="str")).to_list(),
         rejected=sorted(rejects.values()),
         faults=faults,
         judged=judged,
@@ -292,6 +292,10 @@ def _distinct(contents: pa.ChunkedArray) -> tuple[pd.Index, int, list[str]]:
     shared = counts.filter(pc.greater(counts.field("counts"), 1))
     pairs = sorted((-pair["counts"], pair["values"]) for pair in shared.to_pylist())
     return index_of(counts.field("values")), len(contents), [content for _, content in pairs[:MOST_REPEATED]]
+
+
+def _without(contents: pd.Index, others: pd.Index) -> pd.Index:
+    return presence(contents, others).new
 
 
 def _lasting(rejects: list[Reject], live: pd.Index) -> dict[str, Reject]:
