@@ -38,13 +38,8 @@ def die_at_the_third(*arguments):
 
 bulk_import._begin = die_at_the_third
 wanted = desired(range(2000))
-<<<<<<< HEAD
-rows = rows_for(wanted, size=250)(wanted.index)
-bulk_import.import_rows(connect(uri, token), Partition(collection, "photos"), rows, root)
-=======
 batches = rows_for(wanted, size=250)(wanted.index)
 bulk_import.import_rows(connect(uri, token), Partition(collection, "photos"), batches, root)
->>>>>>> work-server
 """
 
 
