@@ -194,18 +194,21 @@ class Platform:
         """The rows that a source should have in the space's collection."""
         return LiveRows(self.store, space, source, self.fingerprint(space), self.cutting)
 
-    def published(self, space: Space, known: Sequence[str]) -> PublicationReport:
+    def published(self, space: Space, unlisted: Callable[[], Sequence[str]]) -> PublicationReport:
         """Let readers have the space's collection if every source is in it and sound; see `publish`.
 
-        `known` are sources that are not listed any more, and not emptied yet.
+        `unlisted` tells of sources that are not listed yet, or not any more and not emptied yet.
         """
-        sources = [self.live(space, source) for source in listed_sources(self.store, space.modality)]
+
+        def listed() -> list[str]:
+            return listed_sources(self.store, space.modality)
+
         return publish(
             self.milvus,
             self.target(space),
-            sources,
+            [self.live(space, source) for source in listed()],
             self.settings.quality,
-            known,
+            known=lambda: [*unlisted(), *listed()],
             golden=lambda: self.golden(space).worst_cosine,
             held_out=cache(lambda: self.held_out(space)),
         )
