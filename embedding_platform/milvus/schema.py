@@ -45,8 +45,9 @@ _ROW_LAYOUT = "2"
 _PLACE_OF_MODEL = ("model", "revision")
 """Where a model lies decides nothing: the fingerprint tells which one it is."""
 
-_PLACE_DIGITS = 16
-"""Hex digits of a row's version that tell of its collection and root; the others tell of its segment."""
+_SEGMENT_DIGITS = 24
+_PLACE_DIGITS = 8
+"""Hex digits of a row's version that tell of its segment, and of its collection and root."""
 
 _FIELDS: Mapping[str, tuple[str, Mapping[str, int]]] = {
     "id": ("VARCHAR", {"max_length": 32}),
@@ -61,7 +62,7 @@ _FIELDS: Mapping[str, tuple[str, Mapping[str, int]]] = {
     "text": ("VARCHAR", {"max_length": MAX_TEXT_BYTES}),
     "content_hash": ("VARCHAR", {"max_length": 64}),
     "item_version": ("VARCHAR", {"max_length": 64}),
-    "version": ("VARCHAR", {"max_length": 64}),
+    "version": ("VARCHAR", {"max_length": 32}),
     "attributes": ("JSON", {}),
     "run_id": ("VARCHAR", {"max_length": 64}),
     "fingerprint": ("VARCHAR", {"max_length": 64}),
@@ -206,7 +207,7 @@ def row_versions(segments: pa.Table, root: str, fingerprint: str) -> pd.Series:
     """
     place = digest(_ROW_LAYOUT, root, fingerprint)[:_PLACE_DIGITS]
     versions = pc.binary_join_element_wise(
-        pc.utf8_slice_codeunits(segments["row_version"], 0, 64 - _PLACE_DIGITS), pa.scalar(place), ""
+        pc.utf8_slice_codeunits(segments["row_version"], 0, _SEGMENT_DIGITS), pa.scalar(place), ""
     )
     return series_of(segments["segment_id"], versions)
 

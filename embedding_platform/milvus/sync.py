@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from embedding_platform.errors import PlatformError
 from embedding_platform.increments import Increment, diff, series_of
@@ -38,6 +39,10 @@ model may have been moved."""
 FULL_PAGE = 0.75
 """Share of a page that a range of ids is meant to fill: ids are hashes, so that ranges fill alike."""
 
+TOUCHED_SHARE = 0.1
+"""Share of a partition's rows up to which only those that were written are read back: the others were
+read a moment before."""
+
 _PREFIX_DIGITS = 8
 _PREFIXES = 16**_PREFIX_DIGITS
 
@@ -49,8 +54,9 @@ Rows: TypeAlias = Callable[[pd.Index], Iterable[Sequence[Mapping[str, Any]]]]
 class Comparison:
     """A partition against what it should hold.
 
-    `actual` is the version of each row by id, as Milvus has it. `altered` rows have the
-    version that they should have and other contents; they are stale in `increment`.
+    `actual` is the version by id of each row that is stale or orphaned, as Milvus has it.
+    `altered` rows have the version that they should have and other contents; they are stale in
+    `increment`, and not in `actual`.
     """
 
     actual: pd.Series
@@ -97,8 +103,7 @@ def compare_partition(
     without touching its version.
     """
     started = time.perf_counter()
-    actual = read_rows(client, partition, expected=len(desired))
-    increment = diff(desired, actual)
+    actual, increment = _compare(desired, _pages(client, partition, len(desired)))
     altered: list[str] = []
     for rows in sample:
         unchanged = set(increment.unchanged.intersection([row["id"] for row in rows]))
@@ -156,8 +161,7 @@ def sync_partition(
             if progress is not None:
                 progress(done)
         ended = time.perf_counter()
-        actual = read_rows(client, partition, expected=len(desired))
-        increment = diff(desired, actual)
+        actual, increment = _read_back(client, partition, desired, increment)
         write_seconds += ended - started
         verify_seconds += time.perf_counter() - ended
 
@@ -175,37 +179,104 @@ def sync_partition(
 def read_rows(client: "MilvusClient", partition: Partition, expected: int = 0) -> pd.Series:
     """Versions of all rows of a partition by id, at Strong consistency; an absent one is empty.
 
-    A key that Milvus answers twice is there twice. Rows are read in ranges of the id, each
-    halved when it overflows, because iterators over VARCHAR keys find nothing on Milvus
-    2.3.5. `expected` is a guess of the number of rows, which spares queries that overflow.
+    A key that Milvus answers twice is there twice. `expected` is a guess of the number of rows,
+    which spares queries that overflow.
     """
-    ids: list[pa.Array] = []
-    versions: list[pa.Array] = []
-    if not partition.name or has_partition(client, partition):
-        ensure_loaded(client, partition.collection)
-        page = deployment_of(client).page_rows
-        ranges = _ranges(1 + int(expected / (FULL_PAGE * page)))
-        while ranges:
-            first, last = ranges.pop()
-            answer = _read_range(client, partition, first, last, page)
-            if len(answer) < page:
-                ids.append(pa.array([row["id"] for row in answer], pa.string()))
-                versions.append(pa.array([row["version"] for row in answer], pa.string()))
-            elif last - first == 1:
-                raise PlatformError(
-                    f"{partition} holds {page} rows or more from id {_lower(first)!r} on; "
-                    "drop what is not ours and run again"
-                )
-            else:
-                middle = (first + last) // 2
-                ranges += [(first, middle), (middle, last)]
-    return series_of(pa.chunked_array(ids, pa.string()), pa.chunked_array(versions, pa.string()))
+    pages = [page.rows for page in _pages(client, partition, expected)]
+    return pd.concat([_series([]), *pages])
 
 
 def differing(client: "MilvusClient", collection: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Ids of those rows that Milvus holds with another value in any field but PROVENANCE_FIELDS."""
     stored = {row["id"]: row for row in get_rows(client, collection, [row["id"] for row in rows])}
     return [row["id"] for row in rows if row["id"] not in stored or not _equal(row, stored[row["id"]])]
+
+
+@dataclass(frozen=True)
+class _Page:
+    """All rows whose ids begin with a prefix from `first` to below `last`: version by id."""
+
+    first: int
+    last: int
+    rows: pd.Series
+
+
+def _pages(client: "MilvusClient", partition: Partition, expected: int) -> Iterator[_Page]:
+    """Read a partition in ranges of the id, each halved when it overflows.
+
+    Iterators over VARCHAR keys find nothing on Milvus 2.3.5, and a page at a time takes little
+    memory.
+    """
+    if partition.name and not has_partition(client, partition):
+        yield _Page(0, _PREFIXES, _series([]))
+        return
+    ensure_loaded(client, partition.collection)
+    most = deployment_of(client).page_rows
+    ranges = _ranges(1 + int(expected / (FULL_PAGE * most)))
+    while ranges:
+        first, last = ranges.pop()
+        answer = _read_range(client, partition, first, last, most)
+        if len(answer) < most:
+            yield _Page(first, last, _series(answer))
+        elif last - first == 1:
+            raise PlatformError(
+                f"{partition} holds {most} rows or more from id {_lower(first)!r} on; "
+                "drop what is not ours and run again"
+            )
+        else:
+            middle = (first + last) // 2
+            ranges += [(first, middle), (middle, last)]
+
+
+def _compare(desired: pd.Series, pages: Iterable[_Page]) -> tuple[pd.Series, Increment]:
+    """Compare page by page; the rows of stale and orphaned ids, and the increment."""
+    prefixes = _prefixes(desired.index)
+    order = np.argsort(prefixes, kind="stable")
+    ends = prefixes[order]
+    wrong: list[pd.Series] = [_series([])]
+    parts: list[Increment] = []
+    for page in pages:
+        own = order[np.searchsorted(ends, page.first) : np.searchsorted(ends, page.last)]
+        part = diff(desired.iloc[own], page.rows)
+        parts.append(part)
+        wrong.append(page.rows[page.rows.index.isin(part.stale.append(part.orphaned))])
+    new, stale, orphaned = (
+        desired.index[:0].append([getattr(part, name) for part in parts]) for name in ("new", "stale", "orphaned")
+    )
+    due = new.append(stale)
+    unchanged = desired.index if due.empty else desired.index[~desired.index.isin(due)]
+    return pd.concat(wrong), Increment(new, stale, orphaned, unchanged)
+
+
+def _read_back(
+    client: "MilvusClient", partition: Partition, desired: pd.Series, written: Increment
+) -> tuple[pd.Series, Increment]:
+    """Compare again after a write: the rows that it touched, or all of them where those are many."""
+    touched = written.new.append(written.stale).append(written.orphaned)
+    if len(touched) > TOUCHED_SHARE * len(desired):
+        return _compare(desired, _pages(client, partition, len(desired)))
+    rows: list[dict[str, Any]] = []
+    for first in range(0, len(touched), BATCH_ROWS):
+        ids = json.dumps(touched[first : first + BATCH_ROWS].tolist())
+        rows += _query(client, partition, f"id in {ids}", deployment_of(client).page_rows)
+    actual = _series(rows)
+    increment = diff(desired[desired.index.isin(touched)], actual)
+    return actual, increment
+
+
+def _prefixes(ids: pd.Index) -> np.ndarray:
+    """The first _PREFIX_DIGITS of ids of ours, which are hexadecimal, as numbers."""
+    begun = pc.utf8_slice_codeunits(pa.table({"id": pa.array(ids, pa.string())})["id"], 0, _PREFIX_DIGITS)
+    fixed = begun.cast(pa.binary()).combine_chunks().cast(pa.binary(_PREFIX_DIGITS))
+    digits = np.frombuffer(fixed.buffers()[1], np.uint8, count=len(fixed) * _PREFIX_DIGITS)
+    values = np.where(digits > ord("9"), digits - ord("a") + 10, digits - ord("0")).astype(np.int64)
+    return values.reshape(-1, _PREFIX_DIGITS) @ (16 ** np.arange(_PREFIX_DIGITS)[::-1])
+
+
+def _series(rows: Sequence[Mapping[str, Any]]) -> pd.Series:
+    return series_of(
+        pa.array([row["id"] for row in rows], pa.string()), pa.array([row["version"] for row in rows], pa.string())
+    )
 
 
 def _equal(row: Mapping[str, Any], stored: Mapping[str, Any]) -> bool:
@@ -291,17 +362,22 @@ def _lower(prefix: int) -> str:
     return f"{prefix:0{_PREFIX_DIGITS}x}" if prefix else ""
 
 
-def _read_range(client: "MilvusClient", partition: Partition, first: int, last: int, page: int) -> list[dict[str, Any]]:
+def _read_range(client: "MilvusClient", partition: Partition, first: int, last: int, most: int) -> list[dict[str, Any]]:
     # Ids that are not ours may lie before and behind all prefixes.
     bounds = f'id >= "{_lower(first)}"' + (f' and id < "{_lower(last)}"' if last < _PREFIXES else "")
+    return _query(client, partition, bounds, most)
+
+
+def _query(client: "MilvusClient", partition: Partition, condition: str, most: int) -> list[dict[str, Any]]:
+    """Id and version of rows that meet a condition, at most so many."""
     with explaining(f"read the ids of {partition}"):
         return list(
             client.query(
                 partition.collection,
-                filter=partition.where(bounds),
+                filter=partition.where(condition),
                 output_fields=["id", "version"],
                 partition_names=partition.names,
-                limit=page,
+                limit=most,
                 consistency_level="Strong",
                 timeout=CALL_SECONDS,
             )

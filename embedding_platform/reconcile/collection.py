@@ -22,7 +22,6 @@ from embedding_platform.milvus.sync import (
     Comparison,
     SyncReport,
     compare_partition,
-    read_rows,
     sync_partition,
 )
 from embedding_platform.reconcile.drift import Drift, WriteAhead
@@ -217,4 +216,4 @@ def collection_increment(client: "MilvusClient", target: Target, live: LiveRows)
     """Which rows are to be written to or deleted from Milvus; nothing is done."""
     if not has_collection(client, target.collection):
         return diff(live.versions, pd.Series(dtype="str"))
-    return diff(live.versions, read_rows(client, target.partition(live.source), expected=len(live.versions)))
+    return compare_partition(client, target.partition(live.source), live.versions).increment

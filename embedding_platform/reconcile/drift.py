@@ -56,7 +56,7 @@ class WriteAhead:
         ours = pd.concat([verified, intended])
         return Drift(
             dropped=len(dropped),
-            altered=len(found.altered) + _foreign(found.actual, increment.stale.difference(found.altered), ours),
+            altered=len(found.altered) + _foreign(found.actual, increment.stale, ours),
             added=len(increment.orphaned.difference(ours.index)),
         )
 

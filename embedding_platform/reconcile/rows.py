@@ -131,7 +131,9 @@ class LiveRows:
 
     @cached_property
     def _embedded(self) -> pa.Table:
-        return self._live.filter(pc.is_in(self._live["content_hash"], value_set=self._stored))
+        held = pc.is_in(self._live["content_hash"], value_set=self._stored)
+        # A copy of a million rows is worth avoiding where none is left out.
+        return self._live if pc.all(held).as_py() else self._live.filter(held)
 
     @cached_property
     def _stored(self) -> pa.Array:

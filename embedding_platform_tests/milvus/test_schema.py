@@ -155,7 +155,7 @@ def test_segment_root_and_fingerprint_decide_the_version_of_a_row():
         )
     ]
     assert len(set(made)) == len(made)
-    assert {len(version) for version in made} == {64}
+    assert {len(version) for version in made} == {32}
 
 
 def test_segments_become_rows_that_sync_accepts(client):
