@@ -113,6 +113,9 @@ class DrawnEncoder:
         """Texts cost the same here."""
         return 1
 
+    def shape(self, role: Role, prepared: Prepared) -> None:
+        """Batches may mix: no network gives other bits in another batch."""
+
     def budget(self, role: Role) -> int:
         """Texts of one batch."""
         return 256
