@@ -11,7 +11,7 @@ CHECKS = {
     "files": {"rejects"},
     "segments": {"rejects"},
     "embeddings": {"dimension", "finite", "zero", "norm", "collapse", "count", "rejects", "duplicates"},
-    "collection": {"rows", "recall"},
+    "collection": {"rows", "recall", "drift"},
     "published": {"gate"},
 }
 

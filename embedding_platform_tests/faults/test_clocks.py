@@ -76,6 +76,6 @@ def test_a_failed_run_is_tried_again_whatever_the_clock_said_then(
     source = Path(platform.settings.media_url) / "letters"
     source.mkdir()
     (source / "a.txt").write_text("words")
-    seen = platform.seen("text", "letters")
-    last = sensors._LastRun("run", sensors._state(seen), failed_at=time.time() - seconds_ago)
-    assert sensors._is_due(platform, "text", "letters", seen, last, is_partition=True) == is_due
+    sight = platform.sight("text", "letters")
+    last = sensors._LastRun("run", sight.state, failed_at=time.time() - seconds_ago)
+    assert sensors._is_due(platform, "text", "letters", sight, last, is_partition=True) == is_due
