@@ -24,6 +24,7 @@ from embedding_platform.models import loading
 from embedding_platform.models.encoder import Encoder, Precision
 from embedding_platform.models.openai import Endpoint
 from embedding_platform.reconcile.collection import holds_source
+from embedding_platform.reconcile.drift import WriteAhead
 from embedding_platform.reconcile.files import (
     classify_source,
     files_increment,
@@ -187,8 +188,19 @@ class Platform:
 
     def target(self, space: Space) -> Target:
         """The collection that the space has, or is to have."""
+        sources = len(listed_sources(self.store, space.modality))
         most_named = self.settings.milvus.named_partitions
-        return target_of(self.milvus, self.store, space, self.fingerprint(space), most_named)
+        return target_of(lambda: self.milvus, space, self.fingerprint(space), sources, most_named)
+
+    def unplaced(self, modality: str) -> set[str]:
+        """Listed sources that some space's present collection does not hold yet: a migration is under way."""
+        targets = [self.target(space) for space in self.spaces if space.modality == modality]
+        return {
+            source
+            for source in listed_sources(self.store, modality)
+            for target in targets
+            if not WriteAhead(self.store, target.partition(source)).is_verified
+        }
 
     def live(self, space: Space, source: str) -> LiveRows:
         """The rows that a source should have in the space's collection."""

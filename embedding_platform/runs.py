@@ -86,7 +86,7 @@ def run_sources(
     for modality in modalities or platform.modalities:
         job = definitions.resolve_job_def(job_name(modality))
         partitions = set_name(modality)
-        for source in found[modality]:
+        for source in _twice_where_needed(platform, modality, found[modality]):
             dagster.add_dynamic_partitions(partitions, [source])
             starting(modality, source)
             result = job.execute_in_process(
@@ -101,6 +101,12 @@ def run_sources(
             yield _source_run(modality, source, result)
             if result.success and platform.is_gone(modality, source):
                 dagster.delete_dynamic_partition(partitions, source)
+
+
+def _twice_where_needed(platform: Platform, modality: str, sources: Sequence[str]) -> Iterator[str]:
+    """The sources, and once more those that a later one made a migration for: one too many for named partitions."""
+    yield from sources
+    yield from sorted(platform.unplaced(modality).intersection(sources))
 
 
 def expected_sources(platform: Platform, dagster: dg.DagsterInstance, only: Sequence[str] = ()) -> dict[str, list[str]]:

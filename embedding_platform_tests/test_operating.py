@@ -87,3 +87,29 @@ def test_a_model_is_rolled_back_published_again_and_its_former_one_pruned(folder
     assert "nothing to prune" in call("prune").output
     assert published() == latter
     assert "nothing to do" in call("run").output
+
+
+def test_more_sources_than_partitions_make_a_migration_to_a_partition_key(folder: Path) -> None:
+    """Comes last: it adds sources to the folder that the other tests share."""
+    named, table = published(), call("search", "penguins", "--json").output
+    assert "_named" in named
+    for number in range(2):
+        source = folder / "media" / f"papers-{number}"
+        source.mkdir()
+        (source / "a.txt").write_text(f"Paper {number} tells of penguins.")
+    with (folder / "embedding_platform.yaml").open("a") as settings:
+        settings.write("milvus: {named_partitions: 2}\n")
+    ran = call("run")
+    assert ran.exit_code == 0, ran.output
+    assert "_keyed" in published()
+    found = call("search", "penguins", "--source", "papers-1", "--json").output
+    assert "papers-1" in found
+    assert "papers-0" not in found
+    assert found != table
+    assert "nothing to do" in call("run").output
+    shutil.rmtree(folder / "media" / "papers-0")
+    assert call("run").exit_code == 0
+    assert (
+        "unknown source 'papers-0'"
+        in call("search", "penguins", "--source", "papers-0", "--space", "text/minilm").output
+    )

@@ -35,9 +35,10 @@ class _LastRun:
 def media_sensor(modality: str, seconds: int) -> dg.SensorDefinition:
     """The sensor of one modality, looking every `seconds`.
 
-    A source whose files differ from its last listing, or whose last run failed, gets a run,
-    unless one is still going. A new source gets its partition first; a vanished one is emptied
-    by a run, and loses its partition when nothing of it is left.
+    A source whose files differ from its last listing, whose last run failed, or which a new
+    collection does not hold yet, gets a run, unless one is still going. A new source gets its
+    partition first; a vanished one is emptied by a run, and loses its partition when nothing of
+    it is left.
     """
     partitions = sources_of(modality)
 
@@ -46,11 +47,12 @@ def media_sensor(modality: str, seconds: int) -> dg.SensorDefinition:
         job_name=job_name(modality),
         minimum_interval_seconds=seconds,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description=f"Requests a run of {job_name(modality)} for each source whose {modality} media changed.",
+        description=f"Requests a run of {job_name(modality)} for each source whose {modality} media or model changed.",
     )
     def sensor(context: dg.SensorEvaluationContext, platform: PlatformResource) -> dg.SensorResult | dg.SkipReason:
         try:
             present = present_sources(platform.store, platform.settings.media_url)
+            unplaced = platform.unplaced(modality)
         except PlatformError as error:
             return dg.SkipReason(str(error))
         existing = set(context.instance.get_dynamic_partitions(set_name(modality)))
@@ -60,7 +62,7 @@ def media_sensor(modality: str, seconds: int) -> dg.SensorDefinition:
             try:
                 sight = platform.sight(modality, source)
                 last = _last_run(context.instance, modality, source)
-                if _is_due(platform, modality, source, sight, last, source in existing):
+                if _is_due(platform, modality, source, sight, last, source in existing, source in unplaced):
                     requests.append(_request(platform, modality, source, sight, last))
                 elif (
                     source in existing and not sight.holds and not last.is_going and platform.is_gone(modality, source)
@@ -83,13 +85,21 @@ def media_sensor(modality: str, seconds: int) -> dg.SensorDefinition:
     return sensor
 
 
-def _is_due(platform: Platform, modality: str, source: str, sight: Sight, last: _LastRun, is_partition: bool) -> bool:
+def _is_due(
+    platform: Platform,
+    modality: str,
+    source: str,
+    sight: Sight,
+    last: _LastRun,
+    is_partition: bool,
+    is_unplaced: bool = False,
+) -> bool:
     if last.is_going:
         return False
     if last.failed_at is not None and last.state == sight.state:
         # A failure in the future is one before the clock was set back.
         return not 0 <= time.time() - last.failed_at < SECONDS_TO_RETRY
-    if sight.differs:
+    if sight.differs or is_unplaced:
         return True
     vanished = is_partition and not sight.holds and not platform.is_gone(modality, source)
     return vanished or last.failed_at is not None

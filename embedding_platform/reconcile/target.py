@@ -1,11 +1,11 @@
 """Which collection a space's vectors belong into."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from embedding_platform.milvus.partitions import Partition, plan_layout
 from embedding_platform.milvus.schema import Layout, Provenance, alias_name, collection_name
-from embedding_platform.reconcile.files import listed_sources
 from embedding_platform.spaces import Space
 
 if TYPE_CHECKING:
@@ -52,7 +52,13 @@ class Target:
         return Partition(self.collection, source, self.layout)
 
 
-def target_of(client: "MilvusClient", store: str, space: Space, fingerprint: str, most_named: int) -> Target:
-    """The collection that the space's model and the number of its sources ask for."""
-    sources = len(listed_sources(store, space.modality))
-    return Target(space, fingerprint, plan_layout(client, space.key, fingerprint, sources, most_named))
+def target_of(
+    connect: Callable[[], "MilvusClient"], space: Space, fingerprint: str, sources: int, most_named: int
+) -> Target:
+    """The collection that the space's model and the number of its sources ask for; see `plan_layout`.
+
+    Milvus is asked only where that number is near the limit.
+    """
+    if sources <= most_named // 2:
+        return Target(space, fingerprint)
+    return Target(space, fingerprint, plan_layout(connect(), space.key, fingerprint, sources, most_named))
