@@ -12,7 +12,7 @@ from embedding_platform.definitions import build_definitions
 from embedding_platform.defs.jobs import job_name
 from embedding_platform.defs.partitions import set_name
 from embedding_platform.errors import PlatformError
-from embedding_platform.launcher import process_tags
+from embedding_platform.launcher import process_is_gone, process_tags
 from embedding_platform.platform import Platform
 
 
@@ -82,6 +82,7 @@ def run_sources(
     if not set(sources) <= {source for names in found.values() for source in names}:
         everything = expected_sources(platform, dagster)
         _refuse_unknown(sources, sorted({source for names in everything.values() for source in names}))
+    fail_dead_runs(dagster)
     definitions = build_definitions(platform)
     for modality in modalities or platform.modalities:
         job = definitions.resolve_job_def(job_name(modality))
@@ -101,6 +102,19 @@ def run_sources(
             yield _source_run(modality, source, result)
             if result.success and platform.is_gone(modality, source):
                 dagster.delete_dynamic_partition(partitions, source)
+
+
+def fail_dead_runs(dagster: dg.DagsterInstance) -> None:
+    """Mark runs of the command line failed whose process died, and free the places that they hold in pools.
+
+    Run monitoring does so too, but only where the daemon runs; without it the next run would
+    wait for such a place for ever.
+    """
+    started = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING])
+    for run in dagster.get_runs(filters=started):
+        if process_is_gone(run):
+            dagster.report_run_failed(run, "the run's process is gone")
+            dagster.event_log_storage.free_concurrency_slots_for_run(run.run_id)
 
 
 def expected_sources(platform: Platform, dagster: dg.DagsterInstance, only: Sequence[str] = ()) -> dict[str, list[str]]:
