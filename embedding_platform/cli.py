@@ -104,11 +104,12 @@ def search(
     """Find what is nearest to TEXT, or to a file."""
     from embedding_platform import search as searching
     from embedding_platform import terminal
+    from embedding_platform.inference.query import text_query
 
     if (text is None) == (like is None):
         raise PlatformError("give either words or --like FILE")
     platform = opened()
-    query = searching.text_query(text) if text is not None else searching.file_query(platform, str(like))
+    query = text_query(text) if text is not None else searching.file_query(platform, str(like))
     found = searching.search(platform, query, [platform.space(key) for key in spaces], sources, limit)
     if as_json:
         click.echo(json.dumps(searching.as_json(found), indent=2, ensure_ascii=False))
@@ -127,15 +128,91 @@ def status(opened: Callable[[], "Platform"]) -> None:
 
 
 @main.command()
-@click.argument("row_id", metavar="ID")
+@click.argument("name", metavar="ID|FILE")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
-def trace(opened: Callable[[], "Platform"], row_id: str) -> None:
-    """Follow a hit back to its file, content hash, model and run."""
-    from embedding_platform import terminal
-    from embedding_platform.search import trace as trace_row
+def trace(opened: Callable[[], "Platform"], name: str, as_json: bool) -> None:
+    """Follow a hit back to its file, content hash, model and run; or a file to all its rows."""
+    from embedding_platform import lineage, terminal
 
-    for found in trace_row(opened(), row_id):
-        terminal.print_trace(found)
+    if lineage.is_row_id(name):
+        terminal.print_rows(lineage.trace_row(opened(), name), as_json)
+    else:
+        terminal.print_files(lineage.trace_file(opened(), name), as_json)
+
+
+@main.command()
+@click.option("--modality", "modalities", multiple=True, help="Only this modality; may be repeated.")
+@click.option("--source", "sources", multiple=True, help="Only this source; may be repeated.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def rejects(
+    opened: Callable[[], "Platform"], modalities: tuple[str, ...], sources: tuple[str, ...], as_json: bool
+) -> None:
+    """Print what could not be used, why, and what makes it tried again."""
+    from embedding_platform import terminal
+
+    terminal.print_rejects(opened().rejects(modalities, sources), as_json)
+
+
+@main.command()
+@click.argument("space")
+@click.option("--dry-run", is_flag=True, help="Only measure; keep the search parameters as they are.")
+@click.pass_obj
+def tune(opened: Callable[[], "Platform"], space: str, dry_run: bool) -> None:
+    """Measure recall against latency, and keep the cheapest search parameters that suffice."""
+    from embedding_platform.terminal import tune_with_table
+
+    platform = opened()
+    sys.exit(0 if tune_with_table(platform, platform.space(space), keep=not dry_run) else 1)
+
+
+@main.command()
+@click.argument("space")
+@click.pass_obj
+def rollback(opened: Callable[[], "Platform"], space: str) -> None:
+    """Let readers have the collection that was published before."""
+    from embedding_platform.reconcile.publication import roll_back
+
+    platform = opened()
+    former, present = roll_back(platform.milvus, platform.space(space).key)
+    click.echo(
+        f"{space} is {present} again, no longer {former}; runs keep {former} in line with the media and leave the "
+        f"alias alone until `embedding-platform publish {space}`"
+    )
+
+
+@main.command()
+@click.argument("space")
+@click.pass_obj
+def publish(opened: Callable[[], "Platform"], space: str) -> None:
+    """Take a rollback back: let readers have the present model's collection, if it is complete and sound."""
+    from embedding_platform import terminal
+    from embedding_platform.reconcile.publication import reinstate
+
+    platform = opened()
+    target = platform.target(platform.space(space))
+    reinstate(platform.milvus, target)
+    report = platform.published(target.space, known=())
+    terminal.print_publication(report)
+    sys.exit(0 if report.published else 1)
+
+
+@main.command()
+@click.option("--yes", is_flag=True, help="Remove without asking.")
+@click.pass_obj
+def prune(opened: Callable[[], "Platform"], yes: bool) -> None:
+    """Remove collections and vectors of former models that nothing protects, after showing them."""
+    from embedding_platform import terminal
+    from embedding_platform.reconcile import pruning
+
+    platform = opened()
+    targets = [platform.target(space) for space in platform.spaces]
+    things = pruning.prunable(platform.milvus, platform.store, targets, platform.settings.retention.collections)
+    terminal.print_prunable(things)
+    if things and (yes or click.confirm("remove them?")):
+        pruning.prune(platform.milvus, things)
+        click.echo(f"removed {len(things)}")
 
 
 if __name__ == "__main__":

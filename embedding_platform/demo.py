@@ -5,11 +5,12 @@ from collections.abc import Sequence
 
 from embedding_platform import terminal
 from embedding_platform.errors import PlatformError
+from embedding_platform.inference.query import text_query
 from embedding_platform.milvus.alias import alias_target
 from embedding_platform.milvus.schema import alias_name
 from embedding_platform.platform import Platform
 from embedding_platform.runs import SourceRun
-from embedding_platform.search import Hit, file_query, search, text_query
+from embedding_platform.search import Hit, file_query, search
 from embedding_platform.spaces import Space
 from embedding_platform.starter.sample_media import SAMPLE_QUESTIONS, make_sample_media, make_sample_queries
 

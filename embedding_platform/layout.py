@@ -3,7 +3,10 @@
 import re
 from urllib.parse import quote, unquote
 
-from embedding_platform.storage import join
+from embedding_platform.storage import join, subfolders
+
+FINGERPRINT_DIGITS = 16
+"""Hex digits of a fingerprint that name a folder."""
 
 
 def items_url(store: str, modality: str, source: str) -> str:
@@ -43,7 +46,29 @@ def rejected_segments_url(store: str, modality: str, source: str, cut_version: s
 
 def space_folder(store: str, space_key: str, fingerprint: str) -> str:
     """The folder over all sources' vectors of one space and fingerprint."""
-    return join(store, "vectors", space_key, fingerprint[:16])
+    return join(store, "vectors", space_key, fingerprint[:FINGERPRINT_DIGITS])
+
+
+def space_folders(store: str) -> list[str]:
+    """The folders over the vectors of every space and fingerprint that has any."""
+    root = join(store, "vectors")
+    return [
+        join(root, modality, space, fingerprint)
+        for modality in subfolders(root)
+        for space in subfolders(join(root, modality))
+        for fingerprint in subfolders(join(root, modality, space))
+    ]
+
+
+def beside_vectors(store: str, folder: str) -> tuple[str, ...]:
+    """What else is kept of the fingerprint whose vectors lie in a folder of `space_folders`."""
+    modality, space, fingerprint = folder.rsplit("/", 3)[1:]
+    return (
+        join(store, "rejected", "vectors", modality, space, fingerprint),
+        join(store, "models", "pins", f"{fingerprint}.json"),
+        join(store, "models", "golden", f"{fingerprint}.parquet"),
+        join(store, "queries", modality, space, f"{fingerprint}.parquet"),
+    )
 
 
 def vectors_folder(store: str, space_key: str, fingerprint: str, source: str) -> str:
@@ -53,7 +78,32 @@ def vectors_folder(store: str, space_key: str, fingerprint: str, source: str) ->
 
 def rejected_vectors_url(store: str, space_key: str, fingerprint: str, source: str) -> str:
     """The table of segments that could not be embedded, or whose vector failed judgement."""
-    return join(store, "rejected", "vectors", space_key, fingerprint[:16], f"{_safe(source)}.parquet")
+    return join(store, "rejected", "vectors", space_key, fingerprint[:FINGERPRINT_DIGITS], f"{_safe(source)}.parquet")
+
+
+def verified_url(store: str, collection: str, source: str) -> str:
+    """The rows of a partition that were last read back from Milvus."""
+    return join(collection_folder(store, collection), "verified", f"{_safe(source)}.parquet")
+
+
+def intended_url(store: str, collection: str, source: str) -> str:
+    """The rows that a sync of a partition, which has not ended yet, means to write or delete."""
+    return join(collection_folder(store, collection), "intended", f"{_safe(source)}.parquet")
+
+
+def recall_url(store: str, collection: str, source: str) -> str:
+    """The recall that was last measured in a partition."""
+    return join(collection_folder(store, collection), "recall", f"{_safe(source)}.json")
+
+
+def collection_folder(store: str, collection: str) -> str:
+    """The folder of what is known of a collection in Milvus."""
+    return join(collections_folder(store), collection)
+
+
+def collections_folder(store: str) -> str:
+    """The folder over what is known of all collections."""
+    return join(store, "collections")
 
 
 def precision_folder(store: str) -> str:
@@ -63,7 +113,17 @@ def precision_folder(store: str) -> str:
 
 def pin_url(store: str, fingerprint: str) -> str:
     """What the model of a fingerprint was when it made the first vector."""
-    return join(store, "models", "pins", f"{fingerprint[:16]}.json")
+    return join(store, "models", "pins", f"{fingerprint[:FINGERPRINT_DIGITS]}.json")
+
+
+def golden_url(store: str, fingerprint: str) -> str:
+    """The vectors that the model of a fingerprint gave of fixed inputs when it first made vectors."""
+    return join(store, "models", "golden", f"{fingerprint[:FINGERPRINT_DIGITS]}.parquet")
+
+
+def held_out_url(store: str, space_key: str, fingerprint: str) -> str:
+    """The vectors of a space's held-out queries."""
+    return join(store, "queries", space_key, f"{fingerprint[:FINGERPRINT_DIGITS]}.parquet")
 
 
 def _safe(source: str) -> str:

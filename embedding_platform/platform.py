@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from embedding_platform import layout
 from embedding_platform.errors import PlatformError
 from embedding_platform.inference.devices import Execution
 from embedding_platform.inference.engine import load_encoder
+from embedding_platform.inference.golden import GoldenReport, check_golden
 from embedding_platform.inference.pins import hold
 from embedding_platform.inference.precision import PrecisionRecord
 from embedding_platform.media.cutting import Cutting
@@ -23,6 +26,11 @@ from embedding_platform.models.openai import Endpoint
 from embedding_platform.reconcile.collection import holds_source
 from embedding_platform.reconcile.files import classify_source, listed_sources, present_sources
 from embedding_platform.reconcile.pending import Pending, pending_of_source, pending_publication
+from embedding_platform.reconcile.publication import PublicationReport, publish
+from embedding_platform.reconcile.queries import held_out_queries
+from embedding_platform.reconcile.rejects import Rejected, rejected_of_source
+from embedding_platform.reconcile.rows import LiveRows
+from embedding_platform.reconcile.target import Target, target_of
 from embedding_platform.settings import Settings
 from embedding_platform.spaces import Space
 
@@ -106,8 +114,8 @@ class Platform:
         same, and nothing has to be converted before the first answer.
 
         Raises:
-            PlatformError: if it cannot be loaded, or is no longer the model that made the
-                first vectors under its fingerprint.
+            PlatformError: if it cannot be loaded, is no longer the model that made the first
+                vectors under its fingerprint, or gives other vectors than then.
         """
         settings = self.settings
         openai = settings.openai
@@ -122,12 +130,63 @@ class Platform:
         execution = Execution(settings.device, runtime, precision or settings.precision, settings.cache_folder)
         record = PrecisionRecord(layout.precision_folder(self.store))
         encoder = load_encoder(space.model, execution, record, endpoint)
-        hold(encoder, space.model, layout.pin_url(self.store, self.fingerprint(space, precision)))
+        fingerprint = self.fingerprint(space, precision)
+        hold(space.model, layout.pin_url(self.store, fingerprint))
+        # A model in this process does not change between a document and a query; one behind a server may.
+        if not for_queries or loading.is_remote(space.model):
+            check_golden(encoder, space, self.store, fingerprint)
         return encoder
+
+    def golden(self, space: Space) -> GoldenReport:
+        """Load the model and compare its golden vectors, in the roles too that the space is only searched by.
+
+        Raises:
+            PlatformError: if it gives other vectors than when it made its first.
+        """
+        return check_golden(self.encoder(space), space, self.store, self.fingerprint(space), space.model.roles)
+
+    def held_out(self, space: Space) -> np.ndarray | None:
+        """The space's held-out queries, float32 [q, d]; None where the settings name none.
+
+        The model is loaded only for queries that have no stored vector yet.
+        """
+        return held_out_queries(
+            self.store,
+            space,
+            self.fingerprint(space),
+            self.settings.queries_url(space.key),
+            self.cutting,
+            lambda: self.encoder(space, for_queries=True),
+        )
 
     def fingerprint(self, space: Space, precision: Precision | None = None) -> str:
         """The hash of all that decides the values of the space's vectors."""
         return loading.fingerprint(space, precision or self.settings.precision)
+
+    def target(self, space: Space) -> Target:
+        """The collection that the space has, or is to have."""
+        most_named = self.settings.milvus.named_partitions
+        return target_of(self.milvus, self.store, space, self.fingerprint(space), most_named)
+
+    def live(self, space: Space, source: str) -> LiveRows:
+        """The rows that a source should have in the space's collection."""
+        return LiveRows(self.store, space, source, self.fingerprint(space), self.cutting)
+
+    def published(self, space: Space, known: Sequence[str]) -> PublicationReport:
+        """Let readers have the space's collection if every source is in it and sound; see `publish`.
+
+        `known` are sources that are not listed any more, and not emptied yet.
+        """
+        sources = [self.live(space, source) for source in listed_sources(self.store, space.modality)]
+        return publish(
+            self.milvus,
+            self.target(space),
+            sources,
+            self.settings.quality,
+            known,
+            golden=lambda: self.golden(space).worst_cosine,
+            held_out=lambda: self.held_out(space),
+        )
 
     def seen(self, modality: str, source: str) -> dict[str, str]:
         """State by path of the files of one modality that a source holds now."""
@@ -137,7 +196,7 @@ class Platform:
         """Whether nothing of the source is left: no listing, and no partition in Milvus."""
         spaces = [space for space in self.spaces if space.modality == modality]
         return source not in listed_sources(self.store, modality) and not any(
-            holds_source(self.milvus, space, self.fingerprint(space), source) for space in spaces
+            holds_source(self.milvus, self.target(space), source) for space in spaces
         )
 
     def sources(self, only: Sequence[str] = ()) -> dict[str, list[str]]:
@@ -159,11 +218,33 @@ class Platform:
             )
         return {modality: sorted(sources) for modality, sources in found.items()}
 
+    def rejects(self, modalities: Sequence[str] = (), sources: Sequence[str] = ()) -> list[Rejected]:
+        """What the last runs rejected, in all stages, of all or some modalities and sources.
+
+        Raises:
+            PlatformError: if a modality or source that was asked for is not there.
+        """
+        listed = {modality: listed_sources(self.store, modality) for modality in self.modalities}
+        known = sorted({source for names in listed.values() for source in names})
+        for asked, there in ((modalities, list(listed)), (sources, known)):
+            for name in asked:
+                if name not in there:
+                    raise PlatformError(
+                        f"{name!r} is not there; choose from {', '.join(there) or 'nothing: run first'}"
+                    )
+        rejects: list[Rejected] = []
+        for modality in modalities or self.modalities:
+            spaces = [(space, self.fingerprint(space)) for space in self.spaces if space.modality == modality]
+            for source in listed[modality]:
+                if not sources or source in sources:
+                    rejects += rejected_of_source(self.store, modality, source, spaces, self.cutting)
+        return rejects
+
     def pending(self) -> Iterator[Pending]:
         """The increment of each asset and source against what its upstream holds now; nothing is done."""
         for modality, sources in self.sources().items():
-            spaces = [(space, self.fingerprint(space)) for space in self.spaces if space.modality == modality]
+            targets = [self.target(space) for space in self.spaces if space.modality == modality]
             for source in sources:
                 seen = self.seen(modality, source)
-                yield from pending_of_source(self.milvus, self.store, modality, source, seen, spaces, self.cutting)
-            yield from (pending_publication(self.milvus, space, fingerprint) for space, fingerprint in spaces)
+                yield from pending_of_source(self.milvus, self.store, modality, source, seen, targets, self.cutting)
+            yield from (pending_publication(self.milvus, target) for target in targets)

@@ -56,9 +56,16 @@ SEGMENTS = pa.schema(
         ("text", pa.string()),
         ("content_hash", pa.string()),
         ("attributes", pa.string()),
+        ("row_version", pa.string()),
     ]
 )
-"""One row per segment; the columns are the fields of `Segment`."""
+"""One row per segment; the columns are the fields of `Segment` and its row version."""
+
+_ROW_LAYOUT = "1"
+"""Part of every row version: raise it when `row_version` takes up something else of a segment."""
+
+SEGMENTS_LAYOUT = (*SEGMENTS.names, _ROW_LAYOUT)
+"""What a stored segment consists of. A part of the cutter's version, so that segments stored otherwise are cut anew."""
 
 REJECTED = pa.schema(
     [
@@ -73,7 +80,10 @@ when the thing, or our code for it, changes, it is tried again."""
 
 
 def vectors_schema(dimension: int) -> pa.Schema:
-    """Schema of a vector shard: content hash, `dimension` float32 values, and provenance."""
+    """Schema of a vector shard: content hash, `dimension` float32 values, and provenance.
+
+    `fingerprint` (64 hex digits) is that of the space whose model made the vector.
+    """
     return pa.schema(
         [
             ("content_hash", pa.string()),
@@ -81,6 +91,7 @@ def vectors_schema(dimension: int) -> pa.Schema:
             ("run_id", pa.string()),
             ("embedded_at", pa.timestamp("us", tz="UTC")),
             ("device", pa.string()),
+            ("fingerprint", pa.string()),
         ]
     )
 
@@ -172,6 +183,42 @@ def segment_id(source: str, path: str, role: Role, position: int) -> str:
     return digest(source, path, role, str(position))[:32]
 
 
+def row_version(source: str, segment: Segment) -> str:
+    """Digest of all that a segment tells its row but for the file's URL, which changes when the media root moves."""
+    return digest(
+        _ROW_LAYOUT,
+        source,
+        segment.segment_id,
+        segment.path,
+        segment.role,
+        str(segment.position),
+        repr(float(segment.start)),
+        repr(float(segment.end)),
+        segment.content_hash,
+        segment.item_version,
+        segment.text or "",
+        _json(segment.attributes),
+    )
+
+
+def column_digest(*columns: pa.ChunkedArray) -> str:
+    """SHA-256 in hex of columns of strings without nulls, in order, without making a Python object of each value.
+
+    Each column counts with its lengths and its bytes, so that no two splits agree.
+    """
+    hasher = hashlib.sha256()
+    for column in columns:
+        # Casting gives fresh arrays, however the column was sliced or chunked.
+        values = pa.concat_arrays([pa.array([], pa.large_binary()), *column.cast(pa.large_binary()).chunks])
+        _, offsets, payload = values.buffers()
+        hasher.update(len(values).to_bytes(8, "big"))
+        places = np.frombuffer(offsets, dtype="<i8")[: len(values) + 1]
+        hasher.update(places.tobytes())
+        if payload is not None:
+            hasher.update(memoryview(payload)[: places[-1]])
+    return hasher.hexdigest()
+
+
 def items_table(items: Iterable[Item]) -> pa.Table:
     """Items as a table of schema ITEMS."""
     rows = [_row(item, ITEMS) for item in items]
@@ -187,14 +234,15 @@ def items(table: pa.Table) -> list[Item]:
     ]
 
 
-def segments_table(segments: Iterable[Segment]) -> pa.Table:
-    """Segments as a table of schema SEGMENTS."""
-    return pa.Table.from_pylist([_row(segment, SEGMENTS) for segment in segments], schema=SEGMENTS)
+def segments_table(segments: Iterable[Segment], source: str) -> pa.Table:
+    """Segments of a source as a table of schema SEGMENTS."""
+    rows = [_row(segment, SEGMENTS) | {"row_version": row_version(source, segment)} for segment in segments]
+    return pa.Table.from_pylist(rows, schema=SEGMENTS)
 
 
 def segments(table: pa.Table) -> list[Segment]:
     """The segments of a table of schema SEGMENTS."""
-    fields = [name for name in SEGMENTS.names if name != "version"]
+    fields = [name for name in SEGMENTS.names if name != "row_version"]
     return [Segment(**{**row, "attributes": json.loads(row["attributes"])}) for row in table.select(fields).to_pylist()]
 
 
@@ -209,6 +257,10 @@ def rejected_table(rows: Sequence[tuple[str, str, str, str]]) -> pa.Table:
 
 
 def _row(record: Item | Segment, schema: pa.Schema) -> dict[str, Any]:
-    row = {name: getattr(record, name) for name in schema.names}
-    row["attributes"] = json.dumps(row["attributes"], sort_keys=True, ensure_ascii=False)
+    row = {name: getattr(record, name) for name in schema.names if name != "row_version"}
+    row["attributes"] = _json(record.attributes)
     return row
+
+
+def _json(attributes: Mapping[str, Any]) -> str:
+    return json.dumps(attributes, sort_keys=True, ensure_ascii=False)

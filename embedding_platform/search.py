@@ -1,46 +1,27 @@
-"""From a query to hits, and from a hit back to the run that made it."""
+"""From a query to hits."""
 
-import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
-
-from embedding_platform.errors import PlatformError, RejectedError
-from embedding_platform.media.cutting import cut, read
-from embedding_platform.media.listing import file_system
-from embedding_platform.media.recognition import recognise
+from embedding_platform.errors import PlatformError
+from embedding_platform.inference.query import Query, encode, read_query
 from embedding_platform.milvus.alias import alias_target
-from embedding_platform.milvus.query import get_rows, search_rows
+from embedding_platform.milvus.query import search_rows
 from embedding_platform.milvus.schema import Provenance, alias_name, read_provenance
-from embedding_platform.models.encoder import Encoder, Precision
+from embedding_platform.models.encoder import Precision
 from embedding_platform.platform import Platform
-from embedding_platform.reconcile.files import listed_sources, stored_items
-from embedding_platform.records import Content, Item
-from embedding_platform.spaces import MODALITIES, MODEL_SETS, Role, Space
-from embedding_platform.vectors.judgement import normalise
+from embedding_platform.reconcile.files import listed_sources
+from embedding_platform.spaces import MODALITIES, MODEL_SETS, Space
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
-
-MOST_QUERY_SEGMENTS = 16
-"""Segments of a query file that are embedded; their mean is the query vector."""
-
-
-@dataclass(frozen=True)
-class Query:
-    """What is searched for: the contents of one role, and how people call it."""
-
-    role: Role
-    contents: tuple[Content, ...]
-    name: str
 
 
 @dataclass(frozen=True)
 class Hit:
     """One row found: where it is, how near, and what made it.
 
-    `where` is the place inside the file ("characters 120-840", "seconds 0.0-30.0", "").
+    `where` is the place inside the file; see `place_in_file`.
     """
 
     space: str
@@ -58,48 +39,9 @@ class Hit:
     embedded_at: str
 
 
-@dataclass(frozen=True)
-class Trace:
-    """From a row back to its file, model and run."""
-
-    hit: Hit
-    collection: str
-    provenance: Provenance
-    attributes: dict[str, Any]
-    file: Item | None
-
-
-def text_query(text: str) -> Query:
-    """A query in words.
-
-    Raises:
-        PlatformError: if there are none.
-    """
-    if not text.strip():
-        raise PlatformError("the query is empty; say what you look for")
-    return Query("text", (text,), f'"{text}"')
-
-
 def file_query(platform: Platform, path: str) -> Query:
-    """A query by example: the file's segments, decoded as if it were to be indexed.
-
-    Raises:
-        PlatformError: if the file is not there, holds no known media, or cannot be decoded.
-    """
-    uri = path if "://" in path else os.path.abspath(path)
-    fs, inner = file_system(uri)
-    if not fs.isfile(inner):
-        raise PlatformError(f"{path} is no file; name a text, image, audio or video file to search by")
-    try:
-        known = recognise(os.path.basename(path), uri)
-        if known is None:
-            raise PlatformError(f"{path} holds no media that can be searched by; name text, image, audio or video")
-        modality, media_type = known
-        item = Item(os.path.basename(path), uri, fs.size(inner), "", media_type, "")
-        segments = cut(modality, "", item, platform.cutting)[:MOST_QUERY_SEGMENTS]
-        return Query(segments[0].role, tuple(read(modality, segments)), path)
-    except RejectedError as error:
-        raise PlatformError(f"{path} cannot be searched by: {error}") from None
+    """A query by example: the file's segments, decoded as if it were to be indexed; see `read_query`."""
+    return read_query(path, platform.cutting)
 
 
 def search(
@@ -137,33 +79,15 @@ def search(
     return {space.key: _search_space(platform, query, space, held, limit) for space, held in chosen}
 
 
-def trace(platform: Platform, row_id: str) -> list[Trace]:
-    """The row called `row_id` in every published space that holds it, back to its file.
-
-    Raises:
-        PlatformError: if no published space has the row.
-    """
-    traces = []
-    for space in platform.spaces:
-        alias = alias_name(space.key)
-        collection = alias_target(platform.milvus, alias)
-        if collection is None:
-            continue
-        for row in get_rows(platform.milvus, alias, [row_id]):
-            items = stored_items(platform.store, space.modality, row["source"])
-            file = next((item for item in items if item.path == row["path"]), None)
-            provenance = read_provenance(platform.milvus, alias)
-            traces.append(Trace(_hit(space, {**row, "score": 1.0}), collection, provenance, row["attributes"], file))
-    if not traces:
-        raise PlatformError(
-            f"no published space holds the id {row_id!r}; copy one from `embedding-platform search --json`"
-        )
-    return traces
-
-
 def as_json(hits: dict[str, list[Hit]]) -> dict[str, list[dict[str, Any]]]:
     """Hits as plain data."""
     return {space: [asdict(hit) for hit in found] for space, found in hits.items()}
+
+
+def place_in_file(modality: str, start: float, end: float) -> str:
+    """A segment's place for people: "characters 120-840", "seconds 0.00-30.00", "" for a whole file."""
+    unit = MODALITIES[modality].unit
+    return "" if unit == "whole" else f"{unit} {_number(start, unit)}-{_number(end, unit)}"
 
 
 def _search_space(platform: Platform, query: Query, space: Space, sources: Sequence[str], limit: int) -> list[Hit]:
@@ -171,37 +95,43 @@ def _search_space(platform: Platform, query: Query, space: Space, sources: Seque
     if alias_target(platform.milvus, alias) is None:
         raise PlatformError(f"{space.key} is not published yet; run `embedding-platform run` first")
     former, precision = _maker(platform, space, read_provenance(platform.milvus, alias))
-    vector = encode(query, former, platform.encoder(former, precision, for_queries=True))
+    (vector,) = encode([query], former, platform.encoder(former, precision, for_queries=True))
     rows = search_rows(platform.milvus, alias, vector, limit, space.index, space.metric, list(sources) or None)
     return [_hit(space, row) for row in rows]
 
 
-def encode(query: Query, space: Space, encoder: Encoder) -> np.ndarray:
-    """The query's vector in the space, float32 [d]: the mean over its contents."""
-    vectors = encoder.embed(query.role, query.contents, "query")
-    if space.normalised:
-        vectors = normalise(vectors)
-    mean = vectors.mean(axis=0, keepdims=True)
-    return (normalise(mean) if space.normalised else mean)[0].astype(np.float32)
-
-
 def _maker(platform: Platform, space: Space, provenance: Provenance) -> tuple[Space, Precision]:
     """Model and precision that made the collection; while a migration is under way those are the former ones."""
-    catalogue = [known for spaces in MODEL_SETS.values() for known in spaces if known.key == space.key]
     own = platform.settings.precision
-    for candidate in (space, *catalogue):
+    for candidate in _candidates(space, provenance):
         for precision in (own, *(other for other in PRECISIONS if other != own)):
             try:
                 fingerprint = platform.fingerprint(candidate, precision)
             except PlatformError:
-                # A model of the catalogue that is not installed here did not make the collection.
+                # A model that is not installed here did not make the collection, or cannot answer for it.
                 break
             if fingerprint == provenance.fingerprint:
                 return candidate, precision
     raise PlatformError(
-        f"{space.key} is published with {provenance.model} (fingerprint {provenance.fingerprint[:12]}), which the "
-        "settings no longer name; set that model back, or run `embedding-platform run` to migrate"
+        f"{space.key} is published with {provenance.model} (fingerprint {provenance.fingerprint[:12]}), which is no "
+        "longer there as it was, and which the settings do not name; set that model back, or run "
+        "`embedding-platform run` to migrate"
     )
+
+
+def _candidates(space: Space, provenance: Provenance) -> Iterator[Space]:
+    """Spaces that may have made the collection: as set, as in the catalogue, or as the collection says itself."""
+    catalogue = [known for spaces in MODEL_SETS.values() for known in spaces if known.key == space.key]
+    for known in (space, *catalogue):
+        stored = replace(
+            known.model,
+            location=provenance.model,
+            revision=provenance.revision or None,
+            dimension=provenance.dimension,
+        )
+        for candidate in (known, replace(known, model=stored, normalised=provenance.normalised)):
+            for generation in range(space.generation, -1, -1):
+                yield replace(candidate, generation=generation)
 
 
 def _held(platform: Platform, space: Space, sources: Sequence[str]) -> list[str] | None:
@@ -213,8 +143,7 @@ def _held(platform: Platform, space: Space, sources: Sequence[str]) -> list[str]
 
 def _hit(space: Space, row: dict[str, Any]) -> Hit:
     names = ("id", "score", "source", "path", "uri", "role", "text", "content_hash", "model", "run_id", "embedded_at")
-    unit = MODALITIES[space.modality].unit
-    where = "" if unit == "whole" else f"{unit} {_number(row['start'], unit)}-{_number(row['end'], unit)}"
+    where = place_in_file(space.modality, row["start"], row["end"])
     return Hit(space=space.key, where=where, **{name: row[name] for name in names})
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
@@ -54,6 +54,8 @@ class MilvusSettings(_Section):
     uri: str = ".embedding_platform/milvus"
     token: SecretStr = SecretStr("")
     timeout_seconds: float = Field(default=30.0, gt=0)
+    named_partitions: int = Field(default=512, ge=1, le=1023)
+    searchable_seconds: float = Field(default=60.0, gt=0)
 
 
 class OpenAISettings(_Section):
@@ -67,9 +69,9 @@ class OpenAISettings(_Section):
 
 
 class BatchSettings(_Section):
-    """Most tokens, images, audio windows and video clips in one model batch, and rows in one durable chunk.
+    """Most tokens, images, audio windows and video clips in one model batch, and vectors in one durable chunk.
 
-    Without a number, batches are as large as suits the device. For a model behind a server,
+    Without a number, batches are as large as suits the device, and chunks as suits a file. For a model behind a server,
     whose tokens are not known here, `text` counts bytes.
     """
 
@@ -77,7 +79,7 @@ class BatchSettings(_Section):
     image: int | None = Field(default=None, ge=1)
     audio: int | None = Field(default=None, ge=1)
     video: int | None = Field(default=None, ge=1)
-    chunk: int = Field(default=512, ge=1)
+    chunk: int | None = Field(default=None, ge=1)
     readers: int = Field(default=2, ge=1)
 
 
@@ -97,7 +99,16 @@ class QualitySettings(_Section):
     max_duplicate_share: float = Field(default=0.5, ge=0, le=1)
     min_cosine_distance: float = Field(default=0.001, ge=0)
     min_recall: float = Field(default=0.95, ge=0, le=1)
+    min_recall_at_100: float = Field(default=0.9, ge=0, le=1)
     recall_sample: int = Field(default=50, ge=1)
+    audit_rows: int = Field(default=1000, ge=0)
+    queries: dict[str, str] = {}
+
+
+class RetentionSettings(_Section):
+    """What `embedding-platform prune` leaves alone besides what is in use."""
+
+    collections: int = Field(default=1, ge=0)
 
 
 class IndexSettings(_Section):
@@ -133,6 +144,7 @@ class Settings(BaseSettings):
     spaces: list[str] | None = None
     models: dict[str, str] = {}
     indexes: dict[str, IndexSettings] = {}
+    generations: dict[str, Annotated[int, Field(ge=0)]] = {}
     openai: OpenAISettings = OpenAISettings()
     device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     runtime: Literal["auto", "torch", "openvino"] = "auto"
@@ -140,6 +152,7 @@ class Settings(BaseSettings):
     batch: BatchSettings = BatchSettings()
     cutting: CuttingSettings = CuttingSettings()
     quality: QualitySettings = QualitySettings()
+    retention: RetentionSettings = RetentionSettings()
     sensor_seconds: int = Field(default=30, ge=5)
     nightly: str = "0 2 * * *"
 
@@ -185,6 +198,11 @@ class Settings(BaseSettings):
         """Milvus as an absolute folder (Milvus Lite) or the URL of a server."""
         return self.milvus.uri if self.milvus.uri.startswith("unix:") else self._absolute(self.milvus.uri)
 
+    def queries_url(self, space_key: str) -> str | None:
+        """The file or folder of a space's held-out queries as an absolute path or URL; None without one."""
+        named = self.quality.queries.get(space_key)
+        return self._absolute(named) if named else None
+
     def _absolute(self, path: str) -> str:
         scheme, _, place = path.partition("://")
         if place and scheme != "file":
@@ -205,7 +223,7 @@ class Settings(BaseSettings):
             space = replace(space, model=replace(space.model, location=location))
         if space.key in self.indexes:
             space = replace(space, index=self.indexes[space.key].index)
-        return space
+        return replace(space, generation=self.generations.get(space.key, 0))
 
     @field_validator("nightly")
     @classmethod
@@ -224,8 +242,9 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _refuse_the_impossible(self) -> "Settings":
         known = [space.key for space in MODEL_SETS[self.model_set]]
-        for name in ("spaces", "models", "indexes"):
-            for key in getattr(self, name) or ():
+        named = {name: getattr(self, name) or () for name in ("spaces", "models", "indexes", "generations")}
+        for name, keys in {**named, "quality.queries": self.quality.queries}.items():
+            for key in keys:
                 if key not in known:
                     raise ValueError(
                         f"{name} names {key!r}, no space of model_set {self.model_set}; {_closest(key, known)}"
@@ -262,6 +281,9 @@ class Settings(BaseSettings):
                 f"media_root {self.media_root} holds a password, which every row would show; leave it out and set "
                 f"FSSPEC_{protocol}_USERNAME and FSSPEC_{protocol}_PASSWORD"
             )
+        for key, place in self.quality.queries.items():
+            if re.search(r"://[^/\s]*@", place):
+                raise ValueError(f"quality.queries.{key} holds a user or password; leave it out, as in media_root")
         if "://" in self.cache_folder:
             raise ValueError(f"cache_root {self.cache_root} is no local folder; OpenVINO reads networks from disk")
         places = {"store_root": self.store_url, "cache_root": self.cache_folder, "milvus.uri": self.milvus_uri}

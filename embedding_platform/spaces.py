@@ -145,7 +145,8 @@ class Space:
     """One model embedding one modality's segments. Vectors compare only inside a space.
 
     Stored vectors are brought to length 1 if `normalised`; their norms lie in `norm_band`. A
-    space `on_request` is kept only where the settings name it.
+    space `on_request` is kept only where the settings name it. Another `generation` is embedded
+    anew, though nothing else that decides its vectors is another.
     """
 
     modality: str
@@ -156,6 +157,7 @@ class Space:
     norm_band: tuple[float, float] = (0.999, 1.001)
     index: Index = field(default_factory=Index)
     on_request: bool = False
+    generation: int = 0
 
     @property
     def key(self) -> str:

@@ -10,12 +10,13 @@ import hashlib
 import os
 import posixpath
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
@@ -23,6 +24,9 @@ from fsspec.implementations.local import LocalFileSystem
 from embedding_platform.errors import PlatformError, first_line
 
 _HIDDEN_PREFIX = ".writing-"
+
+ROWS_PER_GROUP = 8192
+"""Rows of a Parquet row group: what is read of a large file to have some of its rows."""
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure"}
 """Extras of this package that install the file system of a protocol."""
@@ -108,16 +112,34 @@ def write_table(url: str, table: pa.Table) -> None:
     write_bytes(url, _encode(table))
 
 
-def read_table(url: str, schema: pa.Schema) -> pa.Table:
-    """Read the Parquet file at `url`; an absent file is an empty table of `schema`.
+def read_table(url: str, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read the Parquet file at `url`, some columns or all; an absent file is an empty table of `schema`.
+
+    Raises:
+        PlatformError: if the file is there but unreadable.
+    """
+    fs, path = file_system(url)
+    wanted = list(columns or schema.names)
+    if not fs.exists(path):
+        return _only(schema, wanted).empty_table()
+    return _read(fs, path, schema, wanted)
+
+
+def iterate_table(url: str, schema: pa.Schema, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """Yield the Parquet file at `url`, some columns or all, in pieces of at most ROWS_PER_GROUP rows.
+
+    An absent file has none.
 
     Raises:
         PlatformError: if the file is there but unreadable.
     """
     fs, path = file_system(url)
     if not fs.exists(path):
-        return schema.empty_table()
-    return _read(fs, path, schema, schema.names)
+        return
+    with _explaining(path), pq.ParquetFile(path, filesystem=fs) as file:
+        wanted = list(columns or schema.names)
+        for batch in file.iter_batches(ROWS_PER_GROUP, columns=wanted):
+            yield pa.Table.from_batches([batch]).cast(_only(schema, wanted))
 
 
 def change_mark(url: str) -> str:
@@ -144,6 +166,20 @@ def table_names(folder: str) -> list[str]:
     return sorted(name for name in names if name.endswith(".parquet") and not name.startswith("."))
 
 
+def shard_marks(folder: str) -> dict[str, str]:
+    """A mark of each shard of `folder` that changes whenever its file is written anew, for instance by another hand."""
+    fs, path = file_system(folder)
+    fs.invalidate_cache(path)
+    if not fs.exists(path):
+        return {}
+    marks = {posixpath.basename(entry["name"]): str(sorted(entry.items())) for entry in fs.ls(path, detail=True)}
+    return {
+        name: hashlib.sha256(mark.encode()).hexdigest()[:32]
+        for name, mark in marks.items()
+        if name.endswith(".parquet") and not name.startswith(".")
+    }
+
+
 def iterate_shards(
     folder: str,
     schema: pa.Schema,
@@ -158,6 +194,17 @@ def iterate_shards(
         PlatformError: if a shard is unreadable.
         FileNotFoundError: if a shard of `names` is not there.
     """
+    for _, shard in named_shards(folder, schema, columns, names):
+        yield shard
+
+
+def named_shards(
+    folder: str,
+    schema: pa.Schema,
+    columns: Sequence[str] | None = None,
+    names: Iterable[str] | None = None,
+) -> Iterator[tuple[str, pa.Table]]:
+    """Yield what `iterate_shards` yields, each shard with its name."""
     fs, path = file_system(folder)
     waiting = list(table_names(folder) if names is None else names)
     read = set()
@@ -172,14 +219,39 @@ def iterate_shards(
             waiting = [other for other in present if other not in read]
             continue
         read.add(name)
-        yield shard
+        yield name, shard
+
+
+def iterate_rows(
+    folder: str, schema: pa.Schema, columns: Sequence[str], choose: Callable[[], Mapping[str, np.ndarray]]
+) -> Iterator[pa.Table]:
+    """Yield, shard by shard, the rows that `choose` chooses by shard name and row numbers, ascending.
+
+    Of a shard only the row groups that hold a chosen row are read. Where another writer
+    removes a chosen shard meanwhile, `choose` is asked again for what has not come yet.
+
+    Raises:
+        PlatformError: if a shard is unreadable.
+    """
+    fs, path = file_system(folder)
+    chosen = choose()
+    while chosen:
+        name = next(iter(chosen))
+        try:
+            table = _read_rows(fs, posixpath.join(path, name), schema, columns, chosen[name])
+        except FileNotFoundError:
+            if name in table_names(folder):
+                raise
+            chosen = choose()
+            continue
+        chosen = {other: rows for other, rows in chosen.items() if other != name}
+        yield table
 
 
 def read_shards(folder: str, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
     """The union of all shards in `folder`; rows of equal content may appear more than once."""
     wanted = list(columns or schema.names)
-    tables = list(iterate_shards(folder, schema, wanted))
-    return pa.concat_tables([pa.schema([schema.field(name) for name in wanted]).empty_table(), *tables])
+    return pa.concat_tables([_only(schema, wanted).empty_table(), *iterate_shards(folder, schema, wanted)])
 
 
 def remove_shards(folder: str, names: Iterable[str]) -> None:
@@ -222,6 +294,27 @@ def compact_shards(
     return len(removed)
 
 
+def remove(url: str) -> None:
+    """Remove a file, or a folder with all that it holds; one that is not there is no error.
+
+    Raises:
+        PlatformError: if it may not be removed.
+    """
+    fs, path = file_system(url)
+    try:
+        fs.rm(path, recursive=True)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise PlatformError(f"cannot remove {url}: {error.strerror}; permit writing under store_root") from error
+
+
+def folder_bytes(url: str) -> int:
+    """Size of all files under a folder."""
+    fs, path = file_system(url)
+    return int(fs.du(path, total=True))
+
+
 def subfolders(url: str) -> list[str]:
     """Names of the folders directly under `url`, sorted; an absent folder has none."""
     fs, path = file_system(url)
@@ -235,25 +328,54 @@ def subfolders(url: str) -> list[str]:
     )
 
 
-def remove_sibling_folders(folder: str) -> None:
-    """Remove the folders beside `folder`, which hold what an older version of our code made."""
-    fs, path = file_system(folder)
-    parent, own = posixpath.split(path.rstrip("/"))
-    for name in subfolders(posixpath.dirname(folder.rstrip("/"))):
-        if name != own:
-            fs.rm(posixpath.join(parent, name), recursive=True)
+def sibling_folders(folder: str) -> dict[str, list[str]]:
+    """The folders beside `folder` by name, with the names of their Parquet files."""
+    parent, own = posixpath.split(folder.rstrip("/"))
+    return {name: table_names(join(parent, name)) for name in subfolders(parent) if name != own}
+
+
+def remove_sibling_folders(folder: str, older: Mapping[str, Sequence[str]]) -> None:
+    """Remove the folders beside `folder` that another version of our code made, as `sibling_folders` once told of them.
+
+    One that has come or changed since is being worked on by another process, and stays.
+    """
+    for name, tables in sibling_folders(folder).items():
+        if older.get(name) == tables:
+            fs, path = file_system(join(posixpath.dirname(folder.rstrip("/")), name))
+            fs.rm(path, recursive=True)
 
 
 def _encode(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd", row_group_size=ROWS_PER_GROUP)
     return sink.getvalue().to_pybytes()
 
 
 def _read(fs: fsspec.AbstractFileSystem, path: str, schema: pa.Schema, columns: Sequence[str]) -> pa.Table:
     with _explaining(path):
         table = pq.read_table(path, filesystem=fs, columns=list(columns), partitioning=None)
-        return table.cast(pa.schema([schema.field(name) for name in columns]))
+        return table.cast(_only(schema, columns))
+
+
+def _read_rows(
+    fs: fsspec.AbstractFileSystem, path: str, schema: pa.Schema, columns: Sequence[str], rows: np.ndarray
+) -> pa.Table:
+    with _explaining(path), pq.ParquetFile(path, filesystem=fs) as file:
+        sizes = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+        ends = np.cumsum(sizes)
+        group_of = np.searchsorted(ends, rows, side="right")
+        groups = np.unique(group_of)
+        table = file.read_row_groups(groups.tolist(), columns=list(columns))
+        if len(rows) < table.num_rows:
+            # Row numbers among the groups that were read.
+            before = np.cumsum([0, *(sizes[group] for group in groups)])[:-1]
+            first = ends - np.array(sizes)
+            table = table.take(rows - first[group_of] + before[np.searchsorted(groups, group_of)])
+        return table.cast(_only(schema, columns))
+
+
+def _only(schema: pa.Schema, columns: Sequence[str]) -> pa.Schema:
+    return pa.schema([schema.field(name) for name in columns])
 
 
 def _count(fs: fsspec.AbstractFileSystem, path: str) -> int:

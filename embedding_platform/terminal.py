@@ -1,8 +1,10 @@
 """How things look in a terminal: progress bars, tables, hits."""
 
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 from rich import box
@@ -22,13 +24,23 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from embedding_platform.lineage import FileTrace, RowTrace
+from embedding_platform.milvus.index import keep_search
 from embedding_platform.platform import Platform
+from embedding_platform.reconcile.files import listed_sources
 from embedding_platform.reconcile.pending import Pending
+from embedding_platform.reconcile.pruning import Prunable
+from embedding_platform.reconcile.publication import PublicationReport
+from embedding_platform.reconcile.rejects import Rejected
+from embedding_platform.reconcile.tuning import cheapest, sweep
 from embedding_platform.runs import SourceRun, expected_sources, instance, run_sources
-from embedding_platform.search import Hit, Trace
+from embedding_platform.search import Hit
+from embedding_platform.spaces import Space
 
 CONSOLE = Console(width=None if sys.stdout.isatty() else 120)
 MOST_TEXT = 160
+MOST_PATHS = 10
+"""Paths shown of those that were rejected for one reason."""
 
 
 class RateColumn(ProgressColumn):
@@ -163,7 +175,7 @@ def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title_justify="left")
     wide = ("asset", "source", columns[-1])
     for name in columns:
-        words = name in ("asset", "source", "space", "index", "published as")
+        words = name in ("asset", "source", "space", "index", "published as", "search", "kind", "reason", "name")
         table.add_column(name, justify="left" if words else "right", overflow="fold", no_wrap=name not in wide)
     return table
 
@@ -175,26 +187,141 @@ def _is_due(row: Pending) -> bool:
     return bool(len(increment.new) or len(increment.stale) or (len(increment.orphaned) and not kept))
 
 
-def print_trace(trace: Trace) -> None:
-    """A row, back to its file, model and run."""
-    hit, made = trace.hit, trace.provenance
-    file = trace.file
-    lines = {
-        "row": hit.id,
-        "space": hit.space,
-        "collection": trace.collection,
-        "segment": f"{hit.role} {hit.where}".strip(),
-        "text": _shortened(hit.text),
-        "file": hit.uri,
-        "content hash": file.content_hash if file else "the file is no longer listed",
-        "media type": file.media_type if file else "",
-        "model": f"{made.model}{f' at {made.revision}' if made.revision else ''}",
-        "fingerprint": made.fingerprint,
-        "embedded": f"{hit.embedded_at} in run {hit.run_id}",
-    }
-    for name, value in lines.items():
-        if value:
-            CONSOLE.print(f"{name:>13}  {escape(value)}", soft_wrap=True)
+def print_rows(traces: Sequence[RowTrace], as_json: bool = False) -> None:
+    """Rows, each back to its file, model and run; or all of it as JSON."""
+    if as_json:
+        _print_json(traces)
+        return
+    for trace in traces:
+        made, file = trace.provenance, trace.file
+        lines = {
+            "row": trace.id,
+            "space": trace.space,
+            "collection": f"{trace.collection}, searched as {trace.alias}",
+            "source": f"{trace.source}{f', partition {trace.partition}' if trace.partition else ''}",
+            "segment": f"{trace.role} {trace.where}".strip(),
+            "text": _shortened(trace.text),
+            "content hash": trace.content_hash,
+            "file": trace.uri,
+            "file hash": file.content_hash if file else "the file is no longer listed",
+            "media type": file.media_type if file else "",
+            "model": f"{made.model}{f' at {made.revision}' if made.revision else ''}",
+            "fingerprint": trace.fingerprint,
+            "vector in": trace.shard or "no shard any more",
+            "embedded": f"{trace.embedded_at} in run {trace.run_id}",
+            "run page": trace.run_page,
+        }
+        for name, value in lines.items():
+            if value:
+                CONSOLE.print(f"{name:>13}  {escape(value)}", soft_wrap=True)
+
+
+def print_files(traces: Sequence[FileTrace], as_json: bool = False) -> None:
+    """A file as each modality lists it, with its rows in all spaces and what it lacks; or all of it as JSON."""
+    if as_json:
+        _print_json(traces)
+        return
+    for trace in traces:
+        file = trace.file
+        CONSOLE.print(
+            f"[bold]{escape(f'{trace.source}/{file.path}')}[/]: {trace.modality}, {escape(file.media_type)}, "
+            f"{len(trace.rows)} rows, {len(trace.without_row)} segments without a row, {len(trace.rejected)} rejected",
+            soft_wrap=True,
+        )
+        CONSOLE.print(f"  file hash {file.content_hash}", soft_wrap=True)
+        for row in trace.rows:
+            CONSOLE.print(f"  {escape(f'{row.space}  {row.role} {row.where}'.rstrip())}", soft_wrap=True)
+            CONSOLE.print(f"     [dim]id {row.id}  content {row.content_hash}  run {row.run_id}[/]", soft_wrap=True)
+        for segment in trace.without_row:
+            place = f"{segment.space}  {segment.role} {segment.where}".rstrip()
+            CONSOLE.print(f"  {escape(place)}  [red]no row[/]: {escape(segment.reason)}", soft_wrap=True)
+            CONSOLE.print(f"     [dim]id {segment.id}  content {segment.content_hash}[/]", soft_wrap=True)
+        for one in trace.rejected:
+            CONSOLE.print(f"  [red]rejected[/] by {one.asset}: {escape(one.reason)}", soft_wrap=True)
+            CONSOLE.print(f"     [dim]tried again {one.retried}[/]", soft_wrap=True)
+
+
+def print_rejects(rejects: Sequence[Rejected], as_json: bool = False) -> None:
+    """What was rejected: by stage and source, and there by reason; or all of it as JSON."""
+    if as_json:
+        _print_json(rejects)
+        return
+    by_place: dict[tuple[str, str], dict[tuple[str, str], list[str]]] = {}
+    for one in rejects:
+        reasons = by_place.setdefault((one.asset, one.source), {})
+        reasons.setdefault((one.reason, one.retried), []).append(one.path)
+    for (asset, source), reasons in by_place.items():
+        count = sum(map(len, reasons.values()))
+        CONSOLE.print(f"[bold]{escape(f'{asset} {source}')}[/]: {count} rejected", soft_wrap=True)
+        for (reason, retried), paths in reasons.items():
+            CONSOLE.print(f"  {len(paths)} x {escape(reason)} [dim](tried again {retried})[/]", soft_wrap=True)
+            for path in paths[:MOST_PATHS]:
+                CONSOLE.print(f"     {escape(path)}", soft_wrap=True)
+            if len(paths) > MOST_PATHS:
+                CONSOLE.print(f"     and {len(paths) - MOST_PATHS} more; --json prints all", soft_wrap=True)
+    CONSOLE.print(f"{len(rejects)} rejected in all" if rejects else "nothing is rejected")
+
+
+def tune_with_table(platform: Platform, space: Space, keep: bool) -> bool:
+    """Sweep the search parameters of a space's collection and print what they cost; True if one suffices.
+
+    With `keep`, the cheapest that does becomes what searches of the collection use.
+    """
+    target, quality = platform.target(space), platform.settings.quality
+    sources = [platform.live(space, source) for source in listed_sources(platform.store, space.modality)]
+    table = _table("space", "search", "recall@10", "recall@100", "ms")
+    trials = []
+    with CONSOLE.status(f"searching {target.collection}"):
+        for trial in sweep(platform.milvus, target, sources, quality.recall_sample):
+            trials.append(trial)
+            table.add_row(
+                space.key,
+                _parameters(trial.search),
+                f"{trial.recall_at_10:.3f}",
+                f"{trial.recall_at_100:.3f}",
+                f"{trial.milliseconds:.1f}",
+                style="" if trial.suffices(quality) else "dim",
+            )
+    CONSOLE.print(table)
+    chosen = cheapest(trials, quality)
+    if chosen is None:
+        CONSOLE.print(
+            f"none reaches recall@10 {quality.min_recall} and recall@100 {quality.min_recall_at_100}; "
+            "build the index with more (M, efConstruction, nlist in the indexes setting), or lower the floors"
+        )
+        return False
+    if keep:
+        keep_search(platform.milvus, target.collection, space.index, chosen.search)
+    CONSOLE.print(
+        f"{_parameters(chosen.search)} is the cheapest that reaches recall@10 {quality.min_recall} and "
+        f"recall@100 {quality.min_recall_at_100}" + (f"; searches of {target.collection} now use it" if keep else ""),
+        soft_wrap=True,
+    )
+    return True
+
+
+def _parameters(search: dict[str, int]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in search.items())
+
+
+def print_publication(report: PublicationReport) -> None:
+    """Where an alias points, or what stands in the way."""
+    if report.published:
+        CONSOLE.print(f"{report.alias} is {report.collection}", soft_wrap=True)
+    for source, reason in report.waiting.items():
+        CONSOLE.print(f"[red]{escape(source)}:[/] {escape(reason)}", soft_wrap=True)
+
+
+def print_prunable(things: Sequence[Prunable]) -> None:
+    """What may be removed, and why."""
+    if not things:
+        CONSOLE.print("nothing to prune")
+        return
+    table = _table("kind", "size", "reason", "name")
+    for thing in things:
+        size = f"{thing.size} rows" if thing.kind == "collection" else f"{thing.size / 1e6:.1f} MB"
+        table.add_row(thing.kind, size, thing.reason, escape(thing.name))
+    CONSOLE.print(table)
 
 
 def print_settings(settings: dict[str, Any], platform: Platform) -> None:
@@ -211,3 +338,7 @@ def print_settings(settings: dict[str, Any], platform: Platform) -> None:
 def _shortened(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= MOST_TEXT else f"{line[:MOST_TEXT]}…"
+
+
+def _print_json(records: Sequence[RowTrace] | Sequence[FileTrace] | Sequence[Rejected]) -> None:
+    CONSOLE.file.write(json.dumps([asdict(record) for record in records], indent=2, ensure_ascii=False) + "\n")

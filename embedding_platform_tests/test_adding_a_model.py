@@ -9,8 +9,9 @@ from PIL import Image
 
 from embedding_platform import settings, spaces
 from embedding_platform.definitions import build_definitions
+from embedding_platform.inference.query import text_query
 from embedding_platform.runs import run_sources
-from embedding_platform.search import search, text_query
+from embedding_platform.search import search
 from embedding_platform.spaces import MODEL_SETS, Model, Space
 from embedding_platform_tests.conftest import open_platform
 from embedding_platform_tests.models.small_models import save_sentence_transformer

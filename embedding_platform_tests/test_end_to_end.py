@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from embedding_platform.definitions import build_definitions
+from embedding_platform.inference.query import text_query
+from embedding_platform.lineage import trace_row
 from embedding_platform.milvus.alias import alias_target
 from embedding_platform.milvus.connection import close_directory
 from embedding_platform.milvus.schema import alias_name, collection_name, partition_name
@@ -20,7 +22,7 @@ from embedding_platform.platform import Platform
 from embedding_platform.reconcile.files import listed_sources
 from embedding_platform.records import segment_id
 from embedding_platform.runs import SourceRun, run_sources
-from embedding_platform.search import file_query, search, text_query, trace
+from embedding_platform.search import file_query, search
 from embedding_platform.starter.sample_media import SAMPLE_QUESTIONS, make_sample_media, make_sample_queries
 from embedding_platform_tests.conftest import open_platform
 
@@ -51,8 +53,7 @@ def rows(platform: Platform) -> dict[tuple[str, str], str]:
     found = {}
     for space in platform.spaces:
         for source in listed_sources(platform.store, space.modality):
-            collection = collection_name(space.key, platform.fingerprint(space))
-            versions = read_rows(platform.milvus, collection, partition_name(source))
+            versions = read_rows(platform.milvus, platform.target(space).partition(source))
             found |= {(space.key, row_id): version for row_id, version in versions.items()}
     return found
 
@@ -93,12 +94,12 @@ def test_search_finds_the_right_thing_first(lake: Lake, question) -> None:
 
 def test_a_hit_leads_back_to_its_file_and_run(lake: Lake) -> None:
     (hits,) = search(lake.platform, text_query("how do volcanoes erupt"), [lake.platform.space("text/minilm")]).values()
-    (found,) = trace(lake.platform, hits[0].id)
+    (found,) = trace_row(lake.platform, hits[0].id)
     assert found.file is not None
     assert found.file.uri == hits[0].uri
     assert found.file.path == hits[0].path
     assert found.provenance.fingerprint == lake.platform.fingerprint(lake.platform.space("text/minilm"))
-    assert found.hit.run_id in {run.run_id for run in lake.first}
+    assert found.run_id in {run.run_id for run in lake.first}
 
 
 def test_a_second_run_embeds_nothing_and_writes_nothing(lake: Lake) -> None:

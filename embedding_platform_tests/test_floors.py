@@ -15,7 +15,7 @@ ROOT = Path(embedding_platform.__file__).parent
 FLOORS = (
     ("errors", "spaces", "records", "storage", "increments", "layout", "settings"),
     ("media", "models", "vectors", "milvus", "starter", "reference"),
-    ("inference", "reconcile", "platform", "search"),
+    ("inference", "reconcile", "platform", "search", "lineage"),
     ("defs",),
     ("definitions", "launcher", "runs", "terminal", "demo", "development", "cli"),
 )

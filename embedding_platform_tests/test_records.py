@@ -1,11 +1,23 @@
 import re
+from dataclasses import replace
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from embedding_platform import records, storage
-from embedding_platform.records import ITEMS, REJECTED, SEGMENTS, Item, Segment, digest, segment_id
+from embedding_platform.records import (
+    ITEMS,
+    REJECTED,
+    SEGMENTS,
+    Item,
+    Segment,
+    column_digest,
+    digest,
+    row_version,
+    segment_id,
+)
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
 ATTRIBUTES = st.dictionaries(
@@ -61,9 +73,52 @@ def test_items_survive_their_table(items):
 
 @given(MADE_SEGMENTS)
 def test_segments_survive_their_table(segments):
-    table = records.segments_table(segments)
+    table = records.segments_table(segments, "books")
     assert table.schema == SEGMENTS
     assert records.segments(table) == segments
+
+
+SEGMENT = Segment("id", "a.txt", "/a.txt", "v", "text", 0, 0, 5.5, "words", "h", {"pages": [1]})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"segment_id": "ie"},
+        {"path": "b.txt"},
+        {"item_version": "w"},
+        {"role": "image"},
+        {"position": 1},
+        {"start": 0.5},
+        {"end": 5.25},
+        {"text": "word"},
+        {"content_hash": "i"},
+        {"attributes": {"pages": [2]}},
+    ],
+)
+def test_a_row_version_changes_with_whatever_a_row_says(change):
+    assert row_version("books", replace(SEGMENT, **change)) != row_version("books", SEGMENT)
+
+
+def test_a_row_version_is_the_same_wherever_the_media_lie_and_however_often_it_is_stored():
+    version = row_version("books", SEGMENT)
+    assert version == row_version("books", replace(SEGMENT, uri="s3://elsewhere/a.txt"))
+    assert version != row_version("papers", SEGMENT)
+    table = records.segments_table([SEGMENT], "books")
+    assert table["row_version"].to_pylist() == [version]
+    assert row_version("books", records.segments(table)[0]) == version
+
+
+@given(st.lists(st.lists(TEXT, max_size=3), max_size=3), st.lists(st.lists(TEXT, max_size=3), max_size=3))
+def test_only_equal_columns_have_equal_digests(left, right):
+    columns = [[pa.chunked_array([column], pa.string()) for column in side] for side in (left, right)]
+    assert (column_digest(*columns[0]) == column_digest(*columns[1])) == (left == right)
+
+
+def test_a_column_has_one_digest_however_it_lies_in_memory():
+    whole = pa.array(["x", "a", "", "bcd", "y"])
+    parts = [pa.chunked_array([whole.slice(1, 3)]), pa.chunked_array([["a"], ["", "bcd"]]).cast(pa.large_string())]
+    assert column_digest(parts[0]) == column_digest(parts[1]) == column_digest(pa.chunked_array([["a", "", "bcd"]]))
 
 
 def test_tables_survive_parquet():

@@ -74,6 +74,33 @@ def test_the_uri_of_a_server_is_no_path(uri):
     assert load_settings(milvus={"uri": uri}).milvus_uri == uri
 
 
+def test_held_out_queries_lie_where_the_settings_say(folder):
+    queries = {"text/minilm": "q/words.txt", "image/clip": "s3://bucket/queries/"}
+    path = write(folder / "conf", json.dumps({"quality": {"queries": queries}}), "mine.yaml")
+    settings = load_settings(path)
+    assert settings.queries_url("text/minilm") == str(folder / "conf" / "q" / "words.txt")
+    assert settings.queries_url("image/clip") == "s3://bucket/queries"
+    assert settings.queries_url("audio/whisper") is None
+
+
+def test_a_generation_reaches_its_space_alone():
+    spaces = load_settings(generations={"image/clip": 3}).active_spaces
+    assert {space.key: space.generation for space in spaces if space.generation} == {"image/clip": 3}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"quality": {"queries": {"image/clop": "q"}}}, "quality.queries names 'image/clop', no space of model_set"),
+        ({"generations": {"image/clop": 1}}, "generations names 'image/clop', no space of model_set starter; did you"),
+        ({"quality": {"queries": {"image/clip": f"ftp://me:{SECRET}@h/q"}}}, "quality.queries.image/clip holds a user"),
+        ({"generations": {"image/clip": -1}}, "generations.image/clip = -1: "),
+    ],
+)
+def test_queries_and_generations_are_of_known_spaces(given, said):
+    assert said in complaint(**given)
+
+
 @pytest.mark.parametrize("text", ["", "# nothing\n", "---\n"])
 def test_an_empty_file_gives_the_defaults(folder, text):
     write(folder, text)

@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 from uuid import uuid4
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -68,7 +69,8 @@ def test_a_protocol_that_nothing_serves_is_the_users_mistake(monkeypatch, url, m
         lambda: storage.remove_shards(url, []),
         lambda: storage.compact_shards(url, SCHEMA, lambda table: table, 1),
         lambda: storage.subfolders(url),
-        lambda: storage.remove_sibling_folders(url),
+        lambda: storage.remove_sibling_folders(url, {}),
+        lambda: storage.shard_marks(url),
     ]
     for call in calls:
         with pytest.raises(PlatformError, match=message) as refusal:
@@ -80,7 +82,7 @@ def test_a_local_name_may_hold_two_colons(tmp_path):
     folder = storage.join(str(tmp_path), "a::b", "now")
     storage.append_shard(folder, table(1))
     storage.append_shard(storage.join(str(tmp_path), "a::b", "before"), table(2))
-    storage.remove_sibling_folders(folder)
+    storage.remove_sibling_folders(folder, storage.sibling_folders(folder))
     assert storage.subfolders(str(tmp_path / "a::b")) == ["now"]
     assert numbers_in(storage.read_shards(folder, SCHEMA)) == [1]
 
@@ -126,7 +128,8 @@ def test_an_absent_folder_is_an_empty_one(root):
     folder = storage.join(root, "none")
     assert storage.table_names(folder) == storage.subfolders(folder) == []
     assert storage.read_shards(folder, SCHEMA).equals(SCHEMA.empty_table())
-    storage.remove_sibling_folders(storage.join(folder, "v1"))
+    assert storage.shard_marks(folder) == storage.sibling_folders(storage.join(folder, "v1")) == {}
+    storage.remove_sibling_folders(storage.join(folder, "v1"), {})
 
 
 def test_a_removed_shard_is_gone_and_may_be_removed_again(root):
@@ -137,12 +140,16 @@ def test_a_removed_shard_is_gone_and_may_be_removed_again(root):
     assert storage.table_names(folder) == [second]
 
 
-def test_sibling_folders_go_and_the_folder_itself_stays(root):
-    for version in ("v1", "v2", "v3"):
+def test_sibling_folders_go_and_the_folder_itself_and_those_at_work_stay(root):
+    for version in ("v1", "v2", "v3", "v4"):
         storage.append_shard(storage.join(root, "source", version), table(1))
     storage.append_shard(storage.join(root, "other", "v1"), table(1))
-    storage.remove_sibling_folders(storage.join(root, "source", "v2"))
-    assert storage.subfolders(storage.join(root, "source")) == ["v2"]
+    older = storage.sibling_folders(storage.join(root, "source", "v2"))
+    assert sorted(older) == ["v1", "v3", "v4"]
+    storage.append_shard(storage.join(root, "source", "v4"), table(2))
+    storage.append_shard(storage.join(root, "source", "v5"), table(1))
+    storage.remove_sibling_folders(storage.join(root, "source", "v2"), older)
+    assert storage.subfolders(storage.join(root, "source")) == ["v2", "v4", "v5"]
     assert storage.subfolders(root) == ["other", "source"]
 
 
@@ -156,6 +163,29 @@ def test_a_reader_that_a_compaction_overtakes_misses_no_row(root):
     for shard in shards:
         met += numbers_in(shard)
     assert set(met) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("rows", [[0], [2, 3, 4], [0, 9], [1, 2, 5, 6, 9], list(range(10))])
+def test_some_rows_of_a_shard_are_read_by_their_numbers(root, monkeypatch, rows):
+    monkeypatch.setattr(storage, "ROWS_PER_GROUP", 3)
+    folder = storage.join(root, "shards")
+    names = [storage.append_shard(folder, table(*range(first, first + 10))) for first in (0, 100)]
+    chosen = {names[1]: np.array(rows), names[0]: np.array([4])}
+    first, second = storage.iterate_rows(folder, SCHEMA, ["number"], lambda: chosen)
+    assert first["number"].to_pylist() == [100 + row for row in rows]
+    assert second["number"].to_pylist() == [4]
+
+
+def test_a_table_is_read_by_columns_and_in_pieces(root, monkeypatch):
+    monkeypatch.setattr(storage, "ROWS_PER_GROUP", 4)
+    url = storage.join(root, "a.parquet")
+    assert list(storage.iterate_table(url, SCHEMA)) == []
+    assert storage.read_table(url, SCHEMA, ["id"]).column_names == ["id"]
+    storage.write_table(url, table(*range(10)))
+    assert storage.read_table(url, SCHEMA, ["number"]).equals(table(*range(10)).select(["number"]))
+    pieces = list(storage.iterate_table(url, SCHEMA))
+    assert [piece.num_rows for piece in pieces] == [4, 4, 2]
+    assert pa.concat_tables(pieces).equals(table(*range(10)))
 
 
 def test_a_named_shard_that_is_gone_is_an_error(root):

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from embedding_platform.errors import PlatformError
+from embedding_platform.inference.query import text_query
 from embedding_platform.records import Sound
-from embedding_platform.search import file_query, search, text_query
+from embedding_platform.search import file_query, search
 from embedding_platform_tests.conftest import open_platform
 from embedding_platform_tests.media.made import tone, write_sound
 

@@ -11,8 +11,7 @@ from embedding_platform.media.cutting import Cutting, code_version
 from embedding_platform.models.loading import is_remote
 from embedding_platform.reconcile.collection import reconcile_collection
 from embedding_platform.reconcile.embeddings import reconcile_embeddings
-from embedding_platform.reconcile.files import listed_sources, reconcile_files
-from embedding_platform.reconcile.publication import publish
+from embedding_platform.reconcile.files import reconcile_files
 from embedding_platform.reconcile.segments import reconcile_segments
 from embedding_platform.spaces import Modality, Space
 
@@ -148,22 +147,22 @@ def _collection(space: Space, fingerprint: str) -> dg.AssetsDefinition:
         check_specs=checks.specs(key, partitions),
     )
     def collection(context: dg.AssetExecutionContext, platform: PlatformResource) -> dg.MaterializeResult:
-        source, quality = context.partition_key, platform.settings.quality
+        live = platform.live(space, context.partition_key)
         with clear_failures():
             report = reconcile_collection(
                 platform.milvus,
-                platform.store,
-                space,
-                source,
-                platform.fingerprint(space),
-                platform.cutting,
-                quality.recall_sample,
+                platform.target(space),
+                live,
+                platform.settings.milvus,
+                platform.settings.quality,
+                run_id=context.run_id,
+                held_out=lambda: platform.held_out(space),
                 progress=progress_of(context, platform, "rows written"),
             )
         return dg.MaterializeResult(
-            metadata=metadata.of_collection(report, platform, space, source),
+            metadata=metadata.of_collection(report, live),
             data_version=dg.DataVersion(report.data_version),
-            check_results=checks.of_collection(report, quality),
+            check_results=checks.of_collection(report, platform.settings.quality),
         )
 
     return collection
@@ -186,16 +185,7 @@ def _published(space: Space, fingerprint: str) -> dg.AssetsDefinition:
     )
     def published(context: dg.AssetExecutionContext, platform: PlatformResource) -> dg.MaterializeResult:
         with clear_failures():
-            report = publish(
-                platform.milvus,
-                platform.store,
-                space,
-                platform.fingerprint(space),
-                platform.cutting,
-                listed_sources(platform.store, space.modality),
-                platform.settings.quality,
-                known=context.instance.get_dynamic_partitions(set_name(space.modality)),
-            )
+            report = platform.published(space, context.instance.get_dynamic_partitions(set_name(space.modality)))
         return dg.MaterializeResult(
             metadata=metadata.of_published(report),
             data_version=dg.DataVersion(report.collection if report.published else (report.previous or "none")),

@@ -8,11 +8,12 @@ import dagster as dg
 import numpy as np
 
 from embedding_platform.errors import RejectedError
-from embedding_platform.platform import Platform
-from embedding_platform.reconcile.collection import CollectionReport, LiveRows
+from embedding_platform.reconcile.collection import CollectionReport
 from embedding_platform.reconcile.embeddings import EmbeddingsReport
 from embedding_platform.reconcile.files import FilesReport
 from embedding_platform.reconcile.publication import PublicationReport
+from embedding_platform.reconcile.recall import Recall
+from embedding_platform.reconcile.rows import LiveRows
 from embedding_platform.reconcile.segments import SegmentsReport
 from embedding_platform.spaces import Space
 
@@ -69,9 +70,9 @@ def of_embeddings(report: EmbeddingsReport, space: Space) -> Metadata:
     return metadata
 
 
-def of_collection(report: CollectionReport, platform: Platform, space: Space, source: str) -> Metadata:
+def of_collection(report: CollectionReport, live: LiveRows) -> Metadata:
     """Counts of the increment, what was written, and a map of the source's vectors."""
-    sync = report.sync
+    sync, drift = report.sync, report.drift
     metadata: Metadata = {
         **sync.counts,
         "dagster/partition_row_count": report.rows,
@@ -80,15 +81,15 @@ def of_collection(report: CollectionReport, platform: Platform, space: Space, so
         "upserted": sync.upserted,
         "deleted": sync.deleted,
         "repaired": sync.repaired,
-        "index": space.index.type,
+        "dropped_by_others": drift.dropped,
+        "altered_by_others": drift.altered,
+        "added_by_others": drift.added,
+        "index": live.space.index.type,
         "index_built": report.index_built,
         **{f"seconds_{name}": round(seconds, 3) for name, seconds in report.seconds.items()},
-        "seconds_write": round(sync.write_seconds, 3),
-        "seconds_verify": round(sync.verify_seconds, 3),
     }
     if report.recall is not None:
-        metadata["recall_at_10"] = report.recall
-    live = LiveRows(platform.store, space, source, platform.fingerprint(space), platform.cutting)
+        metadata |= of_recall(report.recall)
     vectors, paths = live.sample(MOST_POINTS)
     if len(vectors) > 2:
         metadata["map"] = _map(vectors, paths)
@@ -96,17 +97,39 @@ def of_collection(report: CollectionReport, platform: Platform, space: Space, so
     return metadata
 
 
+def of_recall(recall: Recall) -> dict[str, float]:
+    """Recall at both depths, of held-out queries where there are any."""
+    figures = {
+        "recall_at_10": recall.at_10,
+        "recall_at_100": recall.at_100,
+        "held_out_recall_at_10": recall.held_out_at_10,
+        "held_out_recall_at_100": recall.held_out_at_100,
+    }
+    return {name: value for name, value in figures.items() if value is not None}
+
+
 def of_published(report: PublicationReport) -> Metadata:
-    """Where the alias points, and what it pointed to before."""
-    return {
+    """Where the alias points, what it pointed to before, and what was measured before it moved."""
+    metadata: Metadata = {
         "alias": report.alias,
         "collection": report.collection,
         "previous": report.previous or "",
         "moved": report.moved,
-        "dropped": report.dropped,
+        "partitions_removed": report.removed.partitions,
+        "rows_removed": report.removed.rows,
         "published": report.published,
         "waiting": len(report.waiting),
     }
+    if report.gate is not None:
+        figures = {
+            "rows": report.gate.rows,
+            "lowest_recall_at_10": report.gate.recall_at_10,
+            "lowest_recall_at_100": report.gate.recall_at_100,
+            "worst_golden_cosine": report.gate.golden,
+            "overlap_at_10": report.gate.overlap,
+        }
+        metadata |= {name: value for name, value in figures.items() if value is not None}
+    return metadata
 
 
 def _thumbnails(uris: Sequence[str]) -> dg.MetadataValue:

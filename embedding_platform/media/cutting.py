@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
-from embedding_platform.records import Content, Item, Segment, digest
+from embedding_platform.records import SEGMENTS_LAYOUT, Content, Item, Segment, digest
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,6 @@ def read(modality: str, segments: Sequence[Segment]) -> Iterator[Content]:
 
 
 def code_version(modality: str, cutting: Cutting) -> str:
-    """Hash of all that decides an item's segments besides the item: code and parameters."""
+    """Hash of all that decides an item's segments besides the item: code, parameters, and how segments are stored."""
     module = modality_module(modality)
-    return digest(modality, module.CODE_VERSION, *module.parameters(cutting))
+    return digest(modality, module.CODE_VERSION, *SEGMENTS_LAYOUT, *module.parameters(cutting))

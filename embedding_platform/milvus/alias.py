@@ -1,16 +1,35 @@
-"""The stable name that readers search, and the collections it may point to."""
+"""The stable name that readers search, and the collections that it points or pointed to."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from embedding_platform.errors import PlatformError
 from embedding_platform.milvus.connection import CALL_SECONDS, explaining
-from embedding_platform.milvus.schema import alias_name, provenance_of, read_provenance
+from embedding_platform.milvus.schema import Provenance, provenance_of, read_provenance
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
 
+PUBLISHED_PROPERTY = "embedding_platform.published"
+"""Counts the publications of a space: the larger, the later. A clock may be set back, a count is not."""
+
+WITHDRAWN_PROPERTY = "embedding_platform.withdrawn"
+
 _NO_SUCH_ALIAS = (100, 1600)
 """Error codes of Milvus Lite and of a Milvus server."""
+
+
+@dataclass(frozen=True)
+class Publication:
+    """A collection of ours: what made it, when it was published, and whether it was rolled back.
+
+    `number` is 0 for a collection that was never published.
+    """
+
+    collection: str
+    provenance: Provenance
+    number: int
+    withdrawn: bool
 
 
 def alias_target(client: "MilvusClient", alias: str) -> str | None:
@@ -47,14 +66,50 @@ def point_alias(client: "MilvusClient", alias: str, collection: str) -> bool:
     return True
 
 
-def list_collections_of(client: "MilvusClient", space_key: str) -> list[str]:
-    """Names of all collections of a space, of whatever fingerprint, sorted."""
-    prefix = f"{alias_name(space_key)}_"
+def publications(client: "MilvusClient", space_key: str | None = None) -> list[Publication]:
+    """All collections of a space, or of ours at all, of whatever fingerprint; the last published comes last."""
     found = []
     with explaining("list the collections"):
         for name in client.list_collections(timeout=CALL_SECONDS):
-            if name.startswith(prefix):
-                provenance = provenance_of(client.describe_collection(name, timeout=CALL_SECONDS))
-                if provenance is not None and provenance.space == space_key:
-                    found.append(name)
-    return sorted(found)
+            publication = _publication(client, name)
+            if publication is not None and space_key in (None, publication.provenance.space):
+                found.append(publication)
+    return sorted(found, key=lambda publication: (publication.number, publication.collection))
+
+
+def note_published(client: "MilvusClient", collection: str) -> None:
+    """Write down that a collection has been published after all others of its space, once."""
+    mine = _publication(client, collection)
+    others = publications(client, read_provenance(client, collection).space)
+    newest = others[-1]
+    if mine is None or (newest.collection == collection and mine.number and not mine.withdrawn):
+        return
+    properties = {PUBLISHED_PROPERTY: str(newest.number + 1), WITHDRAWN_PROPERTY: ""}
+    with explaining(f"note that collection {collection} is published"):
+        client.alter_collection_properties(collection, properties, timeout=CALL_SECONDS)
+
+
+def withdraw(client: "MilvusClient", collection: str, withdrawn: bool = True) -> None:
+    """Keep a collection from being published by itself again, or allow it."""
+    with explaining(f"note that collection {collection} is withdrawn"):
+        client.alter_collection_properties(
+            collection, {WITHDRAWN_PROPERTY: "yes" if withdrawn else ""}, timeout=CALL_SECONDS
+        )
+
+
+def is_withdrawn(client: "MilvusClient", collection: str) -> bool:
+    """Whether the collection was rolled back from."""
+    with explaining(f"describe collection {collection}"):
+        publication = _publication(client, collection)
+    return publication is not None and publication.withdrawn
+
+
+def _publication(client: "MilvusClient", name: str) -> Publication | None:
+    description = client.describe_collection(name, timeout=CALL_SECONDS)
+    provenance = provenance_of(description)
+    if provenance is None:
+        return None
+    properties = description.get("properties", {})
+    return Publication(
+        name, provenance, int(properties.get(PUBLISHED_PROPERTY) or 0), bool(properties.get(WITHDRAWN_PROPERTY))
+    )

@@ -1,7 +1,6 @@
 """Reach Milvus: a Milvus Lite directory, a Milvus server or Zilliz Cloud, by one uri.
 
-What the three do differently is named where it matters: `is_lite` here, index parameters in
-`index`, the page size of a full read and releasing partitions in `sync`.
+What the three do differently once they are reached stands in `deployment`.
 """
 
 import json
@@ -135,12 +134,6 @@ def serve(data_dir: str, timeout_seconds: float = 60) -> Iterator[str]:
         server.stdout.close()
         if os.path.exists(note):
             os.unlink(note)
-
-
-def is_lite(client: "MilvusClient") -> bool:
-    """Whether the client talks to Milvus Lite, embedded or served."""
-    with explaining("tell its version"):
-        return str(client.get_server_version(timeout=CALL_SECONDS)).startswith("milvus_lite")
 
 
 @contextmanager

@@ -2,25 +2,32 @@
 
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from embedding_platform.errors import PlatformError
-from embedding_platform.milvus.connection import BUILD_SECONDS, CALL_SECONDS, explaining, is_lite
-from embedding_platform.spaces import INDEX_TYPES, Index, Metric, index_fault
+from embedding_platform.milvus.connection import BUILD_SECONDS, CALL_SECONDS, explaining
+from embedding_platform.milvus.deployment import deployment_of
+from embedding_platform.spaces import INDEX_TYPES, Index, Metric, index_fault, usual_index
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
+
+    from embedding_platform.milvus.partitions import Partition
 
 VECTOR_FIELD = "vector"
 
 INDEX_PROPERTY = "embedding_platform.index"
 
-MAX_HITS = 16_384
-"""Most rows that a Milvus server returns for one query vector or one query."""
+SEARCH_PROPERTY = "embedding_platform.search"
+
+THOROUGH_EF = 1024
+"""Candidates that HNSW looks at where a row must not be missed: ten times what its users choose."""
+
+PROBE_HITS = 10
 
 _QUERIES_PER_CALL = 256
 
@@ -46,7 +53,7 @@ def ensure_index(
     deadline = time.monotonic() + timeout_seconds
     wanted = _Built(index.type, dict(index.build), metric)
     found = _built(client, collection)
-    if found == wanted:
+    if found == wanted or (found is not None and _is_chosen(client, found, wanted)):
         _await_ready(client, collection, deadline, found)
         return False
     with explaining(f"build the index of collection {collection}"):
@@ -67,7 +74,7 @@ def ensure_index(
         )
         client.create_index(collection, parameters, timeout=timeout_seconds)
     found = _built(client, collection)
-    if found != wanted and not (found and _is_chosen_by_cloud(client, found, wanted)):
+    if found != wanted and not (found and _is_chosen(client, found, wanted)):
         raise PlatformError(
             f"Milvus built another index on {collection}: stored={found}, expected={wanted}; "
             "choose an index type that this Milvus has"
@@ -88,7 +95,7 @@ def ensure_loaded(client: "MilvusClient", collection: str, timeout_seconds: floa
 def ann_search(
     client: "MilvusClient",
     collection: str,
-    partition: str | None,
+    partition: "Partition | None",
     queries: np.ndarray,
     k: int,
     index: Index,
@@ -96,7 +103,7 @@ def ann_search(
 ) -> list[list[tuple[str, float]]]:
     """The `k` nearest rows of each query, best first, as (id, score).
 
-    `queries` is float32 [q, d]; `partition` None searches all. Scores are as Milvus gives
+    `queries` is float32 [q, d]; without `partition` all rows are searched. Scores are as Milvus gives
     them: cosine or inner product (higher is better), or the squared L2 distance (lower).
     """
     ensure_loaded(client, collection)
@@ -110,12 +117,53 @@ def ann_search(
                 limit=k,
                 output_fields=["id"],
                 search_params=search_parameters(index, metric, k),
-                partition_names=None if partition is None else [partition],
+                filter=partition.where() if partition else "",
+                partition_names=partition.names if partition else None,
                 consistency_level="Strong",
                 timeout=CALL_SECONDS,
             )
         hits += [[(str(hit["id"]), float(hit["distance"])) for hit in answer] for answer in answers]
     return hits
+
+
+def await_searchable(
+    client: "MilvusClient",
+    partition: "Partition",
+    rows: Sequence[Mapping[str, Any]],
+    index: Index,
+    metric: Metric,
+    timeout_seconds: float,
+) -> None:
+    """Search the partition with the vectors of rows just written, until each of them is found.
+
+    A row counts as found where its place is taken by rows that are as near.
+
+    Raises:
+        PlatformError: if a row is not found in time.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    waiting = list(rows)
+    while waiting:
+        vectors = np.stack([np.asarray(row[VECTOR_FIELD], np.float32) for row in waiting])
+        answers = ann_search(client, partition.collection, partition, vectors, PROBE_HITS, thorough(index), metric)
+        waiting = [row for row, hits in zip(waiting, answers, strict=True) if not _is_among(row, hits, metric)]
+        if waiting and time.monotonic() >= deadline:
+            raise PlatformError(
+                f"{len(waiting)} of {len(rows)} rows just written to {partition} are not found by search after "
+                f"{timeout_seconds:g} s, such as {waiting[0]['id']}; see the load of Milvus, or raise "
+                "milvus.searchable_seconds, then run again"
+            )
+        if waiting:
+            time.sleep(0.2)
+
+
+def _is_among(row: Mapping[str, Any], hits: Sequence[tuple[str, float]], metric: Metric) -> bool:
+    if any(found == row["id"] for found, _ in hits):
+        return True
+    square = float(np.square(np.asarray(row[VECTOR_FIELD], np.float64)).sum())
+    own = {"COSINE": 1.0, "IP": square, "L2": 0.0}[metric]
+    # Rows that are as near may stand in its place, but only where they fill all places.
+    return len(hits) == PROBE_HITS and recall_at_k([[hits[-1][1]]], [[own]], 1, metric) == 1.0
 
 
 def search_parameters(index: Index, metric: Metric, k: int) -> dict[str, Any]:
@@ -124,6 +172,43 @@ def search_parameters(index: Index, metric: Metric, k: int) -> dict[str, Any]:
     if "ef" in parameters:
         parameters["ef"] = max(parameters["ef"], k)
     return {"metric_type": metric, "params": parameters}
+
+
+def present_index(client: "MilvusClient", collection: str) -> Index:
+    """The index that a collection has, with what search parameters were kept for it, else the usual ones."""
+    found = _built(client, collection)
+    index = usual_index(found.type, found.build, {}) if found else usual_index("FLAT", {}, {})
+    return tuned(client, collection, index)
+
+
+def thorough(index: Index) -> Index:
+    """The same index, searched with so much effort that hardly a row is missed."""
+    effort = {"ef": THOROUGH_EF, "nprobe": index.build.get("nlist", 1)}
+    return replace(index, search={name: max(value, effort[name]) for name, value in index.search.items()})
+
+
+def tuned(client: "MilvusClient", collection: str, index: Index) -> Index:
+    """The index with the search parameters that `keep_search` stored for it; as it is without any.
+
+    What was stored counts as long as settings name the index that it was found for.
+    """
+    with explaining(f"describe collection {collection}"):
+        properties = client.describe_collection(collection, timeout=CALL_SECONDS).get("properties", {})
+    kept = json.loads(properties.get(SEARCH_PROPERTY) or "{}")
+    if kept.get("of") != _plain(index):
+        return index
+    return replace(index, search=kept["search"])
+
+
+def keep_search(client: "MilvusClient", collection: str, index: Index, search: Mapping[str, int]) -> None:
+    """Make `search` the collection's default parameters for `index`."""
+    kept = json.dumps({"of": _plain(index), "search": dict(search)}, sort_keys=True)
+    with explaining(f"store search parameters with collection {collection}"):
+        client.alter_collection_properties(collection, {SEARCH_PROPERTY: kept}, timeout=CALL_SECONDS)
+
+
+def _plain(index: Index) -> dict[str, Any]:
+    return {"type": index.type, "build": dict(index.build), "search": dict(index.search)}
 
 
 def recall_at_k(
@@ -171,8 +256,8 @@ def _built(client: "MilvusClient", collection: str) -> _Built | None:
         if not names:
             return None
         described = client.describe_index(collection, names[0], timeout=CALL_SECONDS)
-        # Milvus Lite does not describe build parameters: there our own note has to do.
-        if is_lite(client):
+        # Where build parameters are not described, our own note has to do.
+        if not deployment_of(client).describes_index:
             properties = client.describe_collection(collection, timeout=CALL_SECONDS)["properties"]
             build = json.loads(properties.get(INDEX_PROPERTY, "{}"))
         else:
@@ -188,9 +273,9 @@ def _built(client: "MilvusClient", collection: str) -> _Built | None:
     )
 
 
-def _is_chosen_by_cloud(client: "MilvusClient", found: _Built, wanted: _Built) -> bool:
-    """Zilliz Cloud builds AUTOINDEX whatever is asked."""
-    return not client.is_self_hosted and found.type == "AUTOINDEX" and found.metric == wanted.metric
+def _is_chosen(client: "MilvusClient", found: _Built, wanted: _Built) -> bool:
+    """Whether this is what the deployment builds in place of the index asked for."""
+    return deployment_of(client).chooses_index and found.type == "AUTOINDEX" and found.metric == wanted.metric
 
 
 def _await_ready(client: "MilvusClient", collection: str, deadline: float, found: _Built | None) -> None:

@@ -8,8 +8,9 @@ import numpy as np
 
 from embedding_platform.errors import PlatformError
 from embedding_platform.milvus.connection import CALL_SECONDS, explaining
-from embedding_platform.milvus.index import VECTOR_FIELD, ensure_loaded, search_parameters
-from embedding_platform.milvus.schema import FIELD_NAMES, SCALAR_NAMES, partition_name
+from embedding_platform.milvus.index import VECTOR_FIELD, ensure_loaded, search_parameters, tuned
+from embedding_platform.milvus.partitions import source_filter
+from embedding_platform.milvus.schema import FIELD_NAMES, SCALAR_NAMES, partition_name, read_provenance
 from embedding_platform.spaces import Index, Metric
 
 if TYPE_CHECKING:
@@ -35,16 +36,18 @@ def search_rows(
     Raises:
         PlatformError: an unknown source, no such collection, or Milvus fails.
     """
-    partitions = None if sources is None else _partitions_of(client, alias, sources)
-    if partitions == []:
+    if sources is not None and not sources:
         return []
     ensure_loaded(client, alias)
+    partitions, condition = (None, "") if sources is None else _restriction(client, alias, sources)
+    index = tuned(client, alias, index)
     with explaining(f"search {alias}"):
         answers = client.search(
             alias,
             data=[vector],
             anns_field=VECTOR_FIELD,
             limit=limit,
+            filter=condition,
             output_fields=list(SCALAR_NAMES),
             search_params=search_parameters(index, metric, limit),
             partition_names=partitions,
@@ -82,31 +85,43 @@ def get_rows(client: "MilvusClient", collection: str, ids: Sequence[str]) -> lis
     return [found[row_id] for row_id in ids if row_id in found]
 
 
-def _partitions_of(client: "MilvusClient", alias: str, sources: Sequence[str]) -> list[str]:
+def _restriction(client: "MilvusClient", alias: str, sources: Sequence[str]) -> tuple[list[str] | None, str]:
+    """Partition names and filter that restrict a search to the sources."""
+    keyed = read_provenance(client, alias).layout == "keyed"
     with explaining(f"list the partitions of {alias}"):
-        present = client.list_partitions(alias, timeout=CALL_SECONDS)
+        present = [] if keyed else client.list_partitions(alias, timeout=CALL_SECONDS)
     for source in sources:
-        if partition_name(source) not in present:
+        there = _source_of(client, alias, source_filter([source])) if keyed else partition_name(source) in present
+        if not there:
             known = _known_sources(client, alias, present)
             raise PlatformError(
                 f"unknown source {source!r} in {alias}; "
                 + (f"choose among {', '.join(known)}" if known else "it holds no source yet")
             )
-    return [partition_name(source) for source in sources]
+    return (None, source_filter(sources)) if keyed else ([partition_name(source) for source in sources], "")
 
 
 def _known_sources(client: "MilvusClient", alias: str, partitions: Sequence[str]) -> list[str]:
-    ensure_loaded(client, alias)
-    known = []
-    with explaining(f"list the sources of {alias}"):
-        for partition in partitions[:_SOURCES_NAMED]:
-            answer = client.query(
-                alias,
-                filter='id >= ""',
-                output_fields=["source"],
-                partition_names=[partition],
-                limit=1,
-                timeout=CALL_SECONDS,
-            )
-            known += [row["source"] for row in answer]
+    """Sources by name, one for each partition, or one after the other where a key places the rows."""
+    known: list[str] = []
+    for place in range(_SOURCES_NAMED):
+        if partitions:
+            found = _source_of(client, alias, "", partitions[place]) if place < len(partitions) else []
+        else:
+            found = _source_of(client, alias, f"not ({source_filter(known)})" if known else "")
+        known += found
     return sorted(set(known))
+
+
+def _source_of(client: "MilvusClient", alias: str, condition: str, partition: str | None = None) -> list[str]:
+    """The source of one row that meets the condition; nothing without such a row."""
+    with explaining(f"list the sources of {alias}"):
+        answer = client.query(
+            alias,
+            filter=condition or 'id >= ""',
+            output_fields=["source"],
+            partition_names=[partition] if partition else None,
+            limit=1,
+            timeout=CALL_SECONDS,
+        )
+    return [row["source"] for row in answer]

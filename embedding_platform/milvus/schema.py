@@ -4,14 +4,17 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from embedding_platform.errors import PlatformError
-from embedding_platform.milvus.connection import CALL_SECONDS, explaining, is_lite
+from embedding_platform.increments import series_of
+from embedding_platform.milvus.connection import CALL_SECONDS, explaining
+from embedding_platform.milvus.deployment import deployment_of
 from embedding_platform.milvus.index import VECTOR_FIELD, ensure_index
 from embedding_platform.records import digest
 from embedding_platform.spaces import Index, Metric
@@ -25,10 +28,25 @@ MAX_TEXT_BYTES = 65_535
 MAX_ATTRIBUTES_BYTES = 65_536
 """Longest JSON value of a Milvus server."""
 
+KEY_FIELD = "source"
+"""The field by which a keyed collection places its rows."""
+
 PROVENANCE_PROPERTY = "embedding_platform.provenance"
 
-_ROW_LAYOUT = "1"
+Layout: TypeAlias = Literal["named", "keyed"]
+"""How a collection keeps the rows of a source together: a partition of its own, or the partition key."""
+
+_SCHEMA = "2"
+"""Part of a collection's name: other fields make another collection, filled from the stored vectors."""
+
+_ROW_LAYOUT = "2"
 """Part of every row's version: another way to fill a row from a segment makes all rows stale."""
+
+_PLACE_OF_MODEL = ("model", "revision")
+"""Where a model lies decides nothing: the fingerprint tells which one it is."""
+
+_PLACE_DIGITS = 16
+"""Hex digits of a row's version that tell of its collection and root; the others tell of its segment."""
 
 _FIELDS: Mapping[str, tuple[str, Mapping[str, int]]] = {
     "id": ("VARCHAR", {"max_length": 32}),
@@ -46,6 +64,7 @@ _FIELDS: Mapping[str, tuple[str, Mapping[str, int]]] = {
     "version": ("VARCHAR", {"max_length": 64}),
     "attributes": ("JSON", {}),
     "run_id": ("VARCHAR", {"max_length": 64}),
+    "fingerprint": ("VARCHAR", {"max_length": 64}),
     "model": ("VARCHAR", {"max_length": 1024}),
     "embedded_at": ("VARCHAR", {"max_length": 40}),
 }
@@ -56,8 +75,8 @@ SCALAR_NAMES = tuple(name for name in _FIELDS if name != VECTOR_FIELD)
 class Row(TypedDict):
     """One row of a collection: a segment, its vector float32 [d], and who made it when.
 
-    `version` is a digest of everything but the vector's provenance (`run_id`, `model`,
-    `embedded_at`); two rows of equal id and version need no writing.
+    `version` is a digest of everything, fingerprint and content hash among it, but `run_id`,
+    `model` and `embedded_at`; two rows of equal id and version need no writing.
     """
 
     id: str
@@ -75,6 +94,7 @@ class Row(TypedDict):
     version: str
     attributes: dict[str, Any]
     run_id: str
+    fingerprint: str
     model: str
     embedded_at: str
 
@@ -93,11 +113,13 @@ class Provenance:
     dimension: int
     metric: Metric
     normalised: bool
+    pooling: str = ""
+    layout: Layout = "named"
 
 
-def collection_name(space_key: str, fingerprint: str) -> str:
-    """Name of the collection of one space and fingerprint: `image_clip_3fa9c1d2e4b5`."""
-    return f"{alias_name(space_key)}_{fingerprint[:12]}"
+def collection_name(space_key: str, fingerprint: str, layout: Layout = "named") -> str:
+    """Name of the collection of one space, fingerprint and layout: `image_clip_3fa9c1d2e4b5_named2`."""
+    return f"{alias_name(space_key)}_{fingerprint[:12]}_{layout}{_SCHEMA}"
 
 
 def alias_name(space_key: str) -> str:
@@ -113,13 +135,13 @@ def partition_name(source: str) -> str:
 def ensure_collection(client: "MilvusClient", provenance: Provenance, index: Index) -> str:
     """Create the collection of `provenance`, or check that it is as it should be; its name.
 
-    On a server the index is built at once, because a server answers no query without one;
-    on Milvus Lite it is left to `ensure_index` after the load, which is several times faster.
+    Where no query works without an index it is built at once; elsewhere that is left to
+    `ensure_index` after the load, which is several times faster.
 
     Raises:
         PlatformError: the collection differs; every difference is named.
     """
-    name = collection_name(provenance.space, provenance.fingerprint)
+    name = collection_name(provenance.space, provenance.fingerprint, provenance.layout)
     if not _exists(client, name):
         try:
             _create(client, name, provenance)
@@ -134,7 +156,7 @@ def ensure_collection(client: "MilvusClient", provenance: Provenance, index: Ind
             f"collection {name} in Milvus differs: {'; '.join(differences)}; "
             "drop the collection and run again: its rows are made anew from the stored vectors"
         )
-    if not is_lite(client) and not client.list_indexes(name, timeout=CALL_SECONDS):
+    if deployment_of(client).needs_index and not client.list_indexes(name, timeout=CALL_SECONDS):
         ensure_index(client, name, index, provenance.metric)
     return name
 
@@ -169,32 +191,50 @@ def provenance_of(description: Mapping[str, Any]) -> Provenance | None:
         return None
 
 
-def row_versions(segments: pa.Table, source: str) -> pd.Series:
-    """Versions of the rows that a table of schema SEGMENTS should have; the index is the id."""
-    versions = [_version(segment, source) for segment in segments.to_pylist()]
-    return pd.Series(versions, index=pd.Index(segments["segment_id"].to_pylist(), dtype="str"), dtype="str")
+def row_versions(segments: pa.Table, root: str, fingerprint: str) -> pd.Series:
+    """Versions of the rows that segments should have; the index is the id.
+
+    `segments` has the columns `segment_id` and `row_version` of SEGMENTS, `root` is what the
+    uris of the source begin with, and `fingerprint` that of the collection.
+    """
+    place = digest(_ROW_LAYOUT, root, fingerprint)[:_PLACE_DIGITS]
+    versions = pc.binary_join_element_wise(
+        pc.utf8_slice_codeunits(segments["row_version"], 0, 64 - _PLACE_DIGITS), pa.scalar(place), ""
+    )
+    return series_of(segments["segment_id"], versions)
+
+
+@dataclass(frozen=True)
+class Maker:
+    """What the rows of a source share: whose they are, and what made their vectors.
+
+    `root` is what the uris of the source begin with.
+    """
+
+    source: str
+    root: str
+    model: str
+    fingerprint: str
 
 
 def make_rows(
-    segments: pa.Table,
-    source: str,
-    vectors: np.ndarray,
-    model: str,
-    run_ids: Sequence[str],
-    embedded_at: Sequence[str],
+    segments: pa.Table, maker: Maker, vectors: np.ndarray, run_ids: Sequence[str], embedded_at: Sequence[str]
 ) -> list[Row]:
     """The rows of a table of schema SEGMENTS, whose vectors are float32 [len(segments), d].
 
     `run_ids` and `embedded_at` (ISO 8601) tell of each vector who made it when. A text that a
     server could not hold is cut at a character boundary; the attributes say so.
     """
+    versions = row_versions(segments, maker.root, maker.fingerprint)
     return [
-        _row(segment, source, vector, model, run_id, when)
-        for segment, vector, run_id, when in zip(segments.to_pylist(), vectors, run_ids, embedded_at, strict=True)
+        _row(segment, version, maker, vector, run_id, when)
+        for segment, version, vector, run_id, when in zip(
+            segments.to_pylist(), versions, vectors, run_ids, embedded_at, strict=True
+        )
     ]
 
 
-def _row(segment: dict[str, Any], source: str, vector: np.ndarray, model: str, run_id: str, when: str) -> Row:
+def _row(segment: dict[str, Any], version: str, maker: Maker, vector: np.ndarray, run_id: str, when: str) -> Row:
     attributes: dict[str, Any] = json.loads(segment["attributes"])
     if len(segment["attributes"].encode()) > MAX_ATTRIBUTES_BYTES - 64:
         attributes = {"attributes_dropped": True}
@@ -204,7 +244,7 @@ def _row(segment: dict[str, Any], source: str, vector: np.ndarray, model: str, r
     return Row(
         id=segment["segment_id"],
         vector=vector,
-        source=source,
+        source=maker.source,
         uri=segment["uri"],
         path=segment["path"],
         role=segment["role"],
@@ -214,10 +254,11 @@ def _row(segment: dict[str, Any], source: str, vector: np.ndarray, model: str, r
         text=text,
         content_hash=segment["content_hash"],
         item_version=segment["item_version"],
-        version=_version(segment, source),
+        version=version,
         attributes=attributes,
         run_id=run_id,
-        model=model,
+        fingerprint=maker.fingerprint,
+        model=maker.model,
         embedded_at=when,
     )
 
@@ -227,12 +268,6 @@ def cut_to_bytes(text: str, limit: int) -> str:
     if len(text) * 4 <= limit:
         return text
     return text.encode()[:limit].decode(errors="ignore")
-
-
-def _version(segment: Mapping[str, Any], source: str) -> str:
-    names = ("segment_id", "uri", "path", "role", "position", "start", "end", "content_hash", "item_version")
-    scalars = [str(segment[name]) for name in names]
-    return digest(_ROW_LAYOUT, source, *scalars, segment["text"] or "", segment["attributes"])
 
 
 def _exists(client: "MilvusClient", name: str) -> bool:
@@ -246,7 +281,13 @@ def _create(client: "MilvusClient", name: str, provenance: Provenance) -> None:
     stored = json.dumps(asdict(provenance))
     schema = client.create_schema(auto_id=False, enable_dynamic_field=False, description=stored)
     for field, (kind, parameters) in _fields(provenance).items():
-        schema.add_field(field, DataType[kind], is_primary=field == "id", **parameters)
+        schema.add_field(
+            field,
+            DataType[kind],
+            is_primary=field == "id",
+            is_partition_key=field == KEY_FIELD and provenance.layout == "keyed",
+            **parameters,
+        )
     with explaining(f"create collection {name}"):
         client.create_collection(
             name,
@@ -269,14 +310,24 @@ def _differences(description: Mapping[str, Any], provenance: Provenance) -> list
     found = [
         f"{name} stored={value!r}, expected={expected[name]!r}"
         for name, value in asdict(stored_provenance).items()
-        if value != expected[name]
+        if value != expected[name] and name not in _PLACE_OF_MODEL
     ]
     stored = {
-        field["name"]: {"type": field["type"].name, "primary": bool(field.get("is_primary")), **field["params"]}
+        field["name"]: {
+            "type": field["type"].name,
+            "primary": bool(field.get("is_primary")),
+            "partition key": bool(field.get("is_partition_key")),
+            **field["params"],
+        }
         for field in description["fields"]
     }
     wanted = {
-        name: {"type": kind, "primary": name == "id", **parameters}
+        name: {
+            "type": kind,
+            "primary": name == "id",
+            "partition key": name == KEY_FIELD and provenance.layout == "keyed",
+            **parameters,
+        }
         for name, (kind, parameters) in _fields(provenance).items()
     }
     found += [f"field {name} is missing" for name in wanted if name not in stored]

@@ -4,16 +4,20 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from embedding_platform.errors import PlatformError
-from embedding_platform.increments import Increment, diff
-from embedding_platform.milvus.connection import CALL_SECONDS, explaining, is_lite
-from embedding_platform.milvus.index import MAX_HITS, ensure_loaded
-from embedding_platform.milvus.schema import partition_name
+from embedding_platform.increments import Increment, diff, series_of
+from embedding_platform.milvus.connection import CALL_SECONDS, explaining
+from embedding_platform.milvus.deployment import deployment_of
+from embedding_platform.milvus.index import VECTOR_FIELD, ensure_loaded
+from embedding_platform.milvus.partitions import Partition, ensure_partition, has_partition
+from embedding_platform.milvus.query import get_rows
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
@@ -24,12 +28,35 @@ BATCH_BYTES = 32 * 2**20
 
 REPAIRS = 2
 
-_DEFAULT_PARTITION = "_default"
-"""Every collection has it, and none can drop it."""
+MOST_PROBES = 5
+"""Rows just written that a search has to find: the first of so many batches."""
 
-_LITE_PAGE = 262_144
-_HEX = "0123456789abcdef"
-_ID_DIGITS = 32
+PROVENANCE_FIELDS = ("run_id", "model", "embedded_at")
+"""Fields that may differ between rows of one version: a vector that was made twice has two makers, and a
+model may have been moved."""
+
+FULL_PAGE = 0.75
+"""Share of a page that a range of ids is meant to fill: ids are hashes, so that ranges fill alike."""
+
+_PREFIX_DIGITS = 8
+_PREFIXES = 16**_PREFIX_DIGITS
+
+Rows: TypeAlias = Callable[[pd.Index], Iterable[Sequence[Mapping[str, Any]]]]
+"""Given row ids, yields lists of complete rows (`schema.Row`) for them, in any order and batching."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A partition against what it should hold.
+
+    `actual` is the version of each row by id, as Milvus has it. `altered` rows have the
+    version that they should have and other contents; they are stale in `increment`.
+    """
+
+    actual: pd.Series
+    increment: Increment
+    altered: pd.Index
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -38,7 +65,7 @@ class SyncReport:
 
     `counts` is the increment met at the start (new, stale, orphaned, unchanged), `upserted`
     and `deleted` are rows sent, `repaired` those that only the read-back showed to be wrong,
-    `batches` write calls.
+    `batches` write calls. `probes` are some of the rows just upserted, at most MOST_PROBES.
     """
 
     counts: Mapping[str, int]
@@ -48,34 +75,67 @@ class SyncReport:
     batches: int
     write_seconds: float
     verify_seconds: float
+    probes: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One write, and some of the rows that it wrote."""
+
+    verb: Literal["upsert", "delete"]
+    rows: int
+    probes: tuple[Mapping[str, Any], ...] = ()
+
+
+def compare_partition(
+    client: "MilvusClient", partition: Partition, desired: pd.Series, sample: Iterable[Sequence[Mapping[str, Any]]] = ()
+) -> Comparison:
+    """Read the partition's ids and versions back and compare them with the desired ones.
+
+    `sample` are whole rows as they should be, in batches: those of them that seem unchanged are
+    read back in whole too, vector included, so that a row is found out that somebody altered
+    without touching its version.
+    """
+    started = time.perf_counter()
+    actual = read_rows(client, partition, expected=len(desired))
+    increment = diff(desired, actual)
+    altered: list[str] = []
+    for rows in sample:
+        unchanged = set(increment.unchanged.intersection([row["id"] for row in rows]))
+        altered += differing(client, partition.collection, [row for row in rows if row["id"] in unchanged])
+    if altered:
+        increment = replace(
+            increment,
+            stale=increment.stale.append(pd.Index(altered, dtype="str")),
+            unchanged=increment.unchanged.difference(altered, sort=False),
+        )
+    return Comparison(actual, increment, pd.Index(altered, dtype="str"), time.perf_counter() - started)
 
 
 def sync_partition(
     client: "MilvusClient",
-    collection: str,
-    partition: str,
+    partition: Partition,
     desired: pd.Series,
-    rows: Callable[[pd.Index], Iterable[Sequence[Mapping[str, Any]]]],
+    rows: Rows,
     progress: Callable[[int], None] | None = None,
+    found: Comparison | None = None,
 ) -> SyncReport:
     """Upsert the new and stale rows, delete the orphaned ones, read all back and repair.
 
-    `desired` maps row id (index) to row version. `rows` is given ids and yields lists of
-    complete rows (`schema.Row`) for them, in any order and batching. `progress` hears after
-    each call how many rows are written or deleted so far. Every call is durable by itself and
-    may be repeated, so a sync that was killed is finished by the next one; where nothing
-    differs, nothing is written.
+    `desired` maps row id (index) to row version. `progress` hears after each call how many rows
+    are written or deleted so far; `found` is a comparison that was made just before. Every call
+    is durable by itself and may be repeated, so a sync that was killed is finished by the next
+    one; where nothing differs, nothing is written.
 
     Raises:
         PlatformError: Milvus fails, or still holds other rows after two repairs.
     """
-    started = time.perf_counter()
-    actual = read_rows(client, collection, partition, expected=len(desired))
-    verify_seconds = time.perf_counter() - started
-    increment = diff(desired, actual)
+    found = found or compare_partition(client, partition, desired)
+    actual, increment, verify_seconds = found.actual, found.increment, found.seconds
     counts = increment.counts()
     done = upserted = deleted = repaired = batches = 0
     write_seconds = 0.0
+    probes: list[Mapping[str, Any]] = []
 
     for attempt in range(1 + REPAIRS):
         if increment.is_empty:
@@ -83,110 +143,92 @@ def sync_partition(
         if attempt:
             repaired += len(increment.new) + len(increment.stale) + len(increment.orphaned)
         started = time.perf_counter()
-        for verb, count in _apply(client, collection, partition, increment, actual, rows):
+        for call in _apply(client, partition, increment, actual, rows):
             batches += 1
-            done += count
-            upserted += count if verb == "upsert" else 0
-            deleted += count if verb == "delete" else 0
+            done += call.rows
+            if call.verb == "upsert":
+                upserted += call.rows
+                probes += call.probes if len(probes) < MOST_PROBES else ()
+            else:
+                deleted += call.rows
             if progress is not None:
                 progress(done)
-        written = time.perf_counter()
-        actual = read_rows(client, collection, partition, expected=len(desired))
+        ended = time.perf_counter()
+        actual = read_rows(client, partition, expected=len(desired))
         increment = diff(desired, actual)
-        write_seconds += written - started
-        verify_seconds += time.perf_counter() - written
+        write_seconds += ended - started
+        verify_seconds += time.perf_counter() - ended
 
     if not increment.is_empty:
         wrong = increment.new.append(increment.stale).append(increment.orphaned)
         raise PlatformError(
-            f"partition {partition} of {collection} still differs after {REPAIRS} repairs: "
+            f"{partition} still differs after {REPAIRS} repairs: "
             f"{len(increment.new)} missing, {len(increment.stale)} of another version or twice, "
             f"{len(increment.orphaned)} too many, such as {', '.join(map(str, wrong[:3]))}; "
             "see that nobody else writes to it, then run again"
         )
-    return SyncReport(counts, upserted, deleted, repaired, batches, write_seconds, verify_seconds)
+    return SyncReport(counts, upserted, deleted, repaired, batches, write_seconds, verify_seconds, tuple(probes))
 
 
-def read_rows(client: "MilvusClient", collection: str, partition: str, expected: int = 0) -> pd.Series:
+def read_rows(client: "MilvusClient", partition: Partition, expected: int = 0) -> pd.Series:
     """Versions of all rows of a partition by id, at Strong consistency; an absent one is empty.
 
     A key that Milvus answers twice is there twice. Rows are read in ranges of the id, each
-    split in 16 when it overflows, because iterators over VARCHAR keys find nothing on Milvus
+    halved when it overflows, because iterators over VARCHAR keys find nothing on Milvus
     2.3.5. `expected` is a guess of the number of rows, which spares queries that overflow.
     """
-    with explaining(f"look for partition {partition} of {collection}"):
-        present = client.has_partition(collection, partition, timeout=CALL_SECONDS)
-    found: list[Mapping[str, Any]] = []
-    if present:
-        ensure_loaded(client, collection)
-        # Milvus Lite scans the collection for each query and knows no limit: fewer, larger pages.
-        page = _LITE_PAGE if is_lite(client) else MAX_HITS
-        ranges = [_Range("", None, "")]
-        while expected > 0.75 * page * len(ranges):
-            ranges = [part for whole in ranges for part in _split(whole)]
+    ids: list[pa.Array] = []
+    versions: list[pa.Array] = []
+    if not partition.name or has_partition(client, partition):
+        ensure_loaded(client, partition.collection)
+        page = deployment_of(client).page_rows
+        ranges = _ranges(1 + int(expected / (FULL_PAGE * page)))
         while ranges:
-            asked = ranges.pop()
-            answer = _read_range(client, collection, partition, asked, page)
+            first, last = ranges.pop()
+            answer = _read_range(client, partition, first, last, page)
             if len(answer) < page:
-                found += answer
-            elif len(asked.prefix) == _ID_DIGITS:
+                ids.append(pa.array([row["id"] for row in answer], pa.string()))
+                versions.append(pa.array([row["version"] for row in answer], pa.string()))
+            elif last - first == 1:
                 raise PlatformError(
-                    f"partition {partition} of {collection} holds {page} rows or more from id {asked.lower!r} on; "
-                    "drop the partition and run again"
+                    f"{partition} holds {page} rows or more from id {_lower(first)!r} on; "
+                    "drop what is not ours and run again"
                 )
             else:
-                ranges += _split(asked)
-    ids = pd.Index([row["id"] for row in found], dtype="str")
-    return pd.Series([row["version"] for row in found], index=ids, dtype="str")
+                middle = (first + last) // 2
+                ranges += [(first, middle), (middle, last)]
+    return series_of(pa.chunked_array(ids, pa.string()), pa.chunked_array(versions, pa.string()))
 
 
-def drop_partition(client: "MilvusClient", collection: str, source: str) -> None:
-    """Remove a source's partition with all its rows; an absent one is no error."""
-    _drop(client, collection, partition_name(source))
+def differing(client: "MilvusClient", collection: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Ids of those rows that Milvus holds with another value in any field but PROVENANCE_FIELDS."""
+    stored = {row["id"]: row for row in get_rows(client, collection, [row["id"] for row in rows])}
+    return [row["id"] for row in rows if row["id"] not in stored or not _equal(row, stored[row["id"]])]
 
 
-def drop_other_partitions(client: "MilvusClient", collection: str, sources: Iterable[str]) -> int:
-    """Remove the partitions of all sources but these, with all their rows; the number removed."""
-    kept = {_DEFAULT_PARTITION, *map(partition_name, sources)}
-    with explaining(f"list the partitions of {collection}"):
-        others = [name for name in client.list_partitions(collection, timeout=CALL_SECONDS) if name not in kept]
-    for partition in others:
-        _drop(client, collection, partition)
-    return len(others)
-
-
-def _drop(client: "MilvusClient", collection: str, partition: str) -> None:
-    with explaining(f"drop partition {partition} of {collection}"):
-        if not client.has_partition(collection, partition, timeout=CALL_SECONDS):
-            return
-        # A server drops no loaded partition; Milvus Lite cannot release one alone, and need not.
-        if not is_lite(client):
-            client.release_partitions(collection, [partition], timeout=CALL_SECONDS)
-        client.drop_partition(collection, partition, timeout=CALL_SECONDS)
+def _equal(row: Mapping[str, Any], stored: Mapping[str, Any]) -> bool:
+    plain = [name for name in row if name not in (VECTOR_FIELD, *PROVENANCE_FIELDS)]
+    vector = np.asarray(stored[VECTOR_FIELD], np.float32)
+    return all(row[name] == stored[name] for name in plain) and np.array_equal(row[VECTOR_FIELD], vector)
 
 
 def _apply(
-    client: "MilvusClient",
-    collection: str,
-    partition: str,
-    increment: Increment,
-    actual: pd.Series,
-    rows: Callable[[pd.Index], Iterable[Sequence[Mapping[str, Any]]]],
-) -> Iterator[tuple[str, int]]:
-    """Write an increment, yielding (verb, rows) after each call."""
+    client: "MilvusClient", partition: Partition, increment: Increment, actual: pd.Series, rows: Rows
+) -> Iterator[_Call]:
+    """Write an increment, yielding after each call what it was."""
     written = increment.new.append(increment.stale)
     repeated = actual.index[actual.index.duplicated()].unique().intersection(increment.stale)
-    yield from _delete(client, collection, partition, repeated)
+    yield from _delete(client, partition, repeated)
     if len(written):
-        _ensure_partition(client, collection, partition)
+        ensure_partition(client, partition)
         for batch in _batches(itertools.chain.from_iterable(rows(written))):
-            with explaining(f"write {len(batch)} rows to {collection}"):
-                client.upsert(collection, batch, partition_name=partition, timeout=CALL_SECONDS)
-            yield "upsert", len(batch)
-    yield from _delete(client, collection, partition, increment.orphaned)
+            with explaining(f"write {len(batch)} rows of {partition}"):
+                client.upsert(partition.collection, batch, partition_name=partition.name or None, timeout=CALL_SECONDS)
+            yield _Call("upsert", len(batch), (batch[0],))
+    yield from _delete(client, partition, increment.orphaned)
 
 
-def _delete(client: "MilvusClient", collection: str, partition: str, ids: pd.Index) -> Iterator[tuple[str, int]]:
+def _delete(client: "MilvusClient", partition: Partition, ids: pd.Index) -> Iterator[_Call]:
     """Delete keys that were read from this partition, never by a filter on other fields.
 
     A server that was told to write a key to two partitions keeps both rows, and the partition
@@ -195,19 +237,9 @@ def _delete(client: "MilvusClient", collection: str, partition: str, ids: pd.Ind
     """
     for first in range(0, len(ids), BATCH_ROWS):
         batch = ids[first : first + BATCH_ROWS].tolist()
-        with explaining(f"delete {len(batch)} rows from {collection}"):
-            client.delete(collection, ids=batch, partition_name=partition, timeout=CALL_SECONDS)
-        yield "delete", len(batch)
-
-
-def _ensure_partition(client: "MilvusClient", collection: str, partition: str) -> None:
-    try:
-        with explaining(f"create partition {partition} of {collection}"):
-            if not client.has_partition(collection, partition, timeout=CALL_SECONDS):
-                client.create_partition(collection, partition, timeout=CALL_SECONDS)
-    except PlatformError:
-        if not client.has_partition(collection, partition, timeout=CALL_SECONDS):
-            raise
+        with explaining(f"delete {len(batch)} rows of {partition}"):
+            client.delete(partition.collection, ids=batch, partition_name=partition.name or None, timeout=CALL_SECONDS)
+        yield _Call("delete", len(batch))
 
 
 def _batches(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
@@ -227,35 +259,29 @@ def _batches(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, An
 def _row_bytes(row: Mapping[str, Any]) -> int:
     """About what a row takes in a message: float32 values, UTF-8 texts, JSON, a little around."""
     texts = sum(len(value.encode()) for value in row.values() if isinstance(value, str))
-    return 4 * len(row["vector"]) + texts + len(json.dumps(row["attributes"])) + 128
+    return 4 * len(row[VECTOR_FIELD]) + texts + len(json.dumps(row["attributes"])) + 128
 
 
-@dataclass(frozen=True)
-class _Range:
-    """Ids from `lower` to below `upper` (None: no bound); those of ours share `prefix`."""
-
-    lower: str
-    upper: str | None
-    prefix: str
+def _ranges(count: int) -> list[tuple[int, int]]:
+    """Ranges of ids, from one prefix to below another, that together hold every id."""
+    ends = [_PREFIXES * place // count for place in range(count + 1)]
+    return list(itertools.pairwise(ends))
 
 
-def _split(whole: _Range) -> list[_Range]:
-    starts = [whole.lower, *(whole.prefix + digit for digit in _HEX[1:])]
-    ends = [*starts[1:], whole.upper]
-    return [_Range(lower, upper, whole.prefix + digit) for lower, upper, digit in zip(starts, ends, _HEX, strict=True)]
+def _lower(prefix: int) -> str:
+    return f"{prefix:0{_PREFIX_DIGITS}x}" if prefix else ""
 
 
-def _read_range(
-    client: "MilvusClient", collection: str, partition: str, asked: _Range, page: int
-) -> list[Mapping[str, Any]]:
-    bounds = f'id >= "{asked.lower}"' + ("" if asked.upper is None else f' and id < "{asked.upper}"')
-    with explaining(f"read the ids of partition {partition} of {collection}"):
+def _read_range(client: "MilvusClient", partition: Partition, first: int, last: int, page: int) -> list[dict[str, Any]]:
+    # Ids that are not ours may lie before and behind all prefixes.
+    bounds = f'id >= "{_lower(first)}"' + (f' and id < "{_lower(last)}"' if last < _PREFIXES else "")
+    with explaining(f"read the ids of {partition}"):
         return list(
             client.query(
-                collection,
-                filter=bounds,
+                partition.collection,
+                filter=partition.where(bounds),
                 output_fields=["id", "version"],
-                partition_names=[partition],
+                partition_names=partition.names,
                 limit=page,
                 consistency_level="Strong",
                 timeout=CALL_SECONDS,

@@ -128,6 +128,7 @@ def fingerprint(space: Space, precision: str = "float32") -> str:
         str(space.normalised),
         str(model.dimension),
         "float32" if is_full else "reduced",
+        *([f"generation {space.generation}"] if space.generation else []),
     )
 
 

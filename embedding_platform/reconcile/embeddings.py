@@ -1,9 +1,10 @@
 """`<modality>/<space>/embeddings`: segment contents against the vectors stored under the space's fingerprint."""
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
+from operator import attrgetter
 from time import perf_counter
 
 import numpy as np
@@ -13,41 +14,30 @@ import pyarrow.compute as pc
 
 from embedding_platform import layout, records, storage
 from embedding_platform.errors import RejectedError
-from embedding_platform.increments import Increment, diff
+from embedding_platform.increments import Increment, diff, index_of
 from embedding_platform.inference.stream import Embedded, Failed, embed_stream
-from embedding_platform.media.cutting import Cutting, read
+from embedding_platform.media.cutting import Cutting, code_version, read
 from embedding_platform.models.encoder import Encoder
-from embedding_platform.reconcile.files import stored_items
-from embedding_platform.reconcile.segments import CHANGED, Reject, check_unchanged, live_segments
-from embedding_platform.records import REJECTED, Content, Item, Segment
+from embedding_platform.reconcile.files import items_table
+from embedding_platform.reconcile.segments import CHANGED, Reject, check_unchanged, iterate_live_segments
+from embedding_platform.records import ITEMS, REJECTED, Content, Segment
 from embedding_platform.settings import BatchSettings
 from embedding_platform.spaces import Space
 from embedding_platform.vectors import judgement
 from embedding_platform.vectors import store as vector_store
+from embedding_platform.vectors.judged import Judged, judge_stored
 
 UNREADABLE = "unreadable"
 """What a reject's reason begins with when the segment gave no vector at all; a fault's name otherwise."""
-
-MOST_JUDGED = 100_000
-"""Stored vectors that one run judges again; beyond it, those that come first are the sample."""
 
 MOST_REPEATED = 20
 """Contents named of those that several segments share."""
 
 SECONDS_BETWEEN_PROGRESS = 0.2
 
+CHUNK_BYTES = 8 * 2**20
 SECONDS_PER_CHUNK = 60.0
-"""Work that a killed run may lose: a chunk is stored when it is full or this old."""
-
-
-@dataclass(frozen=True)
-class Judged:
-    """What re-reading the stored vectors showed."""
-
-    judged: int
-    norms: np.ndarray
-    faults: dict[str, list[str]]
-    spread: judgement.Spread | None
+"""Work that a killed run may lose: a chunk is stored when its vectors take so much, or when it is this old."""
 
 
 @dataclass(frozen=True)
@@ -95,58 +85,58 @@ def reconcile_embeddings(
     done and contents to do.
     """
     folder = layout.vectors_folder(store, space.key, fingerprint, source)
-    table = _segments_of(store, space, source, cutting, ["content_hash"])
-    desired = pd.Index(table["content_hash"].unique().to_pylist(), dtype=object)
+    contents = _contents(store, space, source, cutting)
+    desired = index_of(contents.unique())
     last_rejects = rejected_contents(store, space, source, fingerprint)
-    lasting = {row[2]: row for row in _lasting(last_rejects) if row[2] in desired}
-    increment = _increment(folder, desired, lasting)
+    lasting = _lasting(last_rejects, desired)
+    increment = _increment(folder, fingerprint, desired, list(lasting))
 
     started = perf_counter()
-    reused: pd.Index = pd.Index([], dtype=object)
+    reused: pd.Index = index_of(pa.array([], pa.string()))
     if len(increment.new):
         space_folder = layout.space_folder(store, space.key, fingerprint)
-        reused = vector_store.reuse(space_folder, folder, space.model.dimension, increment.new)
+        reused = vector_store.reuse(space_folder, folder, space.model.dimension, increment.new, fingerprint)
     needed = increment.new.difference(reused)
     seconds: dict[str, float] = {}
-    unsound: dict[str, Reject] = {}
+    rejects = lasting
     embedded, device, runtime, precision = 0, "", "", ""
     if len(needed):
         encoder = load_encoder()
         device, precision = encoder.device, encoder.precision
         seconds["load"] = perf_counter() - started
-        items = {item.path: item for item in stored_items(store, space.modality, source)}
-        files = _first_segments(store, space, source, cutting, needed)
+        files = _Files(store, space, source, cutting, needed)
         budgets = {role: getattr(batch, role) or encoder.budget(role) for role in space.roles}
-        reader = partial(_read_unchanged, space.modality, items)
-        outcomes = embed_stream(files, reader, encoder, budgets, batch.readers)
-        for chunk in _chunks(_told(outcomes, progress, len(needed)), batch.chunk):
+        outcomes = embed_stream(files.groups(), files.read, encoder, budgets, batch.readers)
+        size = batch.chunk or max(1, CHUNK_BYTES // (4 * space.model.dimension))
+        for chunk in _chunks(_told(outcomes, progress, len(needed)), size):
             sound, bad = _judge(chunk, space)
             if sound:
-                vector_store.append(folder, list(sound), np.stack(list(sound.values())), run_id, device)
+                vectors = np.stack(list(sound.values()))
+                vector_store.append(folder, list(sound), vectors, fingerprint, run_id, device)
             embedded += len(sound)
-            unsound |= bad
+            if bad:
+                rejects |= bad
+                _write_rejects(store, space, source, fingerprint, rejects)
         # Known now: a network that one runtime cannot take has gone to another when it started.
         runtime = encoder.runtime
         seconds["embed"] = perf_counter() - started - seconds["load"]
-        vector_store.compact(folder, space.model.dimension, desired)
+        kept = partial(_kept_contents, store, space, source, fingerprint, cutting)
+        vector_store.compact(folder, space.model.dimension, kept)
 
-    rejects = lasting | unsound
-    url = layout.rejected_vectors_url(store, space.key, fingerprint, source)
     if sorted(rejects.values()) != sorted(last_rejects):
-        storage.write_table(url, records.rejected_table(list(rejects.values())))
-    held = vector_store.stored_hashes(folder)
-    missing = desired.difference(held).difference(list(rejects))
-    judged = judge_stored(folder, space, desired)
+        _write_rejects(store, space, source, fingerprint, rejects)
+    judged = judge_stored(folder, space, desired, fingerprint)
     faults = {fault: list(judged.faults.get(fault, [])) for fault in judgement.FAULTS}
     for content, (*_, reason) in rejects.items():
         faults.setdefault(reason.split(": ")[0], []).append(content)
+    held = pa.chunked_array([pa.array(desired[judged.held], pa.string()).sort()])
     return EmbeddingsReport(
         increment=increment,
         embedded=embedded,
         reused=len(reused),
-        segments=table.num_rows,
+        segments=len(contents),
         contents=len(desired),
-        missing=missing.to_list(),
+        missing=desired[~judged.held].difference(list(rejects)).to_list(),
         rejected=sorted(rejects.values()),
         faults=faults,
         judged=judged,
@@ -154,9 +144,9 @@ def reconcile_embeddings(
         device=device,
         runtime=runtime,
         precision=precision,
-        duplicates=table.num_rows - len(desired),
-        repeated=_repeated(table["content_hash"].to_pylist()),
-        data_version=records.digest(fingerprint, *sorted(desired.intersection(held))),
+        duplicates=len(contents) - len(desired),
+        repeated=_repeated(contents),
+        data_version=records.digest(fingerprint, records.column_digest(held)),
     )
 
 
@@ -166,14 +156,16 @@ def embeddings_increment(store: str, space: Space, source: str, fingerprint: str
     Rejections by judgement count as dealt with. `orphaned` contents are kept for reuse until compaction.
     """
     folder = layout.vectors_folder(store, space.key, fingerprint, source)
-    table = _segments_of(store, space, source, cutting, ["content_hash"])
-    desired = pd.Index(table["content_hash"].unique().to_pylist(), dtype=object)
-    rejects = rejected_contents(store, space, source, fingerprint)
-    return _increment(folder, desired, [row[2] for row in _lasting(rejects) if row[2] in desired])
+    desired = index_of(_contents(store, space, source, cutting).unique())
+    lasting = _lasting(rejected_contents(store, space, source, fingerprint), desired)
+    return _increment(folder, fingerprint, desired, list(lasting))
 
 
-def _increment(folder: str, desired: pd.Index, judged: Iterable[str]) -> Increment:
-    return diff(_flat(desired), _flat(vector_store.stored_hashes(folder).union(list(judged), sort=False)))
+def _increment(folder: str, fingerprint: str, desired: pd.Index, rejected: list[str]) -> Increment:
+    dealt_with = vector_store.stored_hashes(folder, fingerprint)
+    if rejected:
+        dealt_with = dealt_with.append(pd.Index(rejected, dtype="str")).unique()
+    return diff(_flat(desired), _flat(dealt_with))
 
 
 def rejected_contents(store: str, space: Space, source: str, fingerprint: str) -> list[Reject]:
@@ -182,39 +174,65 @@ def rejected_contents(store: str, space: Space, source: str, fingerprint: str) -
     return records.rejected_rows(table)
 
 
-def judge_stored(folder: str, space: Space, live: pd.Index) -> Judged:
-    """Read stored vectors of live contents back and judge them, at most MOST_JUDGED."""
-    norms: list[np.ndarray] = []
-    sample: list[np.ndarray] = []
-    found: dict[str, list[str]] = {}
-    judged = 0
-    for part in vector_store.iterate(folder, space.model.dimension, live):
-        for content, fault in zip(part.hashes, judgement.faults(part.vectors, space), strict=True):
-            if fault:
-                found.setdefault(fault, []).append(content)
-        norms.append(judgement.norms_of(part.vectors))
-        if sum(map(len, sample)) < 2000:
-            sample.append(part.vectors[:2000])
-        judged += len(part.hashes)
-        if judged >= MOST_JUDGED:
-            break
-    spread = judgement.spread(np.concatenate(sample)) if sample else None
-    return Judged(judged, np.concatenate(norms) if norms else np.empty(0), found, spread)
+class _Files:
+    """The files that hold needed contents: one segment for each content, and a reader of what was listed alone."""
+
+    def __init__(self, store: str, space: Space, source: str, cutting: Cutting, needed: pd.Index) -> None:
+        self._space = space
+        self._needed = vector_store.Wanted(needed)
+        self._parts = partial(iterate_live_segments, store, space.modality, source, cutting)
+        # Text was taken from the file when it was cut.
+        self._listed = (
+            items_table(store, space.modality, source, ["path", "uri", "size", "modified"])
+            if set(space.roles) != {"text"}
+            else ITEMS.empty_table()
+        )
+        self._states: dict[str, tuple[str, int, str]] = {}
+
+    def groups(self) -> Iterator[list[Segment]]:
+        """Segments grouped by file, in the file's order, a shard of them in memory at a time."""
+        for part in self._parts(where={"role": pa.array(self._space.roles), "content_hash": self._needed.hashes}):
+            ordered = part.sort_by([("path", "ascending"), ("position", "ascending")])
+            chosen = ordered.take(self._needed.rows_in(ordered["content_hash"]))
+            self._needed.take(chosen["content_hash"])
+            listed = self._listed.take(pc.index_in(chosen["path"].unique(), self._listed["path"]).drop_null())
+            states = {row["path"]: (row["uri"], row["size"], row["modified"]) for row in listed.to_pylist()}
+            for _, group in groupby(_segments_in(chosen), key=attrgetter("path")):
+                segments = list(group)
+                if segments[0].path in states:
+                    self._states[segments[0].segment_id] = states[segments[0].path]
+                yield segments
+
+    def read(self, group: Sequence[Segment]) -> Iterator[Content]:
+        """Contents of one file's segments, none of them from bytes other than those that were hashed.
+
+        A vector is kept under the content hash for good, so it must not come from a later
+        version of the file.
+        """
+        state = self._states.pop(group[0].segment_id, None)
+        for segment, content in zip(group, read(self._space.modality, group), strict=False):
+            if segment.role != "text":
+                # A listing that overlaps with this run may know files that this run does not.
+                if state is None:
+                    raise RejectedError(CHANGED)
+                check_unchanged(*state)
+            yield content
 
 
-def _read_unchanged(modality: str, items: dict[str, Item], group: Sequence[Segment]) -> Iterator[Content]:
-    """Contents of one file's segments, none of them from bytes other than those that were hashed.
+def _segments_in(table: pa.Table) -> Iterator[Segment]:
+    for batch in table.to_batches(max_chunksize=1024):
+        yield from records.segments(pa.Table.from_batches([batch]))
 
-    A vector is kept under the content hash for good, so it must not come from a later version
-    of the file. Text was taken from the file when it was cut.
+
+def _kept_contents(store: str, space: Space, source: str, fingerprint: str, cutting: Cutting) -> pd.Index:
+    """Contents whose vectors outlive compaction: the live ones, and all while another cut of the source is at hand.
+
+    Two versions of our code may run at once, and neither knows what is live for the other.
     """
-    for segment, content in zip(group, read(modality, group), strict=False):
-        if segment.role != "text":
-            # A listing that overlaps with this run may know files that this run does not.
-            if segment.path not in items:
-                raise RejectedError(CHANGED)
-            check_unchanged(items[segment.path])
-        yield content
+    own = layout.segments_folder(store, space.modality, source, code_version(space.modality, cutting))
+    if storage.sibling_folders(own):
+        return vector_store.stored_hashes(layout.vectors_folder(store, space.key, fingerprint, source), fingerprint)
+    return index_of(_contents(store, space, source, cutting).unique())
 
 
 def _told(
@@ -261,37 +279,35 @@ def _judge(chunk: list[Embedded | Failed], space: Space) -> tuple[dict[str, np.n
     return sound, unsound
 
 
-def _segments_of(store: str, space: Space, source: str, cutting: Cutting, columns: list[str]) -> pa.Table:
-    """The live segments that the space's model embeds."""
-    table = live_segments(store, space.modality, source, cutting, [*dict.fromkeys([*columns, "role"])])
-    return table.filter(pc.is_in(table["role"], value_set=pa.array(space.roles)))
+def _contents(store: str, space: Space, source: str, cutting: Cutting) -> pa.ChunkedArray:
+    """The content hash of each live segment that the space's model embeds."""
+    asked = {"role": pa.array(space.roles)}
+    parts = iterate_live_segments(store, space.modality, source, cutting, ["content_hash"], asked)
+    return pa.chunked_array([chunk for part in parts for chunk in part["content_hash"].chunks], pa.string())
 
 
-def _first_segments(
-    store: str, space: Space, source: str, cutting: Cutting, needed: pd.Index
-) -> Iterator[list[Segment]]:
-    """One segment for each needed content, grouped by file, in the file's order."""
-    table = _segments_of(store, space, source, cutting, records.SEGMENTS.names)
-    table = table.filter(pc.is_in(table["content_hash"], value_set=pa.array(needed, pa.string())))
-    groups: dict[str, list[Segment]] = {}
-    seen: set[str] = set()
-    for segment in records.segments(table.sort_by([("path", "ascending"), ("position", "ascending")])):
-        if segment.content_hash not in seen:
-            seen.add(segment.content_hash)
-            groups.setdefault(segment.path, []).append(segment)
-    yield from groups.values()
+def _repeated(contents: pa.ChunkedArray) -> list[str]:
+    counts = contents.value_counts()
+    shared = counts.filter(pc.greater(counts.field("counts"), 1))
+    pairs = sorted((-pair["counts"], pair["values"]) for pair in shared.to_pylist())
+    return [content for _, content in pairs[:MOST_REPEATED]]
 
 
-def _repeated(contents: list[str]) -> list[str]:
-    shared = [(content, count) for content, count in Counter(contents).items() if count > 1]
-    return [content for content, _ in sorted(shared, key=lambda pair: (-pair[1], pair[0]))[:MOST_REPEATED]]
+def _lasting(rejects: list[Reject], live: pd.Index) -> dict[str, Reject]:
+    """Rejections of live contents by content hash that stand until content or model change.
+
+    A file that could not be read is tried again.
+    """
+    lasting = [row for row in rejects if not row[3].startswith(f"{UNREADABLE}: ")]
+    held = pd.Index([row[2] for row in lasting], dtype="str").isin(live)
+    return {row[2]: row for row, is_live in zip(lasting, held, strict=True) if is_live}
 
 
-def _lasting(rejects: list[Reject]) -> list[Reject]:
-    """Rejections that stand until content or model change; a file that could not be read is tried again."""
-    return [row for row in rejects if not row[3].startswith(f"{UNREADABLE}: ")]
+def _write_rejects(store: str, space: Space, source: str, fingerprint: str, rejects: Mapping[str, Reject]) -> None:
+    url = layout.rejected_vectors_url(store, space.key, fingerprint, source)
+    storage.write_table(url, records.rejected_table(list(rejects.values())))
 
 
 def _flat(contents: pd.Index) -> pd.Series:
     """A content is its own version: it is there or it is not."""
-    return pd.Series(contents, index=contents, dtype=object)
+    return pd.Series(contents, index=contents)

@@ -1,9 +1,10 @@
 """`<modality>/files`: the listing of a source against its last listing."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
+import pyarrow as pa
 
 from embedding_platform import layout, records, storage
 from embedding_platform.errors import PlatformError
@@ -104,6 +105,11 @@ def listed_sources(store: str, modality: str) -> list[str]:
 def stored_items(store: str, modality: str, source: str) -> list[Item]:
     """The items of the last listing."""
     return records.items(storage.read_table(layout.items_url(store, modality, source), ITEMS))
+
+
+def items_table(store: str, modality: str, source: str, columns: Sequence[str]) -> pa.Table:
+    """Columns of ITEMS of the last listing."""
+    return storage.read_table(layout.items_url(store, modality, source), ITEMS, columns)
 
 
 def stored_rejects(store: str, modality: str, source: str) -> list[tuple[str, str, str, str]]:

@@ -8,17 +8,17 @@ import pandas as pd
 
 from embedding_platform.increments import Increment, diff
 from embedding_platform.milvus.alias import alias_target
-from embedding_platform.milvus.schema import alias_name, collection_name
-from embedding_platform.reconcile.collection import LiveRows, collection_increment
+from embedding_platform.reconcile.collection import collection_increment
 from embedding_platform.reconcile.embeddings import embeddings_increment
 from embedding_platform.reconcile.files import files_increment
+from embedding_platform.reconcile.rows import LiveRows
 from embedding_platform.reconcile.segments import segments_increment
+from embedding_platform.reconcile.target import Target
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
 
     from embedding_platform.media.cutting import Cutting
-    from embedding_platform.spaces import Space
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class Pending:
     increment: Increment
 
 
-def pending_publication(client: "MilvusClient", space: "Space", fingerprint: str) -> Pending:
+def pending_publication(client: "MilvusClient", target: Target) -> Pending:
     """The alias as a table of one row: new, stale if it points elsewhere, or unchanged."""
-    target = alias_target(client, alias_name(space.key))
-    desired = pd.Series({alias_name(space.key): collection_name(space.key, fingerprint)}, dtype=object)
-    actual = pd.Series({alias_name(space.key): target} if target else {}, dtype=object)
-    return Pending(f"{space.key}/published", "", diff(desired, actual))
+    published = alias_target(client, target.alias)
+    desired = pd.Series({target.alias: target.collection}, dtype=object)
+    actual = pd.Series({target.alias: published} if published else {}, dtype=object)
+    return Pending(f"{target.space.key}/published", "", diff(desired, actual))
 
 
 def pending_of_source(
@@ -44,14 +44,15 @@ def pending_of_source(
     modality: str,
     source: str,
     seen: dict[str, str],
-    spaces: Sequence[tuple["Space", str]],
+    targets: Sequence[Target],
     cutting: "Cutting",
 ) -> Iterator[Pending]:
     """The increment of each asset of one source; `seen` is the state by path of its files now."""
     yield Pending(f"{modality}/files", source, files_increment(store, modality, source, seen))
     yield Pending(f"{modality}/segments", source, segments_increment(store, modality, source, cutting))
-    for space, fingerprint in spaces:
+    for target in targets:
+        space, fingerprint = target.space, target.fingerprint
         embeddings = embeddings_increment(store, space, source, fingerprint, cutting)
         yield Pending(f"{space.key}/embeddings", source, embeddings)
         live = LiveRows(store, space, source, fingerprint, cutting)
-        yield Pending(f"{space.key}/collection", source, collection_increment(client, live))
+        yield Pending(f"{space.key}/collection", source, collection_increment(client, target, live))

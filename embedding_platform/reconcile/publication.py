@@ -1,19 +1,61 @@
 """`<modality>/<space>/published`: the newest complete collection against the alias that readers search."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from embedding_platform.media.cutting import Cutting
-from embedding_platform.milvus.alias import alias_target, point_alias
-from embedding_platform.milvus.schema import alias_name, collection_name
-from embedding_platform.milvus.sync import drop_other_partitions
-from embedding_platform.reconcile.collection import LiveRows, collection_increment, measure_recall
+import numpy as np
+
+from embedding_platform.errors import PlatformError
+from embedding_platform.milvus.alias import (
+    alias_target,
+    is_withdrawn,
+    note_published,
+    point_alias,
+    publications,
+    withdraw,
+)
+from embedding_platform.milvus.index import VECTOR_FIELD, ann_search, present_index, tuned
+from embedding_platform.milvus.partitions import Removed, drop_other_partitions
+from embedding_platform.milvus.query import get_rows
+from embedding_platform.milvus.schema import alias_name
+from embedding_platform.reconcile.collection import collection_increment
+from embedding_platform.reconcile.drift import WriteAhead
+from embedding_platform.reconcile.recall import Recall, recall_of
+from embedding_platform.reconcile.rows import LiveRows
+from embedding_platform.reconcile.target import Target
 from embedding_platform.settings import QualitySettings
-from embedding_platform.spaces import Space
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
+
+OVERLAP_ROWS = 50
+"""Rows whose neighbours are compared between the former collection and its successor."""
+
+OVERLAP_AT = 10
+
+MOST_WAITING = 20
+"""Sources that are not ready and named; beyond them, more are not looked at."""
+
+
+NOTHING = Removed(0, 0)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What was measured of a collection before readers got it.
+
+    `rows` are those of all sources; `recall_at_10` and `recall_at_100` the lowest of any
+    partition. `golden` is the worst cosine between golden vectors then and now. `overlap` is
+    the mean share of the OVERLAP_AT nearest rows that the collection before finds too: how
+    different answers will be, not how good. None where there was nothing to measure.
+    """
+
+    rows: int
+    recall_at_10: float | None
+    recall_at_100: float | None
+    golden: float | None
+    overlap: float | None
 
 
 @dataclass(frozen=True)
@@ -21,15 +63,17 @@ class PublicationReport:
     """Whether readers search the present model's collection, and what stands in the way if not.
 
     `waiting` maps each source that is not ready to the reason; it is empty once published.
-    `dropped` is the number of partitions removed whose sources are gone.
+    `removed` are partitions and rows that no source accounts for. `gate` is None where the
+    alias had not to move.
     """
 
     alias: str
     collection: str
     previous: str | None
     moved: bool
-    waiting: dict[str, str]
-    dropped: int
+    waiting: dict[str, str] = field(default_factory=dict)
+    removed: Removed = NOTHING
+    gate: Gate | None = None
 
     @property
     def published(self) -> bool:
@@ -39,54 +83,162 @@ class PublicationReport:
 
 def publish(
     client: "MilvusClient",
-    store: str,
-    space: Space,
-    fingerprint: str,
-    cutting: Cutting,
-    sources: Sequence[str],
+    target: Target,
+    sources: Sequence[LiveRows],
     quality: QualitySettings,
     known: Sequence[str] = (),
+    golden: Callable[[], float | None] = lambda: None,
+    held_out: Callable[[], np.ndarray | None] = lambda: None,
 ) -> PublicationReport:
-    """Point the space's alias to the collection of this fingerprint, once every source is in it and sound.
+    """Point the space's alias to the target, once every source is in it and sound.
 
     The gate asks of each source: every item is cut or rejected, every live segment has a vector
-    or a recorded rejection, the Milvus partition holds exactly the desired rows, and recall@10
-    reaches the floor. An alias that already points there is left alone. Partitions of sources
-    that are neither in `sources` nor in `known` go first: one that was deleted while another
-    collection was published is otherwise still in this one.
+    or a recorded rejection, the Milvus partition holds exactly the desired rows, and recall
+    reaches the floors; and of the model, that it still gives its golden vectors. An alias that
+    already points there is left alone, and so is one whose target was rolled back from.
+    Partitions of sources that are neither in `sources` nor in `known` go first, and rows
+    outside of all partitions: one that was deleted while another collection was published is
+    otherwise still in this one.
+
+    Raises:
+        PlatformError: if golden vectors differ, or Milvus fails.
     """
-    alias, name = alias_name(space.key), collection_name(space.key, fingerprint)
+    alias, name = target.alias, target.collection
     previous = alias_target(client, alias)
+    kept = [*(live.source for live in sources), *known]
     if previous == name:
-        dropped = drop_other_partitions(client, name, [*sources, *known])
-        return PublicationReport(alias, name, previous, moved=False, waiting={}, dropped=dropped)
-    waiting = {}
-    for source in sources:
-        reason = _what_is_missing(client, name, LiveRows(store, space, source, fingerprint, cutting), quality)
+        removed = drop_other_partitions(client, name, target.layout, kept)
+        note_published(client, name)
+        return PublicationReport(alias, name, previous, moved=False, removed=removed)
+    waiting = _not_there(client, target, sources)
+    recalls: list[Recall] = []
+    for live in sources if not waiting else ():
+        reason, recall = _look(client, target, live, quality, held_out)
         if reason:
-            waiting[source] = reason
-    if not waiting and not client.has_collection(name):
-        waiting["every source"] = f"there is no collection {name} yet; materialize {space.key}/collection first"
+            waiting[live.source] = reason
+        if recall is not None:
+            recalls.append(recall)
+        if len(waiting) >= MOST_WAITING:
+            break
     if waiting:
-        return PublicationReport(alias, name, previous, moved=False, waiting=waiting, dropped=0)
-    dropped = drop_other_partitions(client, name, [*sources, *known])
+        return PublicationReport(alias, name, previous, moved=False, waiting=waiting)
+    gate = Gate(
+        rows=sum(len(live.versions) for live in sources),
+        recall_at_10=min((recall.at_10 for recall in recalls), default=None),
+        recall_at_100=min((recall.at_100 for recall in recalls), default=None),
+        golden=golden(),
+        overlap=overlap(client, target, sources, previous) if previous else None,
+    )
+    removed = drop_other_partitions(client, name, target.layout, kept)
     moved = point_alias(client, alias, name)
-    return PublicationReport(alias, name, previous, moved=moved, waiting={}, dropped=dropped)
+    note_published(client, name)
+    return PublicationReport(alias, name, previous, moved, removed=removed, gate=gate)
 
 
-def _what_is_missing(client: "MilvusClient", collection: str, live: LiveRows, quality: QualitySettings) -> str | None:
+def roll_back(client: "MilvusClient", space_key: str) -> tuple[str, str]:
+    """Point the space's alias to the collection that was published before; returns the former and the new target.
+
+    The collection that it leaves is not published by itself again: see `reinstate`.
+
+    Raises:
+        PlatformError: if the space is not published, or no collection was before.
+    """
+    alias = alias_name(space_key)
+    current = alias_target(client, alias)
+    if current is None:
+        raise PlatformError(f"{space_key} is not published, so that there is nothing to go back from")
+    earlier = [
+        publication.collection
+        for publication in publications(client, space_key)
+        if publication.number and not publication.withdrawn and publication.collection != current
+    ]
+    if not earlier:
+        raise PlatformError(
+            f"{space_key} has no collection left that was published before {current}; "
+            "name the former model in the settings and run again, which embeds nothing that is still stored"
+        )
+    # Marked first: a run that comes in between must not move the alias forward again.
+    withdraw(client, current)
+    point_alias(client, alias, earlier[-1])
+    return current, earlier[-1]
+
+
+def reinstate(client: "MilvusClient", target: Target) -> None:
+    """Allow a collection that was rolled back from to be published again.
+
+    Raises:
+        PlatformError: if there is no such collection.
+    """
+    if not client.has_collection(target.collection):
+        raise PlatformError(f"there is no collection {target.collection} yet; run `embedding-platform run` first")
+    if is_withdrawn(client, target.collection):
+        withdraw(client, target.collection, withdrawn=False)
+
+
+def overlap(client: "MilvusClient", target: Target, sources: Sequence[LiveRows], previous: str) -> float | None:
+    """Mean share of a row's OVERLAP_AT nearest rows that target and previous collection have in common.
+
+    Each collection is searched with its own vector of the row. None where no row is in both.
+    """
+    each = max(1, OVERLAP_ROWS // max(len(sources), 1))
+    ids = [row_id for live in sources for row_id in live.versions.index[:each]][:OVERLAP_ROWS]
+    index = {
+        target.collection: tuned(client, target.collection, target.space.index),
+        previous: present_index(client, previous),
+    }
+    rows = {name: {row["id"]: row for row in get_rows(client, name, ids)} for name in index}
+    shared = [row_id for row_id in ids if all(row_id in held for held in rows.values())]
+    if not shared:
+        return None
+    nearest = []
+    for name, held in rows.items():
+        vectors = np.array([held[row_id][VECTOR_FIELD] for row_id in shared], np.float32)
+        # Each row finds itself, and one hit more than are compared.
+        hits = ann_search(client, name, None, vectors, OVERLAP_AT + 1, index[name], target.space.metric)
+        nearest.append([_others(own, found) for own, found in zip(shared, hits, strict=True)])
+    shares = [len(new & old) / max(len(new), 1) for new, old in zip(*nearest, strict=True)]
+    return float(np.mean(shares))
+
+
+def _others(own: str, hits: Sequence[tuple[str, float]]) -> set[str]:
+    return {found for found, _ in [hit for hit in hits if hit[0] != own][:OVERLAP_AT]}
+
+
+def _not_there(client: "MilvusClient", target: Target, sources: Sequence[LiveRows]) -> dict[str, str]:
+    """What can be told without reading a source: so that a migration of many does not read all for each."""
+    if not client.has_collection(target.collection):
+        reason = f"there is no collection {target.collection} yet; materialize {target.space.key}/collection first"
+        return {"every source": reason}
+    if is_withdrawn(client, target.collection):
+        reason = f"it was rolled back from; `embedding-platform publish {target.space.key}` takes that back"
+        return {"every source": reason}
+    bare = [live.source for live in sources if not WriteAhead(live.store, target.partition(live.source)).is_verified]
+    reason = f"not in {target.collection} yet; materialize {target.space.key}/collection for it"
+    return dict.fromkeys(bare[:MOST_WAITING], reason)
+
+
+def _look(
+    client: "MilvusClient",
+    target: Target,
+    live: LiveRows,
+    quality: QualitySettings,
+    held_out: Callable[[], np.ndarray | None],
+) -> tuple[str, Recall | None]:
+    """What is missing of a source, and the recall of its partition."""
     if uncut := live.uncut():
-        return f"{uncut} items are not cut yet"
-    desired, multiplicity, missing = live.versions()
-    if missing:
-        return f"{missing} segments have no vector yet"
-    increment = collection_increment(client, live)
+        return f"{uncut} items are not cut yet", None
+    if live.missing:
+        return f"{live.missing} segments have no vector yet", None
+    increment = collection_increment(client, target, live)
     if not increment.is_empty:
         counts = increment.counts()
-        return f"Milvus differs: {counts['new']} missing, {counts['stale']} stale, {counts['orphaned']} orphaned rows"
-    if desired.empty:
-        return None
-    recall, _ = measure_recall(client, collection, live, multiplicity, quality.recall_sample)
-    if recall is not None and recall < quality.min_recall:
-        return f"recall@10 is {recall:.3f}, below quality.min_recall {quality.min_recall}"
-    return None
+        return (
+            f"Milvus differs: {counts['new']} missing, {counts['stale']} stale, {counts['orphaned']} orphaned rows",
+            None,
+        )
+    if live.versions.empty:
+        return "", None
+    index = tuned(client, target.collection, target.space.index)
+    partition = target.partition(live.source)
+    recall = recall_of(client, partition, live, index, quality.recall_sample, held_out())
+    return (recall.shortfall(quality) if recall else ""), recall

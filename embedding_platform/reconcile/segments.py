@@ -1,25 +1,39 @@
 """`<modality>/segments`: the items of a source against the segments already cut from them."""
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache, partial
+from time import perf_counter
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from embedding_platform import layout, records, storage
 from embedding_platform.errors import RejectedError
-from embedding_platform.increments import Increment, diff
+from embedding_platform.increments import Increment, diff, series_of
 from embedding_platform.media.cutting import Cutting, code_version, cut
 from embedding_platform.media.listing import current_state
-from embedding_platform.reconcile.files import stored_items
-from embedding_platform.records import REJECTED, SEGMENTS, Item, Segment
+from embedding_platform.reconcile.files import items_table
+from embedding_platform.records import ITEMS, REJECTED, SEGMENTS, Item, Segment
 
 ROWS_PER_SHARD = 50_000
 """Segments in a shard after compaction: some 50 MB of text."""
 
-ITEMS_PER_CHUNK = 64
-"""Items whose segments become durable together: a killed run repeats at most so many."""
+ITEMS_PER_CHUNK = 1024
+BYTES_PER_CHUNK = 256 * 2**20
+SECONDS_PER_CHUNK = 60.0
+"""Work that a killed run may lose: a chunk is stored when it holds so many items, or so much media, or is this old."""
+
+ROWS_AT_ONCE = 200_000
+"""Rows whose ids are compared with all items at once: a comparison costs as much for few rows as for many."""
+
+_LISTED = ["path", "version"]
+"""Columns of ITEMS that tell which segments are live, and of SEGMENTS those that are compared with them."""
+_CUT = ["path", "item_version"]
 
 CHANGED = "changed or went away after it was listed; the next run takes it up"
 """The one reason that does not stand: what was found wrong was wrong with other bytes."""
@@ -54,75 +68,111 @@ def reconcile_segments(
     """
     version = code_version(modality, cutting)
     folder = layout.segments_folder(store, modality, source, version)
-    items = {item.path: item for item in stored_items(store, modality, source)}
+    listed = partial(items_table, store, modality, source, _LISTED)
+    older = storage.sibling_folders(folder)
+    items, cut_versions = listed(), _cut_versions(folder)
     last_rejects = rejected_items(store, modality, source, cutting)
     rejects = {(row[0], row[2]): row for row in last_rejects if row[3] != CHANGED}
-    increment = segments_increment(store, modality, source, cutting, list(items.values()))
-    needed = [items[path] for path in [*increment.new, *increment.stale]]
+    increment = _increment(items, cut_versions, last_rejects)
+    needed = increment.new.append(increment.stale)
 
+    done = 0
     with ThreadPoolExecutor(readers) as pool:
-        for start in range(0, len(needed), ITEMS_PER_CHUNK):
-            chunk = needed[start : start + ITEMS_PER_CHUNK]
-            outcomes = list(pool.map(lambda item: _cut_one(modality, source, item, cutting), chunk))
+        cut_one = partial(_cut_one, modality, source, cutting)
+        for chunk in _chunks(_in_order(pool, cut_one, _needed_items(store, modality, source, needed), 2 * readers)):
+            outcomes = [outcome for _, outcome in chunk]
             segments = [segment for outcome in outcomes if isinstance(outcome, list) for segment in outcome]
             if segments:
-                storage.append_shard(folder, records.segments_table(segments))
+                storage.append_shard(folder, records.segments_table(segments, source))
             bad = [outcome for outcome in outcomes if not isinstance(outcome, list)]
             if bad:
                 rejects |= {(row[0], row[2]): row for row in bad}
                 _write_rejects(store, modality, source, version, list(rejects.values()))
-            progress(start + len(chunk), len(needed))
+            done += len(chunk)
+            progress(done, len(needed))
 
-    live_rejects = [row for row in rejects.values() if row[0] in items and items[row[0]].version == row[2]]
+    live_rejects = _of_items(list(rejects.values()), items)
     if sorted(live_rejects) != sorted(last_rejects):
         _write_rejects(store, modality, source, version, live_rejects)
-    if len(increment.stale) or len(increment.orphaned):
-        _drop_dead_rows(folder, items)
-    if needed:
-        storage.compact_shards(folder, SEGMENTS, lambda table: _live_rows(table, items), ROWS_PER_SHARD)
-    storage.remove_sibling_folders(folder)
+    if len(increment.stale) or not _is_live(cut_versions, items).all():
+        _drop_dead_rows(folder, listed)
+    if len(needed):
+        storage.compact_shards(folder, SEGMENTS, _keep_live(listed), ROWS_PER_SHARD)
+    storage.remove_sibling_folders(folder, older)
     live = live_segments(store, modality, source, cutting, ["segment_id", "content_hash"]).sort_by("segment_id")
-    data_version = records.digest(*live["segment_id"].to_pylist(), *live["content_hash"].to_pylist())
-    return SegmentsReport(increment, len(items), live.num_rows, sorted(live_rejects), data_version)
+    data_version = records.column_digest(live["segment_id"], live["content_hash"])
+    return SegmentsReport(increment, items.num_rows, live.num_rows, sorted(live_rejects), data_version)
 
 
-def segments_increment(
-    store: str, modality: str, source: str, cutting: Cutting, items: Sequence[Item] | None = None
-) -> Increment:
-    """Which items are to be cut, or their segments dropped; nothing is done.
-
-    `items` are those of the last listing, for a caller that has read it already.
-    """
-    if items is None:
-        items = stored_items(store, modality, source)
+def segments_increment(store: str, modality: str, source: str, cutting: Cutting) -> Increment:
+    """Which items are to be cut, or their segments dropped; nothing is done."""
+    items = items_table(store, modality, source, _LISTED)
     folder = layout.segments_folder(store, modality, source, code_version(modality, cutting))
-    desired = pd.Series({item.path: item.version for item in items}, dtype=object)
-    rejected = rejected_items(store, modality, source, cutting)
-    rejects = [(path, version) for path, _, version, reason in rejected if reason != CHANGED]
-    table = storage.read_shards(folder, SEGMENTS, ["path", "item_version"])
-    dealt_with = dict.fromkeys(zip(table["path"].to_pylist(), table["item_version"].to_pylist(), strict=True))
-    dealt_with |= dict.fromkeys(rejects)
-    paths, versions = [path for path, _ in dealt_with], [version for _, version in dealt_with]
-    return diff(desired, pd.Series(versions, index=paths, dtype=object))
+    return _increment(items, _cut_versions(folder), rejected_items(store, modality, source, cutting))
 
 
 def live_segments(
     store: str, modality: str, source: str, cutting: Cutting, columns: Sequence[str] | None = None
 ) -> pa.Table:
-    """The segments of the source's present items, each once; columns of SEGMENTS.
+    """The segments of the source's present items, each once; columns of SEGMENTS, all if none are named.
 
-    Where a file lies is what the last listing says: the media root may have moved since it was cut.
+    Without `text` and `attributes` a million of them take some hundreds of megabytes.
+    """
+    wanted = list(columns or SEGMENTS.names)
+    empty = pa.schema([SEGMENTS.field(name) for name in wanted]).empty_table()
+    return pa.concat_tables([empty, *iterate_live_segments(store, modality, source, cutting, wanted)])
+
+
+def iterate_live_segments(
+    store: str,
+    modality: str,
+    source: str,
+    cutting: Cutting,
+    columns: Sequence[str] | None = None,
+    where: Mapping[str, pa.Array] | None = None,
+) -> Iterator[pa.Table]:
+    """Yield the segments of the source's present items, each once, shard by shard, so that memory holds one shard.
+
+    `where` maps columns to the values that are asked for; of a shard without them only ids are
+    read. Where a file lies is what the last listing says: the media root may have moved since
+    it was cut.
     """
     folder = layout.segments_folder(store, modality, source, code_version(modality, cutting))
     wanted = list(columns or SEGMENTS.names)
-    keys = ["segment_id", "path", "item_version"]
-    table = storage.read_shards(folder, SEGMENTS, [*dict.fromkeys([*wanted, *keys])])
-    live = {item.path: item for item in stored_items(store, modality, source)}
-    table = _once(_live_rows(table, live))
-    if "uri" in wanted:
-        uris = pa.array([live[path].uri for path in table["path"].to_pylist()], pa.string())
-        table = table.set_column(table.schema.get_field_index("uri"), "uri", uris)
-    return table.select(wanted)
+    items = items_table(store, modality, source, [*_LISTED, *(["uri"] if "uri" in wanted else [])])
+    asked = where or {}
+    keys = [*dict.fromkeys(["segment_id", *_CUT, *asked])]
+    met: list[pa.ChunkedArray] = []
+
+    def choose() -> dict[str, np.ndarray]:
+        names: list[str] = []
+        rows: list[np.ndarray] = []
+        ids: list[pa.ChunkedArray] = []
+        for group in _groups(storage.named_shards(folder, SEGMENTS, keys)):
+            table = pa.concat_tables([shard for _, shard in group])
+            chosen = _is_live(table, items)
+            for name, values in asked.items():
+                chosen &= _is_in(table[name], values)
+            ends = np.cumsum([shard.num_rows for _, shard in group])
+            for (name, shard), part in zip(group, np.split(chosen, ends[:-1]), strict=True):
+                names.append(name)
+                rows.append(np.flatnonzero(part))
+                ids.append(shard["segment_id"].filter(pa.array(part)))
+        if not names:
+            return {}
+        first = _is_first(_joined(ids))
+        if met:
+            first &= ~_is_in(_joined(ids), pc.unique(_joined(met)))
+        parts = np.split(first, np.cumsum([len(part) for part in rows])[:-1])
+        return {name: part[kept] for name, part, kept in zip(names, rows, parts, strict=True) if kept.any()}
+
+    needed = [*dict.fromkeys([*wanted, "segment_id", *(["path"] if "uri" in wanted else [])])]
+    for table in storage.iterate_rows(folder, SEGMENTS, needed, choose):
+        met.append(table["segment_id"])
+        if "uri" in wanted:
+            uris = items["uri"].take(pc.index_in(table["path"], items["path"]))
+            table = table.set_column(table.schema.get_field_index("uri"), "uri", uris)
+        yield table.select(wanted)
 
 
 def rejected_items(store: str, modality: str, source: str, cutting: Cutting) -> list[Reject]:
@@ -131,54 +181,175 @@ def rejected_items(store: str, modality: str, source: str, cutting: Cutting) -> 
     return records.rejected_rows(storage.read_table(url, REJECTED))
 
 
-def check_unchanged(item: Item) -> None:
-    """Make sure that what was just read of the file is what was listed and hashed.
+def check_unchanged(uri: str, size: int, modified: str) -> None:
+    """Make sure that what was just read of the file is what was listed, with that size and change mark, and hashed.
 
     Raises:
         RejectedError: if the file changed since; the next listing gives it a new version.
     """
     try:
-        unchanged = current_state(item.uri) == (item.size, item.modified)
+        unchanged = current_state(uri) == (size, modified)
     except FileNotFoundError:
         unchanged = False
     if not unchanged:
         raise RejectedError(CHANGED)
 
 
-def _cut_one(modality: str, source: str, item: Item, cutting: Cutting) -> list[Segment] | Reject:
+def _cut_one(modality: str, source: str, cutting: Cutting, item: Item) -> list[Segment] | Reject:
     outcome: list[Segment] | Reject
     try:
         outcome = cut(modality, source, item, cutting)
     except RejectedError as error:
         outcome = (item.path, item.uri, item.version, str(error))
     try:
-        check_unchanged(item)
+        check_unchanged(item.uri, item.size, item.modified)
     except RejectedError as error:
         outcome = (item.path, item.uri, item.version, str(error))
     return outcome
 
 
-def _drop_dead_rows(folder: str, live: dict[str, Item]) -> None:
-    """Rewrite the shards that hold rows of absent or changed items; new shards first, then the old go."""
-    for name in storage.table_names(folder):
-        (table,) = storage.iterate_shards(folder, SEGMENTS, names=[name])
-        kept = _live_rows(table, live)
-        if kept.num_rows == table.num_rows:
+def _needed_items(store: str, modality: str, source: str, needed: pd.Index) -> Iterator[Item]:
+    """The items of those paths, a piece of the listing in memory at a time."""
+    if len(needed):
+        paths = pa.array(needed, pa.string())
+        for piece in storage.iterate_table(layout.items_url(store, modality, source), ITEMS):
+            rows = pc.index_in(paths, piece["path"]).drop_null()
+            yield from records.items(piece.take(rows.sort()))
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, cut_one: Callable[[Item], list[Segment] | Reject], items: Iterable[Item], ahead: int
+) -> Iterator[tuple[Item, list[Segment] | Reject]]:
+    """Items with what cutting them gave, in their order, `ahead` of them under way."""
+    waiting: deque[tuple[Item, Future[list[Segment] | Reject]]] = deque()
+    try:
+        for item in items:
+            waiting.append((item, pool.submit(cut_one, item)))
+            if len(waiting) > ahead:
+                first, outcome = waiting.popleft()
+                yield first, outcome.result()
+        while waiting:
+            first, outcome = waiting.popleft()
+            yield first, outcome.result()
+    finally:
+        for _, outcome in waiting:
+            outcome.cancel()
+
+
+def _chunks(
+    outcomes: Iterable[tuple[Item, list[Segment] | Reject]],
+) -> Iterator[list[tuple[Item, list[Segment] | Reject]]]:
+    """Outcomes in lists that are as long as a killed run may lose."""
+    chunk: list[tuple[Item, list[Segment] | Reject]] = []
+    size, opened = 0, perf_counter()
+    for item, outcome in outcomes:
+        chunk.append((item, outcome))
+        size += item.size
+        if len(chunk) >= ITEMS_PER_CHUNK or size >= BYTES_PER_CHUNK or perf_counter() - opened > SECONDS_PER_CHUNK:
+            yield chunk
+            chunk, size, opened = [], 0, perf_counter()
+    if chunk:
+        yield chunk
+
+
+def _increment(items: pa.Table, cut_versions: pa.Table, rejects: Iterable[Reject]) -> Increment:
+    """Items against those that were cut or rejected. Dead rows of an item that was cut anew do not make it stale."""
+    dealt_with = pa.concat_tables([cut_versions, _versions([row for row in rejects if row[3] != CHANGED])])
+    current = _is_live(dealt_with, items)
+    # Of each item one row: the present version where it is there, any other where not.
+    ordered = dealt_with.take(pa.array(np.argsort(~current, kind="stable")))
+    once = ordered.filter(pa.array(_is_first(ordered["path"])))
+    return diff(series_of(items["path"], items["version"]), series_of(once["path"], once["item_version"]))
+
+
+def _of_items(rejects: list[Reject], items: pa.Table) -> list[Reject]:
+    """Rejections of items as they are listed."""
+    live = _is_live(_versions(rejects), items)
+    return [row for row, is_live in zip(rejects, live, strict=True) if is_live]
+
+
+def _versions(rejects: list[Reject]) -> pa.Table:
+    paths, versions = [row[0] for row in rejects], [row[2] for row in rejects]
+    return pa.table([pa.array(paths, pa.string()), pa.array(versions, pa.string())], _CUT)
+
+
+def _cut_versions(folder: str) -> pa.Table:
+    """Paths and versions of the items that have segments, each pair once."""
+    parts = [
+        pa.concat_tables([shard for _, shard in group]).group_by(_CUT).aggregate([])
+        for group in _groups(storage.named_shards(folder, SEGMENTS, _CUT))
+    ]
+    empty = pa.schema([SEGMENTS.field(name) for name in _CUT]).empty_table()
+    return pa.concat_tables([empty, *parts]).group_by(_CUT).aggregate([])
+
+
+def _groups(shards: Iterable[tuple[str, pa.Table]]) -> Iterator[list[tuple[str, pa.Table]]]:
+    """Shards in groups of some ROWS_AT_ONCE rows: a look-up among all items costs as much for few rows as for many."""
+    group: list[tuple[str, pa.Table]] = []
+    for shard in shards:
+        group.append(shard)
+        if sum(table.num_rows for _, table in group) >= ROWS_AT_ONCE:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _drop_dead_rows(folder: str, listed: Callable[[], pa.Table]) -> None:
+    """Rewrite the shards that hold rows of absent or changed items; new shards first, then the old go.
+
+    The listing is read after the names of the shards: a shard that another run wrote under a
+    newer listing is either not looked at, or judged by a listing at least as new.
+    """
+    names = storage.table_names(folder)
+    items = listed()
+    for name in names:
+        try:
+            (keys,) = storage.iterate_shards(folder, SEGMENTS, _CUT, [name])
+            if _is_live(keys, items).all():
+                continue
+            (table,) = storage.iterate_shards(folder, SEGMENTS, names=[name])
+        except FileNotFoundError:
+            # Another run has rewritten it.
             continue
+        kept = table.filter(pa.array(_is_live(table, items)))
         if kept.num_rows:
             storage.append_shard(folder, kept)
         storage.remove_shards(folder, [name])
 
 
-def _live_rows(table: pa.Table, live: dict[str, Item]) -> pa.Table:
-    rows = zip(table["path"].to_pylist(), table["item_version"].to_pylist(), strict=True)
-    versions = {path: item.version for path, item in live.items()}
-    return table.filter(pa.array([versions.get(path) == version for path, version in rows], pa.bool_()))
+def _keep_live(listed: Callable[[], pa.Table]) -> Callable[[pa.Table], pa.Table]:
+    """What keeps live rows. The listing is read at the first call, when the shards to keep rows of have been named."""
+    listing = cache(listed)
+    return lambda table: table.filter(pa.array(_is_live(table, listing())))
 
 
-def _once(table: pa.Table) -> pa.Table:
-    repeated = pd.Series(table["segment_id"].to_pylist(), dtype=object).duplicated()
-    return table.filter(pa.array(~repeated.to_numpy(dtype=bool)))
+def _is_live(table: pa.Table, items: pa.Table) -> np.ndarray:
+    """Which rows, by path and item_version, are of items as they are listed; bool [rows]."""
+    places = pc.index_in(table["path"], items["path"])
+    return _mask(pc.equal(items["version"].take(places), table["item_version"]))
+
+
+def _is_in(column: pa.ChunkedArray, values: pa.Array) -> np.ndarray:
+    return _mask(pc.is_in(column, pa.array(values, pa.string())))
+
+
+def _is_first(column: pa.ChunkedArray) -> np.ndarray:
+    """Which rows hold a value for the first time; bool [rows]."""
+    chunks = column.dictionary_encode().chunks
+    codes = np.concatenate([np.zeros(0, np.int64), *(chunk.indices.to_numpy() for chunk in chunks)])
+    first = np.zeros(len(codes), dtype=bool)
+    first[np.unique(codes, return_index=True)[1]] = True
+    return first
+
+
+def _mask(verdicts: pa.ChunkedArray) -> np.ndarray:
+    mask: np.ndarray = verdicts.fill_null(False).to_numpy(zero_copy_only=False).astype(bool)
+    return mask
+
+
+def _joined(columns: Sequence[pa.ChunkedArray]) -> pa.ChunkedArray:
+    return pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
 
 
 def _write_rejects(store: str, modality: str, source: str, version: str, rows: list[Reject]) -> None:

@@ -7,6 +7,9 @@ import numpy as np
 
 from embedding_platform.spaces import Space
 
+VERSION = "1"
+"""Raise it when a change here changes a verdict on a single vector: stored ones are judged anew."""
+
 FAULTS = ("dimension", "finite", "zero", "norm")
 """The ways in which a single vector can be unsound, in the order in which they are tested."""
 

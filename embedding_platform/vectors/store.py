@@ -5,8 +5,9 @@ whatever its path. The folder of a source lies beside those of the space's other
 content that moved between sources finds its vector again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedding_platform import storage
+from embedding_platform.errors import PlatformError
+from embedding_platform.increments import index_of
 from embedding_platform.records import vectors_schema
 
 SHARD_BYTES = 64 * 2**20
@@ -30,14 +33,61 @@ class VectorBatch(NamedTuple):
     embedded_at: list[datetime]
 
 
-def stored_hashes(folder: str) -> pd.Index:
-    """The content hashes that have a vector in `folder`, each once."""
-    columns = storage.read_shards(folder, vectors_schema(1), ["content_hash"])
-    return pd.Index(columns["content_hash"].unique().to_pylist(), dtype=object)
+class Wanted:
+    """Content hashes to be met once each: `taken` tells of each whether it was."""
+
+    def __init__(self, wanted: pd.Index) -> None:
+        self.hashes = pa.array(wanted, pa.string())
+        self.taken = np.zeros(len(self.hashes), dtype=bool)
+
+    def rows_in(self, hashes: pa.ChunkedArray) -> np.ndarray:
+        """Numbers of the rows, ascending, that hold a wanted hash for the first time."""
+        places = self._places(hashes)
+        rows = np.flatnonzero(places >= 0)
+        rows = rows[~self.taken[places[rows]]]
+        _, first = np.unique(places[rows], return_index=True)
+        return np.sort(rows[first])
+
+    def take(self, hashes: pa.ChunkedArray) -> None:
+        """Count the wanted ones among the hashes as met."""
+        places = self._places(hashes)
+        self.taken[places[places >= 0]] = True
+
+    def _places(self, hashes: pa.ChunkedArray) -> np.ndarray:
+        return pc.index_in(hashes, value_set=self.hashes).fill_null(-1).to_numpy()
 
 
-def append(folder: str, hashes: list[str], vectors: np.ndarray, run_id: str, device: str) -> str:
-    """Store vectors float32 [n, d] under their content hashes as one durable shard; returns its name."""
+def shard_hashes(folder: str, fingerprint: str) -> Iterator[tuple[str, pa.ChunkedArray]]:
+    """Yield the name of each shard and the content hashes of its rows.
+
+    Raises:
+        PlatformError: if a shard holds vectors of another fingerprint.
+    """
+    for name, table in storage.named_shards(folder, vectors_schema(1), ["content_hash", "fingerprint"]):
+        others = table.filter(pc.not_equal(table["fingerprint"], fingerprint))
+        if others.num_rows:
+            raise PlatformError(
+                f"shard {storage.join(folder, name)} holds vectors of another model: "
+                f"stored={others['fingerprint'][0]}, expected={fingerprint}; "
+                "remove this file and run again: what is missing then is embedded anew"
+            )
+        yield name, table["content_hash"]
+
+
+def stored_hashes(folder: str, fingerprint: str) -> pd.Index:
+    """The content hashes that have a vector in `folder`, each once.
+
+    Raises:
+        PlatformError: if a shard holds vectors of another fingerprint.
+    """
+    return index_of(pc.unique(_joined([hashes for _, hashes in shard_hashes(folder, fingerprint)])))
+
+
+def append(folder: str, hashes: list[str], vectors: np.ndarray, fingerprint: str, run_id: str, device: str) -> str:
+    """Store vectors float32 [n, d] under their content hashes as one durable shard; returns its name.
+
+    `fingerprint` is that of the space whose model made them.
+    """
     count, dimension = vectors.shape
     values = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1))
     table = pa.table(
@@ -47,68 +97,93 @@ def append(folder: str, hashes: list[str], vectors: np.ndarray, run_id: str, dev
             "run_id": pa.array([run_id] * count, pa.string()),
             "embedded_at": pa.array([datetime.now(UTC)] * count, pa.timestamp("us", tz="UTC")),
             "device": pa.array([device] * count, pa.string()),
+            "fingerprint": pa.array([fingerprint] * count, pa.string()),
         },
         schema=vectors_schema(dimension),
     )
     return storage.append_shard(folder, table)
 
 
-def iterate(folder: str, dimension: int, wanted: pd.Index) -> Iterator[VectorBatch]:
-    """Yield the vectors of the wanted content hashes, each once, one shard in memory at a time."""
-    seen: set[str] = set()
-    for table in storage.iterate_shards(folder, vectors_schema(dimension)):
-        chosen = _not_seen(_only(table, wanted), seen)
-        if chosen.num_rows:
-            seen.update(chosen["content_hash"].to_pylist())
-            yield _batch(chosen, dimension)
+def iterate(folder: str, dimension: int, wanted: pd.Index, fingerprint: str) -> Iterator[VectorBatch]:
+    """Yield the vectors of the wanted content hashes, each once, one shard in memory at a time.
+
+    Of a shard that holds none of them only the hashes are read.
+
+    Raises:
+        PlatformError: if a shard holds vectors of another fingerprint.
+    """
+    for table in _iterate(folder, dimension, Wanted(wanted), fingerprint):
+        yield _batch(table, dimension)
 
 
-def reuse(space_folder: str, own_folder: str, dimension: int, wanted: pd.Index) -> pd.Index:
+def reuse(space_folder: str, own_folder: str, dimension: int, wanted: pd.Index, fingerprint: str) -> pd.Index:
     """Copy vectors of wanted content hashes from the space's other sources; returns those found."""
-    found: set[str] = set()
+    contents = Wanted(wanted)
     own_name = own_folder.rsplit("/", 1)[-1]
     for name in storage.subfolders(space_folder):
-        if name == own_name or len(found) == len(wanted):
-            continue
-        folder = storage.join(space_folder, name)
-        held = wanted.intersection(stored_hashes(folder)).difference(list(found))
-        if not len(held):
-            continue
-        for table in storage.iterate_shards(folder, vectors_schema(dimension)):
-            chosen = _not_seen(_only(table, held), found)
-            if chosen.num_rows:
-                storage.append_shard(own_folder, chosen)
-                found.update(chosen["content_hash"].to_pylist())
-    return pd.Index(sorted(found), dtype=object)
+        if contents.taken.all():
+            break
+        if name != own_name:
+            for table in _iterate(storage.join(space_folder, name), dimension, contents, fingerprint):
+                storage.append_shard(own_folder, table)
+    found = contents.hashes.filter(pa.array(contents.taken))
+    return index_of(found.sort())
 
 
-def compact(folder: str, dimension: int, live: pd.Index, rows_per_shard: int | None = None) -> int:
+def compact(folder: str, dimension: int, live: Callable[[], pd.Index], rows_per_shard: int | None = None) -> int:
     """Rewrite many small shards into few of SHARD_BYTES that hold live content only, each once.
 
-    Returns the number of shards removed; see `storage.compact_shards`.
+    `live` is asked once, and only after the shards to rewrite have been named: what another
+    run has stored for a newer listing is then either not rewritten, or live. Returns the
+    number of shards removed; see `storage.compact_shards`.
     """
     rows_per_shard = rows_per_shard or max(1, SHARD_BYTES // (4 * dimension))
-    seen: set[str] = set()
+    wanted = cache(lambda: Wanted(live()))
 
     def keep(table: pa.Table) -> pa.Table:
-        chosen = _not_seen(_only(table, live), seen)
-        seen.update(chosen["content_hash"].to_pylist())
-        return chosen
+        contents = wanted()
+        rows = contents.rows_in(table["content_hash"])
+        contents.take(table["content_hash"].take(rows))
+        return table.take(rows)
 
     return storage.compact_shards(folder, vectors_schema(dimension), keep, rows_per_shard)
 
 
-def _only(table: pa.Table, wanted: pd.Index) -> pa.Table:
-    return table.filter(pc.is_in(table["content_hash"], value_set=pa.array(wanted, pa.string())))
+def vectors_of(table: pa.Table, dimension: int) -> np.ndarray:
+    """The column `vector` of a shard as float32 [n, dimension]."""
+    column = table["vector"].combine_chunks()
+    vectors: np.ndarray = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dimension)
+    return vectors
 
 
-def _not_seen(table: pa.Table, seen: set[str]) -> pa.Table:
-    hashes = pd.Series(table["content_hash"].to_pylist(), dtype=object)
-    return table.filter(pa.array((~hashes.duplicated() & ~hashes.isin(seen)).to_numpy(dtype=bool)))
+def _iterate(folder: str, dimension: int, wanted: Wanted, fingerprint: str) -> Iterator[pa.Table]:
+    """Yield rows of the hashes that were not met yet, each once, and count them as met."""
+
+    def choose() -> dict[str, np.ndarray]:
+        # All at once, since each look-up makes a table of all that is wanted.
+        shards = list(shard_hashes(folder, fingerprint))
+        if not shards:
+            return {}
+        rows = wanted.rows_in(_joined([hashes for _, hashes in shards]))
+        ends = np.cumsum([len(hashes) for _, hashes in shards])
+        parts = np.split(rows, np.searchsorted(rows, ends[:-1]))
+        return {
+            name: part - (end - len(hashes))
+            for (name, hashes), part, end in zip(shards, parts, ends, strict=True)
+            if len(part)
+        }
+
+    schema = vectors_schema(dimension)
+    for table in storage.iterate_rows(folder, schema, schema.names, choose):
+        wanted.take(table["content_hash"])
+        yield table
+
+
+def _joined(columns: list[pa.ChunkedArray]) -> pa.ChunkedArray:
+    return pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
 
 
 def _batch(table: pa.Table, dimension: int) -> VectorBatch:
-    column = table["vector"].combine_chunks()
-    vectors = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dimension)
+    vectors = vectors_of(table, dimension)
     hashes = np.array(table["content_hash"].to_pylist(), dtype=object)
     return VectorBatch(hashes, vectors, table["run_id"].to_pylist(), table["embedded_at"].to_pylist())

@@ -60,6 +60,7 @@ def make_row(key: str, version: str, source: str = "photos", text: str = "") -> 
         version=version,
         attributes={"width": 3, "nested": [None, {"é": 1.5}]},
         run_id="run",
+        fingerprint="f" * 64,
         model="openai/clip",
         embedded_at="2026-01-01T00:00:00Z",
     )

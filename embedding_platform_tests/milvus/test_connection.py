@@ -8,7 +8,8 @@ import time
 import pytest
 
 from embedding_platform.errors import PlatformError
-from embedding_platform.milvus.connection import close_directory, connect, is_lite, serve
+from embedding_platform.milvus.connection import close_directory, connect, serve
+from embedding_platform.milvus.deployment import LITE, deployment_of
 
 from .conftest import SERVER_VARIABLE, TOKEN_VARIABLE
 from .making import desired, new_collection, rows_for
@@ -65,24 +66,25 @@ def test_a_directory_is_made_with_its_parents_and_shared(tmp_path):
     first, second = connect(str(directory)), connect(str(tmp_path / "new" / "." / "deep" / "milvus"))
     name = new_collection(first)
     assert second.list_collections() == [name]
-    assert is_lite(first)
+    assert deployment_of(first) is LITE
     first.close()
     assert second.list_collections() == [name]
     close_directory(str(directory))
 
 
 def test_a_directory_that_was_closed_opens_again_with_its_rows(tmp_path):
+    from embedding_platform.milvus.partitions import Partition
     from embedding_platform.milvus.sync import read_rows, sync_partition
 
     directory = str(tmp_path / "milvus")
     client = connect(directory)
     name = new_collection(client)
     wanted = desired(range(10))
-    sync_partition(client, name, "photos", wanted, rows_for(wanted))
+    sync_partition(client, Partition(name, "photos"), wanted, rows_for(wanted))
     client.close()
     close_directory(directory)
     close_directory(directory)
-    assert set(read_rows(connect(directory), name, "photos").index) == set(wanted.index)
+    assert set(read_rows(connect(directory), Partition(name, "photos")).index) == set(wanted.index)
     close_directory(directory)
 
 

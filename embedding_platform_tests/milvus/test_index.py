@@ -1,17 +1,27 @@
+from uuid import uuid4
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from embedding_platform.errors import PlatformError
-from embedding_platform.milvus.index import ann_search, ensure_index, recall_at_k
-from embedding_platform.milvus.schema import partition_name
+from embedding_platform.milvus.index import (
+    ann_search,
+    await_searchable,
+    ensure_index,
+    keep_search,
+    present_index,
+    recall_at_k,
+    tuned,
+)
+from embedding_platform.milvus.partitions import Partition
 from embedding_platform.milvus.sync import read_rows, sync_partition
-from embedding_platform.spaces import Index
+from embedding_platform.spaces import Index, usual_index
 
 from .making import FLAT, HNSW, desired, make_row, new_collection, row_id, rows_for, vector
 
-PHOTOS = partition_name("photos")
+PHOTOS = "photos"
 IVF = Index("IVF_FLAT", {"nlist": 4}, {"nprobe": 4})
 SQ8 = Index("IVF_SQ8", {"nlist": 4}, {"nprobe": 4})
 
@@ -19,7 +29,7 @@ SQ8 = Index("IVF_SQ8", {"nlist": 4}, {"nprobe": 4})
 def filled(client, count=60, **changes):
     collection = new_collection(client, **changes)
     wanted = desired(range(count))
-    sync_partition(client, collection, PHOTOS, wanted, rows_for(wanted))
+    sync_partition(client, Partition(collection, PHOTOS), wanted, rows_for(wanted))
     return collection, wanted
 
 
@@ -37,7 +47,7 @@ def test_an_index_is_built_once_and_changed_without_touching_rows(client, index)
     names = client.list_indexes(collection)
     assert len(names) == 1
     assert client.describe_index(collection, names[0])["index_type"] == index.type
-    assert len(read_rows(client, collection, PHOTOS)) == len(wanted)
+    assert len(read_rows(client, Partition(collection, PHOTOS))) == len(wanted)
     hits = ann_search(client, collection, None, stored_vectors(wanted)[:3], 1, index, "COSINE")
     assert [hit[0][0] for hit in hits] == list(wanted.index[:3])
 
@@ -55,7 +65,7 @@ def test_a_change_that_was_killed_halfway_is_finished(client):
     client.release_collection(collection)
     client.drop_index(collection, client.list_indexes(collection)[0])
     assert ensure_index(client, collection, FLAT, "COSINE")
-    assert len(read_rows(client, collection, PHOTOS)) == 60
+    assert len(read_rows(client, Partition(collection, PHOTOS))) == 60
 
 
 @pytest.mark.parametrize(
@@ -86,7 +96,7 @@ def test_scores_are_cosine_inner_product_or_squared_distance(client, metric):
         "L2": ((queries[:, None] - stored[None]) ** 2).sum(-1),
     }[metric]
     best_first = np.sort(exact, axis=1) if metric == "L2" else -np.sort(-exact, axis=1)
-    hits = ann_search(client, collection, PHOTOS, queries, 100, HNSW, metric)
+    hits = ann_search(client, collection, Partition(collection, PHOTOS), queries, 100, HNSW, metric)
     scores = [[score for _, score in answer] for answer in hits]
     assert np.array(scores) == pytest.approx(best_first, abs=1e-4)
     assert recall_at_k(scores, best_first.tolist(), 10, metric) == 1.0
@@ -95,9 +105,11 @@ def test_scores_are_cosine_inner_product_or_squared_distance(client, metric):
 def test_search_keeps_to_the_partition(client):
     collection, wanted = filled(client, 10)
     scans = desired(range(5), of="scans")
-    sync_partition(client, collection, partition_name("scans"), scans, rows_for(scans, "scans"))
+    sync_partition(client, Partition(collection, "scans"), scans, rows_for(scans, "scans"))
     ensure_index(client, collection, HNSW, "COSINE")
-    (hits,) = ann_search(client, collection, partition_name("scans"), stored_vectors(wanted)[:1], 20, HNSW, "COSINE")
+    (hits,) = ann_search(
+        client, collection, Partition(collection, "scans"), stored_vectors(wanted)[:1], 20, HNSW, "COSINE"
+    )
     assert {key for key, _ in hits} == {row_id(n, "scans") for n in range(5)}
 
 
@@ -124,3 +136,46 @@ def test_recall(found, exact, k, metric, recall):
 def test_exact_search_has_recall_one(scores, k, metric):
     ranked = sorted(scores, reverse=metric != "L2")
     assert recall_at_k([ranked[:k]], [ranked], k, metric) == 1.0
+
+
+def test_tuned_parameters_are_used_while_they_belong_to_the_index(client):
+    collection, _ = filled(client, 10)
+    assert tuned(client, collection, HNSW) == HNSW
+    keep_search(client, collection, HNSW, {"ef": 12})
+    assert tuned(client, collection, HNSW).search == {"ef": 12}
+    alias = f"a_{uuid4().hex}"
+    client.create_alias(collection, alias)
+    assert tuned(client, alias, HNSW).search == {"ef": 12}
+    chosen = usual_index("HNSW", {}, {"ef": 300})
+    assert tuned(client, collection, chosen) == chosen
+    ensure_index(client, collection, HNSW, "COSINE")
+    assert present_index(client, collection).search == {"ef": 12}
+
+
+def test_rows_just_written_are_found_by_search(client):
+    collection, wanted = filled(client, 40)
+    ensure_index(client, collection, HNSW, "COSINE")
+    rows = [make_row(key, "1") for key in wanted.index[:5]]
+    await_searchable(client, Partition(collection, "photos"), rows, HNSW, "COSINE", timeout_seconds=20)
+
+
+def test_a_row_among_many_as_near_counts_as_found(client):
+    collection = new_collection(client)
+    wanted = desired(range(40))
+    same = make_row(wanted.index[0], "1")["vector"]
+
+    def rows(ids):
+        yield [{**make_row(key, "1"), "vector": same} for key in ids]
+
+    sync_partition(client, Partition(collection, "photos"), wanted, rows)
+    ensure_index(client, collection, HNSW, "COSINE")
+    probes = [{**make_row(key, "1"), "vector": same} for key in wanted.index]
+    await_searchable(client, Partition(collection, "photos"), probes, HNSW, "COSINE", timeout_seconds=20)
+
+
+def test_a_row_that_no_search_finds_fails_at_the_deadline(client):
+    collection, _ = filled(client, 40)
+    ensure_index(client, collection, HNSW, "COSINE")
+    missing = make_row("f" * 32, "1")
+    with pytest.raises(PlatformError, match=r"1 of 1 rows just written.*not found by search after 0.3 s.*f{32}"):
+        await_searchable(client, Partition(collection, "photos"), [missing], HNSW, "COSINE", timeout_seconds=0.3)

@@ -5,8 +5,9 @@ import pytest
 from embedding_platform.errors import PlatformError
 from embedding_platform.milvus.alias import point_alias
 from embedding_platform.milvus.index import ensure_index
+from embedding_platform.milvus.partitions import Partition
 from embedding_platform.milvus.query import get_rows, search_rows
-from embedding_platform.milvus.schema import FIELD_NAMES, SCALAR_NAMES, partition_name
+from embedding_platform.milvus.schema import FIELD_NAMES, SCALAR_NAMES
 from embedding_platform.milvus.sync import sync_partition
 
 from .making import HNSW, desired, make_row, new_collection, row_id, rows_for
@@ -17,7 +18,7 @@ def alias(client):
     collection = new_collection(client)
     for source in ("photos", "product-photos"):
         wanted = desired(range(20), of=source)
-        sync_partition(client, collection, partition_name(source), wanted, rows_for(wanted, source))
+        sync_partition(client, Partition(collection, source), wanted, rows_for(wanted, source))
     ensure_index(client, collection, HNSW, "COSINE")
     alias = f"a_{uuid4().hex}"
     point_alias(client, alias, collection)

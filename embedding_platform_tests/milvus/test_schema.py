@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -7,11 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedding_platform.errors import PlatformError
-from embedding_platform.milvus.connection import is_lite
+from embedding_platform.milvus.deployment import LITE, deployment_of
+from embedding_platform.milvus.partitions import Partition
 from embedding_platform.milvus.query import get_rows
 from embedding_platform.milvus.schema import (
     FIELD_NAMES,
     MAX_TEXT_BYTES,
+    Maker,
     alias_name,
     collection_name,
     cut_to_bytes,
@@ -46,8 +49,12 @@ def segment(path="a.txt", text="words", **changes):
     return Segment(**{**plain, **changes})
 
 
+MAKER = Maker("books", "file:///media/books/", "model", "f" * 64)
+
+
 def test_names():
-    assert collection_name("image/clip", "3fa9c1d2e4b5" + "0" * 52) == "image_clip_3fa9c1d2e4b5"
+    assert collection_name("image/clip", "3fa9c1d2e4b5" + "0" * 52) == "image_clip_3fa9c1d2e4b5_named2"
+    assert collection_name("image/clip", "3fa9c1d2e4b5" + "0" * 52, "keyed") == "image_clip_3fa9c1d2e4b5_keyed2"
     assert alias_name("image/clip") == "image_clip"
     assert re.fullmatch(r"product_photos_[0-9a-f]{10}", partition_name("product-photos"))
     assert partition_name("product-photos") != partition_name("product_photos")
@@ -75,7 +82,7 @@ def test_a_collection_is_created_once_and_says_what_made_it(client):
     assert ensure_collection(client, made_by, FLAT) == name
     assert read_provenance(client, name) == made_by
     assert [field["name"] for field in client.describe_collection(name)["fields"]] == list(FIELD_NAMES)
-    assert read_rows(client, name, "absent").empty
+    assert read_rows(client, Partition(name, "absent")).empty
 
 
 def test_a_collection_of_another_schema_is_refused_with_every_difference(client):
@@ -115,9 +122,15 @@ def test_a_collection_of_another_schema_is_refused_with_every_difference(client)
 def test_a_collection_made_otherwise_is_refused(client):
     made_by = provenance()
     ensure_collection(client, made_by, FLAT)
-    other = provenance(fingerprint=made_by.fingerprint, metric="IP", model="other")
-    with pytest.raises(PlatformError, match=r"model stored='openai/clip', expected='other'.*metric stored='COSINE'"):
+    other = provenance(fingerprint=made_by.fingerprint, metric="IP", pooling="mean")
+    with pytest.raises(PlatformError, match=r"metric stored='COSINE'.*pooling stored='', expected='mean'"):
         ensure_collection(client, other, FLAT)
+
+
+def test_a_model_that_lies_elsewhere_is_the_same_while_its_fingerprint_is(client):
+    made_by = provenance()
+    name = ensure_collection(client, made_by, FLAT)
+    assert ensure_collection(client, replace(made_by, model="/moved/clip"), FLAT) == name
 
 
 def test_a_foreign_collection_is_named(client):
@@ -131,41 +144,32 @@ def test_a_foreign_collection_is_named(client):
         read_provenance(client, "nosuch")
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"uri": "s3://elsewhere/a.txt"},
-        {"attributes": {"language": "de"}},
-        {"start": 1.0},
-        {"end": 6.0},
-        {"text": "other"},
-        {"content_hash": "3" * 64},
-        {"item_version": "4" * 64},
-        {"position": 1},
-    ],
-    ids=lambda change: next(iter(change)),
-)
-def test_whatever_a_row_shows_decides_its_version(change):
-    plain = row_versions(segments_table([segment()]), "books")
-    changed = row_versions(segments_table([segment(**change)]), "books")
-    assert plain.iloc[0] != changed.iloc[0]
-    assert plain.iloc[0] == row_versions(segments_table([segment()]), "books").iloc[0]
-    assert plain.iloc[0] != row_versions(segments_table([segment()]), "papers").iloc[0]
+def test_segment_root_and_fingerprint_decide_the_version_of_a_row():
+    made = [
+        row_versions(segments_table([segment(**change)], "books"), root, fingerprint).iloc[0]
+        for change, root, fingerprint in (
+            ({}, "/media/books/", "a" * 64),
+            ({"text": "other"}, "/media/books/", "a" * 64),
+            ({}, "/moved/books/", "a" * 64),
+            ({}, "/media/books/", "b" * 64),
+        )
+    ]
+    assert len(set(made)) == len(made)
+    assert {len(version) for version in made} == {64}
 
 
 def test_segments_become_rows_that_sync_accepts(client):
     long = "日" * MAX_TEXT_BYTES
-    table = segments_table([segment(), segment("b.txt", long), segment("c.png", None, role="image")])
-    wanted = row_versions(table, "books")
+    table = segments_table([segment(), segment("b.txt", long), segment("c.png", None, role="image")], "books")
+    wanted = row_versions(table, MAKER.root, MAKER.fingerprint)
     vectors = np.stack([vector(n) for n in range(3)])
 
     def rows(ids: pd.Index):
-        made = make_rows(table, "books", vectors, "model", ["run"] * 3, ["2026-01-01T00:00:00Z"] * 3)
+        made = make_rows(table, MAKER, vectors, ["run"] * 3, ["2026-01-01T00:00:00Z"] * 3)
         yield [row for row in made if row["id"] in ids]
 
     name = ensure_collection(client, provenance(), FLAT)
-    partition = partition_name("books")
-    assert sync_partition(client, name, partition, wanted, rows).upserted == 3
+    assert sync_partition(client, Partition(name, "books"), wanted, rows).upserted == 3
     plain, cut, whole = get_rows(client, name, list(wanted.index))
     assert set(plain) == set(FIELD_NAMES)
     assert len(plain["vector"]) == DIMENSION
@@ -174,10 +178,10 @@ def test_segments_become_rows_that_sync_accepts(client):
     assert cut["text"] == "日" * (MAX_TEXT_BYTES // 3)
     assert cut["attributes"] == {"language": "en", "text_truncated": True}
     assert whole["text"] == ""
-    assert bool(client.list_indexes(name)) == (not is_lite(client))
+    assert bool(client.list_indexes(name)) == (deployment_of(client) is not LITE)
 
 
 def test_attributes_too_long_for_a_server_are_dropped():
-    table = segments_table([segment(attributes={"comment": "x" * 70_000})])
-    (row,) = make_rows(table, "books", vector(0)[None], "model", ["run"], ["now"])
+    table = segments_table([segment(attributes={"comment": "x" * 70_000})], "books")
+    (row,) = make_rows(table, MAKER, vector(0)[None], ["run"], ["now"])
     assert row["attributes"] == {"attributes_dropped": True}

@@ -12,7 +12,7 @@ import pytest
 from embedding_platform.errors import PlatformError
 from embedding_platform.milvus.connection import connect, serve
 from embedding_platform.milvus.index import ann_search, ensure_index
-from embedding_platform.milvus.schema import partition_name
+from embedding_platform.milvus.partitions import Partition
 from embedding_platform.milvus.sync import read_rows, sync_partition
 
 from .making import HNSW, desired, make_row, new_collection, no_rows, rows_for
@@ -25,13 +25,13 @@ WRITER = """
 import sys
 from milvus.making import desired, rows_for
 from embedding_platform.milvus.connection import connect
-from embedding_platform.milvus.schema import partition_name
+from embedding_platform.milvus.partitions import Partition
 from embedding_platform.milvus.sync import sync_partition
 
 directory, collection, source, rows = sys.argv[1:]
 wanted = desired(range(int(rows)), of=source)
 client = connect(directory)
-report = sync_partition(client, collection, partition_name(source), wanted, rows_for(wanted, source, 100), print)
+report = sync_partition(client, Partition(collection, source), wanted, rows_for(wanted, source, 100), print)
 client.flush(collection, timeout=60)
 assert report.upserted == len(wanted), report
 """
@@ -73,8 +73,8 @@ def test_processes_write_at_once_and_a_killed_server_loses_nothing(directory):
         for number in range(WRITERS):
             source = f"source {number}"
             wanted = desired(range(ROWS), of=source)
-            assert sync_partition(client, collection, partition_name(source), wanted, no_rows).batches == 0
-            assert len(read_rows(client, collection, partition_name(source))) == ROWS
+            assert sync_partition(client, Partition(collection, source), wanted, no_rows).batches == 0
+            assert len(read_rows(client, Partition(collection, source))) == ROWS
         query = make_row(wanted.index[5], "1")["vector"][None]
         (hits,) = ann_search(client, collection, None, query, 1, HNSW, "COSINE")
         assert hits[0][0] == wanted.index[5]
@@ -98,15 +98,15 @@ def test_a_sync_that_lost_its_server_is_finished_by_the_next(directory):
                 yield rows
 
         with pytest.raises(PlatformError, match=r"Milvus could not .*run again"):
-            sync_partition(Impatient(client), collection, "p", wanted, killed_halfway)
+            sync_partition(Impatient(client), Partition(collection, "p"), wanted, killed_halfway)
         client.close()
 
     with serve(directory):
         client = connect(directory)
-        report = sync_partition(client, collection, "p", wanted, rows_for(wanted, source, 1000))
+        report = sync_partition(client, Partition(collection, "p"), wanted, rows_for(wanted, source, 1000))
         assert 0 < report.counts["unchanged"] < 5000
         assert report.counts["new"] + report.counts["unchanged"] == 5000
-        assert len(read_rows(client, collection, "p")) == 5000
+        assert len(read_rows(client, Partition(collection, "p"))) == 5000
         client.close()
 
 

@@ -1,3 +1,6 @@
+import itertools
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -5,13 +8,15 @@ from hypothesis import strategies as st
 
 from embedding_platform.errors import PlatformError
 from embedding_platform.milvus import sync
+from embedding_platform.milvus.deployment import deployment_of
+from embedding_platform.milvus.partitions import Partition, drop_partition
 from embedding_platform.milvus.schema import partition_name
-from embedding_platform.milvus.sync import drop_partition, read_rows, sync_partition
+from embedding_platform.milvus.sync import compare_partition, read_rows, sync_partition
 
 from .making import DIMENSION, HNSW, desired, make_row, new_collection, no_rows, row_id, rows_for, vector
 
-PHOTOS = partition_name("photos")
-SCANS = partition_name("scans")
+PHOTOS = "photos"
+SCANS = "scans"
 
 
 class Recording:
@@ -37,11 +42,11 @@ class Recording:
 
 
 def held(client, collection, partition):
-    return read_rows(client, collection, partition).sort_index()
+    return read_rows(client, Partition(collection, partition)).sort_index()
 
 
 def run(client, collection, wanted, partition=PHOTOS, **options):
-    return sync_partition(client, collection, partition, wanted, rows_for(wanted), **options)
+    return sync_partition(client, Partition(collection, partition), wanted, rows_for(wanted), **options)
 
 
 def test_sync_adds_overwrites_removes_and_then_rests(client):
@@ -60,7 +65,7 @@ def test_sync_adds_overwrites_removes_and_then_rests(client):
     pd.testing.assert_series_equal(held(client, collection, PHOTOS), second.sort_index(), check_names=False)
 
     recording = Recording(client)
-    report = sync_partition(recording, collection, PHOTOS, second, no_rows)
+    report = sync_partition(recording, Partition(collection, PHOTOS), second, no_rows)
     assert report.counts == {"new": 0, "stale": 0, "orphaned": 0, "unchanged": 38}
     assert report.batches == 0
     assert not {name for name, _ in recording.calls} & {"upsert", "insert", "delete", "create_partition"}
@@ -83,7 +88,7 @@ def test_deleting_in_one_partition_leaves_the_others(client):
     scans = desired(range(5), of="scans")
     run(client, collection, scans, SCANS)
     recording = Recording(client)
-    sync_partition(recording, collection, PHOTOS, desired([]), no_rows)
+    sync_partition(recording, Partition(collection, PHOTOS), desired([]), no_rows)
     assert held(client, collection, PHOTOS).empty
     assert len(held(client, collection, SCANS)) == 5
     deletes = [kwargs for name, kwargs in recording.calls if name == "delete"]
@@ -106,7 +111,8 @@ def test_rows_lost_and_rows_added_behind_our_back_are_mended(client):
     wanted = desired(range(20))
     run(client, collection, wanted)
     client.delete(collection, ids=[row_id(3), row_id(4)])
-    client.upsert(collection, [make_row(row_id(99), "1"), make_row(row_id(5), "other")], partition_name=PHOTOS)
+    foreign = [make_row(row_id(99), "1"), make_row(row_id(5), "other")]
+    client.upsert(collection, foreign, partition_name=partition_name(PHOTOS))
     report = run(client, collection, wanted)
     assert report.counts == {"new": 2, "stale": 1, "orphaned": 1, "unchanged": 17}
     pd.testing.assert_series_equal(held(client, collection, PHOTOS), wanted.sort_index(), check_names=False)
@@ -124,8 +130,8 @@ def test_a_key_answered_twice_is_deleted_and_written_again(client):
         return rows + [row for row in rows if row["id"] == twice]
 
     recording = Recording(client, repeat_until_deleted)
-    assert list(read_rows(recording, collection, PHOTOS).index).count(twice) == 2
-    report = sync_partition(recording, collection, PHOTOS, wanted, rows_for(wanted))
+    assert list(read_rows(recording, Partition(collection, PHOTOS)).index).count(twice) == 2
+    report = sync_partition(recording, Partition(collection, PHOTOS), wanted, rows_for(wanted))
     assert report.counts["stale"] == 1
     assert (report.upserted, report.deleted) == (1, 1)
     names = [name for name, _ in recording.calls if name in ("delete", "upsert")]
@@ -141,7 +147,7 @@ def test_what_only_the_read_back_shows_is_repaired(client):
         given.append(len(ids))
         yield [make_row(key, wanted[key]) for key in ids[: 5 * len(given)]]
 
-    report = sync_partition(client, collection, PHOTOS, wanted, forgetful)
+    report = sync_partition(client, Partition(collection, PHOTOS), wanted, forgetful)
     assert given == [10, 5]
     assert (report.counts["new"], report.upserted, report.repaired) == (10, 10, 5)
 
@@ -149,22 +155,22 @@ def test_what_only_the_read_back_shows_is_repaired(client):
 def test_rows_that_never_arrive_fail_with_counts_and_an_example(client):
     collection = new_collection(client)
     with pytest.raises(PlatformError, match=rf"4 missing.*{row_id(0)[:4]}"):
-        sync_partition(client, collection, PHOTOS, desired(range(4)), lambda ids: iter([]))
+        sync_partition(client, Partition(collection, PHOTOS), desired(range(4)), lambda ids: iter([]))
 
 
 @pytest.mark.parametrize(("page", "count"), [(100, 300), pytest.param(10, 400, id="lite-deep")])
 def test_a_read_splits_ranges_that_overflow(client, monkeypatch, request, page, count):
     if page < 100 and "server" in request.node.nodeid.split("[")[1]:
         pytest.skip("each range costs a server 0.2 s")
-    monkeypatch.setattr(sync, "MAX_HITS", page)
-    monkeypatch.setattr(sync, "_LITE_PAGE", page)
+    small = replace(deployment_of(client), page_rows=page)
+    monkeypatch.setattr(sync, "deployment_of", lambda client: small)
     collection = new_collection(client)
     wanted = desired(range(count))
     run(client, collection, wanted)
     foreign = [{**make_row(row_id(0), "1"), "id": key} for key in ("zz-foreign", "!")]
-    client.upsert(collection, foreign, partition_name=PHOTOS)
+    client.upsert(collection, foreign, partition_name=partition_name(PHOTOS))
     for expected in (0, count):
-        read = read_rows(client, collection, PHOTOS, expected=expected)
+        read = read_rows(client, Partition(collection, PHOTOS), expected=expected)
         assert read.index.is_unique
         assert set(read.index) == {*wanted.index, "zz-foreign", "!"}
 
@@ -177,7 +183,7 @@ def test_batches_stay_below_the_limits(lite, monkeypatch):
     def long_texts(ids):
         yield [make_row(key, wanted[key], text="é" * 4000) for key in ids]
 
-    report = sync_partition(lite, collection, PHOTOS, wanted, long_texts)
+    report = sync_partition(lite, Partition(collection, PHOTOS), wanted, long_texts)
     assert report.batches == 15
 
 
@@ -186,9 +192,9 @@ def test_dropping_a_partition_leaves_the_others_and_may_be_repeated(client):
     run(client, collection, desired(range(5)))
     scans = desired(range(5), of="scans")
     run(client, collection, scans, SCANS)
-    drop_partition(client, collection, "photos")
-    drop_partition(client, collection, "photos")
-    drop_partition(client, collection, "never seen")
+    drop_partition(client, Partition(collection, "photos"))
+    drop_partition(client, Partition(collection, "photos"))
+    drop_partition(client, Partition(collection, "never seen"))
     assert held(client, collection, PHOTOS).empty
     assert len(held(client, collection, SCANS)) == 5
     run(client, collection, desired(range(2)))
@@ -203,7 +209,7 @@ def test_an_error_of_milvus_is_one_line_with_the_mend(client):
         yield [{**make_row(key, "1"), "vector": vector(1, DIMENSION + 1)} for key in ids]
 
     with pytest.raises(PlatformError) as failure:
-        sync_partition(client, collection, PHOTOS, wanted, wrong)
+        sync_partition(client, Partition(collection, PHOTOS), wanted, wrong)
     assert "\n" not in str(failure.value)
     assert "run again" in str(failure.value)
 
@@ -225,7 +231,50 @@ def test_any_sequence_of_desired_sets_converges(lite, sequence):
         wanted = pd.Series(
             list(versions.values()), index=pd.Index([row_id(n) for n in versions], dtype="str"), dtype="str"
         )
-        sync_partition(lite, collection, PHOTOS, wanted, rows_for(wanted))
+        sync_partition(lite, Partition(collection, PHOTOS), wanted, rows_for(wanted))
         pd.testing.assert_series_equal(held(lite, collection, PHOTOS), wanted.sort_index(), check_names=False)
-        assert sync_partition(lite, collection, PHOTOS, wanted, no_rows).batches == 0
+        assert sync_partition(lite, Partition(collection, PHOTOS), wanted, no_rows).batches == 0
     lite.drop_collection(collection)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"text": "altered"},
+        {"vector": vector(77)},
+        {"content_hash": "0" * 64},
+        {"fingerprint": "0" * 64},
+        {"attributes": {"width": 4}},
+        {"end": 2.0},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_row_altered_under_its_version_is_found_in_the_sample_and_put_right(client, change):
+    collection, wanted = new_collection(client), desired(range(8))
+    run(client, collection, wanted)
+    partition, spoilt = Partition(collection, PHOTOS), wanted.index[3]
+    client.upsert(collection, [{**make_row(spoilt, "1"), **change}], partition_name=partition.name)
+    assert compare_partition(client, partition, wanted).increment.is_empty
+    found = compare_partition(client, partition, wanted, rows_for(wanted)(wanted.index))
+    assert list(found.altered) == list(found.increment.stale) == [spoilt]
+    assert found.increment.counts() == {"new": 0, "stale": 1, "orphaned": 0, "unchanged": 7}
+    report = sync_partition(client, partition, wanted, rows_for(wanted), found=found)
+    assert (report.upserted, report.deleted) == (1, 0)
+    assert compare_partition(client, partition, wanted, rows_for(wanted)(wanted.index)).increment.is_empty
+
+
+@pytest.mark.parametrize("change", [{"run_id": "other"}, {"embedded_at": "2027"}, {"model": "/moved"}])
+def test_another_maker_of_the_same_vector_is_no_alteration(client, change):
+    collection, wanted = new_collection(client), desired(range(3))
+    run(client, collection, wanted)
+    partition = Partition(collection, PHOTOS)
+    client.upsert(collection, [{**make_row(wanted.index[0], "1"), **change}], partition_name=partition.name)
+    assert compare_partition(client, partition, wanted, rows_for(wanted)(wanted.index)).increment.is_empty
+
+
+def test_ranges_of_ids_hold_every_id_once():
+    for count in (1, 2, 7, 256):
+        ranges = sync._ranges(count)
+        assert len(ranges) == count
+        assert (ranges[0][0], ranges[-1][1]) == (0, 16**8)
+        assert all(before[1] == after[0] for before, after in itertools.pairwise(ranges))

@@ -10,23 +10,31 @@ import numpy as np
 from PIL import Image
 
 from embedding_platform.media.cutting import Cutting
+from embedding_platform.milvus.schema import Layout
+from embedding_platform.milvus.sync import read_rows
 from embedding_platform.models.encoder import Encoder
+from embedding_platform.reconcile.collection import CollectionReport, reconcile_collection
 from embedding_platform.reconcile.embeddings import EmbeddingsReport, reconcile_embeddings
 from embedding_platform.reconcile.files import FilesReport, reconcile_files
+from embedding_platform.reconcile.publication import PublicationReport, publish
+from embedding_platform.reconcile.rows import LiveRows
 from embedding_platform.reconcile.segments import SegmentsReport, reconcile_segments
-from embedding_platform.settings import BatchSettings
+from embedding_platform.reconcile.target import Target
+from embedding_platform.records import segment_id
+from embedding_platform.settings import BatchSettings, MilvusSettings, QualitySettings
 from embedding_platform.spaces import MODALITIES, Index, Model, Space
 from embedding_platform_tests.inference.small_encoder import DIMENSION, SmallEncoder
 from embedding_platform_tests.media.made import tone, write_sound
 
 FINGERPRINT = "f" * 64
 CUTTING = Cutting(tokenizer_file=None, max_tokens=16, overlap_tokens=0)
+FLAT = Index("FLAT", {}, {})
 WORDS = ("amber", "birch", "cedar", "delta", "ember", "frost", "grove", "heath", "inlet", "juniper")
 
 
 def space_of(modality: str, **changes: object) -> Space:
     model = Model("small", "small", DIMENSION, MODALITIES[modality].roles, "none", "drawn")
-    return dataclasses.replace(Space(modality, "small", model, index=Index("FLAT", {}, {})), **changes)
+    return dataclasses.replace(Space(modality, "small", model, index=FLAT), **changes)
 
 
 def write_text(path: Path, seed: int, paragraphs: int = 1) -> Path:
@@ -65,6 +73,8 @@ class Lake:
     encoder: SmallEncoder = field(default_factory=SmallEncoder)
     batch: BatchSettings = field(default_factory=lambda: BatchSettings(chunk=4, text=64))
     fingerprint: str = FINGERPRINT
+    layout: Layout = "named"
+    index: Index = FLAT
     loads: int = 0
     media_name: str = "media"
 
@@ -78,7 +88,14 @@ class Lake:
 
     @property
     def space(self) -> Space:
-        return space_of(self.modality)
+        return dataclasses.replace(space_of(self.modality), index=self.index)
+
+    @property
+    def target(self) -> Target:
+        return Target(self.space, self.fingerprint, self.layout)
+
+    def live(self, source: str = "one") -> LiveRows:
+        return LiveRows(self.store, self.space, source, self.fingerprint, self.cutting)
 
     def path(self, name: str, source: str = "one") -> Path:
         return self.media / source / f"{name}.{WRITERS[self.modality][0]}"
@@ -131,3 +148,30 @@ def _write(path: Path, payload: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(payload)
     return path
+
+
+def collect(client, lake: Lake, source: str = "one", **settings: object) -> CollectionReport:
+    """Sync one source into the lake's collection; `settings` are of quality."""
+    quality = QualitySettings(**settings)
+    return reconcile_collection(client, lake.target, lake.live(source), MilvusSettings(), quality, run_id="run")
+
+
+def publish_to(client, lake: Lake, *sources: str, **settings: object) -> PublicationReport:
+    """Publish the lake's collection over its sources, or over "one"; `settings` are of quality."""
+    lives = [lake.live(source) for source in sources or ("one",)]
+    return publish(client, lake.target, lives, QualitySettings(**settings))
+
+
+def ids_in(client, lake: Lake, source: str = "one") -> set[str]:
+    """Ids of the rows that Milvus holds of a source."""
+    return set(read_rows(client, lake.target.partition(source)).index)
+
+
+def ids_of_all(client, name: str) -> set[str]:
+    """Ids of all rows that readers find under the name of a collection or an alias."""
+    return {row["id"] for row in client.query(name, filter='id != ""', output_fields=["id"], limit=1000)}
+
+
+def id_of(name: str, source: str = "one") -> str:
+    """The id of the first segment of a text that `Lake.write` wrote."""
+    return segment_id(source, f"{name}.txt", "text", 0)

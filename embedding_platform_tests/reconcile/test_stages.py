@@ -12,26 +12,33 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from embedding_platform import layout, storage
 from embedding_platform.errors import PlatformError
 from embedding_platform.media.cutting import code_version
 from embedding_platform.reconcile import embeddings as embeddings_stage
-from embedding_platform.reconcile.embeddings import embeddings_increment, judge_stored, reconcile_embeddings
+from embedding_platform.reconcile.embeddings import embeddings_increment, reconcile_embeddings
 from embedding_platform.reconcile.files import (
     classify_source,
     files_increment,
+    items_table,
     listed_sources,
     listing_age,
     present_sources,
     reconcile_files,
-    stored_items,
 )
-from embedding_platform.reconcile.segments import live_segments, reconcile_segments, segments_increment
-from embedding_platform.records import Item
+from embedding_platform.reconcile.segments import (
+    iterate_live_segments,
+    live_segments,
+    reconcile_segments,
+    segments_increment,
+)
+from embedding_platform.records import SEGMENTS, row_version, segments
 from embedding_platform.settings import BatchSettings
 from embedding_platform.vectors import store as vector_store
+from embedding_platform.vectors.judged import judge_stored
 from embedding_platform_tests.inference.small_encoder import DIMENSION, SmallEncoder
 from embedding_platform_tests.reconcile.small_lake import CUTTING, FINGERPRINT, Lake, counts, space_of, write_text
 
@@ -48,10 +55,10 @@ def any_lake(request, tmp_path):
 
 def vectors_of(lake: Lake, source: str = "one") -> dict[str, np.ndarray]:
     folder = layout.vectors_folder(lake.store, lake.space.key, lake.fingerprint, source)
-    wanted = vector_store.stored_hashes(folder)
+    wanted = vector_store.stored_hashes(folder, lake.fingerprint)
     return {
         content: vector
-        for part in vector_store.iterate(folder, DIMENSION, wanted)
+        for part in vector_store.iterate(folder, DIMENSION, wanted, lake.fingerprint)
         for content, vector in zip(part.hashes, part.vectors, strict=True)
     }
 
@@ -239,6 +246,73 @@ def test_vectors_are_normalised_where_the_space_says_so(lake):
     assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-6)
 
 
+def test_a_rejection_is_durable_with_its_chunk(lake, monkeypatch):
+    lake.encoder = SmallEncoder(spoil=lambda content, vector: vector * 0 if content.startswith("0 ") else vector)
+    lake.batch = BatchSettings(chunk=2, text=1)
+    for number in range(6):
+        lake.write(f"n{number}", number)
+    lake.files()
+    lake.segments()
+    with monkeypatch.context() as patch:
+        patch.setattr("embedding_platform.reconcile.embeddings.vector_store.compact", _die)
+        with pytest.raises(KeyboardInterrupt):
+            lake.embeddings()
+    embeddings = lake.embeddings()
+    assert (embeddings.embedded, embeddings.increment.counts()["unchanged"], lake.encoder.embedded) == (0, 6, 6)
+    assert [row[0] for row in embeddings.rejected] == ["n0.txt"]
+
+
+@pytest.mark.parametrize(
+    ("limits", "chunks"),
+    [
+        ({}, [6]),
+        ({"ITEMS_PER_CHUNK": 4}, [4, 6]),
+        ({"BYTES_PER_CHUNK": 1}, [1, 2, 3, 4, 5, 6]),
+        ({"SECONDS_PER_CHUNK": 0.0}, [1, 2, 3, 4, 5, 6]),
+    ],
+)
+def test_a_chunk_of_cut_items_is_full_by_number_by_bytes_or_by_time(lake, monkeypatch, limits, chunks):
+    for name, limit in limits.items():
+        monkeypatch.setattr(f"embedding_platform.reconcile.segments.{name}", limit)
+    for number in range(6):
+        lake.write(f"n{number}", number)
+    lake.files()
+    heard: list[int] = []
+    reconcile_segments(lake.store, "text", "one", lake.cutting, progress=lambda done, total: heard.append(done))
+    assert heard == chunks
+    folder = layout.segments_folder(lake.store, "text", "one", code_version("text", lake.cutting))
+    assert len(storage.table_names(folder)) == len(chunks)
+
+
+@pytest.mark.parametrize(("chunk", "shards"), [(None, 1), (2, 3)])
+def test_a_chunk_of_vectors_is_as_large_as_a_file_may_be_or_as_the_settings_say(lake, chunk, shards):
+    lake.batch = BatchSettings(chunk=chunk)
+    for number in range(6):
+        lake.write(f"n{number}", number)
+    lake.run()
+    assert len(storage.table_names(layout.vectors_folder(lake.store, lake.space.key, FINGERPRINT, "one"))) == shards
+
+
+def test_a_run_without_a_difference_reads_no_stored_vector_but_a_sample(lake, monkeypatch):
+    lake.batch = BatchSettings(chunk=2)
+    for number in range(40):
+        lake.write(f"n{number:02}", number)
+    first = lake.run()[2]
+    asked: list[np.ndarray] = []
+
+    def read_rows(fs, path, schema, columns, rows, read=storage._read_rows):
+        asked.extend(rows if "vector" in columns else [])
+        return read(fs, path, schema, columns, rows)
+
+    monkeypatch.setattr(storage, "_read_rows", read_rows)
+    monkeypatch.setattr("embedding_platform.vectors.judged.SAMPLE_VECTORS", 8)
+    monkeypatch.setattr("embedding_platform.vectors.judged._judge", _die)
+    second = lake.embeddings()
+    assert len(asked) == 8
+    assert (second.judged.judged, second.data_version) == (40, first.data_version)
+    np.testing.assert_array_equal(np.sort(second.judged.norms), np.sort(first.judged.norms))
+
+
 def test_a_content_that_the_model_refuses_is_tried_again_the_next_time(lake):
     def refuse(content: str) -> None:
         if content.startswith("1 "):
@@ -287,12 +361,12 @@ def test_a_file_that_changed_since_its_listing_gives_no_vector_to_its_old_conten
     assert (embeddings.embedded, embeddings.rejected) == (1, [])
 
 
-def overtaken_by(another_run: Callable[[], object]) -> Callable[..., list[Item]]:
+def overtaken_by(another_run: Callable[[], object], reader: Callable[..., object]) -> Callable[..., object]:
     """A reader of the last listing, after whose first answer another run comes."""
     answered = []
 
-    def read(*place: str) -> list[Item]:
-        items = stored_items(*place)
+    def read(*place: object) -> object:
+        items = reader(*place)
         if not answered:
             answered.append(items)
             another_run()
@@ -305,8 +379,8 @@ def test_a_listing_that_another_run_replaces_meanwhile_does_not_break_the_cut(la
     lake.write("a", 1)
     lake.files()
     with monkeypatch.context() as patch:
-        overtaken = overtaken_by(lambda: (lake.write("late", 2), lake.files()))
-        patch.setattr("embedding_platform.reconcile.segments.stored_items", overtaken)
+        overtaken = overtaken_by(lambda: (lake.write("late", 2), lake.files()), items_table)
+        patch.setattr("embedding_platform.reconcile.segments.items_table", overtaken)
         assert counts(lake.segments()) == (1, 0, 0, 0)
     assert counts(lake.segments()) == (1, 0, 0, 1)
 
@@ -317,8 +391,9 @@ def test_a_file_that_another_run_lists_meanwhile_is_left_to_the_next_run(tmp_pat
     lake.files()
     lake.segments()
     with monkeypatch.context() as patch:
-        overtaken = overtaken_by(lambda: (lake.write("a copy that comes first", 1), lake.files(), lake.segments()))
-        patch.setattr("embedding_platform.reconcile.embeddings.stored_items", overtaken)
+        copied = lambda: (lake.write("a copy that comes first", 1), lake.files(), lake.segments())  # noqa: E731
+        overtaken = overtaken_by(copied, items_table)
+        patch.setattr("embedding_platform.reconcile.embeddings.items_table", overtaken)
         embeddings = lake.embeddings()
     assert [row[3] for row in embeddings.rejected] == [
         "unreadable: changed or went away after it was listed; the next run takes it up"
@@ -383,6 +458,68 @@ def test_a_new_cut_replaces_the_old_one_and_keeps_vectors_of_equal_passages(lake
     assert embeddings.increment.counts()["unchanged"] == 1
 
 
+def stored_rows(lake: Lake) -> list[str]:
+    """The path of each row in the source's shards, live or not."""
+    folder = layout.segments_folder(lake.store, lake.modality, "one", code_version(lake.modality, lake.cutting))
+    return sorted(storage.read_shards(folder, SEGMENTS, ["path"])["path"].to_pylist())
+
+
+def test_live_segments_know_the_version_of_their_rows(any_lake):
+    lake = any_lake
+    for number in range(3):
+        lake.write(f"n{number}", number)
+    lake.run()
+    place = (lake.store, lake.modality, "one", lake.cutting)
+    whole = live_segments(*place)
+    assert whole.schema == SEGMENTS
+    assert whole["row_version"].to_pylist() == [row_version("one", segment) for segment in segments(whole)]
+    slim = live_segments(*place, ["segment_id", "row_version", "content_hash", "role"])
+    assert slim.sort_by("segment_id").equals(whole.select(slim.column_names).sort_by("segment_id"))
+
+
+def test_segments_are_asked_for_by_id_and_only_their_shards_are_read(lake, monkeypatch):
+    monkeypatch.setattr("embedding_platform.reconcile.segments.ITEMS_PER_CHUNK", 1)
+    for number in range(5):
+        lake.write(f"n{number}", number)
+    lake.run()
+    place = (lake.store, "text", "one", lake.cutting)
+    whole = live_segments(*place).sort_by("path")
+    asked = whole["segment_id"].take([1, 3])
+    found = list(iterate_live_segments(*place, where={"segment_id": pa.array(asked.to_pylist())}))
+    assert [table.num_rows for table in found] == [1, 1]
+    assert pa.concat_tables(found).sort_by("path").equals(whole.take([1, 3]))
+    nothing = iterate_live_segments(
+        *place, where={"segment_id": pa.array(asked.to_pylist()), "role": pa.array(["image"])}
+    )
+    assert list(nothing) == []
+
+
+def test_rows_that_two_runs_wrote_twice_are_live_once(lake):
+    lake.write("a", 1)
+    lake.run()
+    folder = layout.segments_folder(lake.store, "text", "one", code_version("text", lake.cutting))
+    whole = live_segments(lake.store, "text", "one", lake.cutting)
+    storage.append_shard(folder, whole.set_column(2, "uri", pa.array(["elsewhere"])))
+    assert len(stored_rows(lake)) == 2
+    assert live_segments(lake.store, "text", "one", lake.cutting).equals(whole)
+
+
+def test_live_segments_miss_none_where_another_run_compacts_meanwhile(lake, monkeypatch):
+    monkeypatch.setattr("embedding_platform.reconcile.segments.ITEMS_PER_CHUNK", 1)
+    for number in range(4):
+        lake.write(f"n{number}", number)
+    lake.run()
+    folder = layout.segments_folder(lake.store, "text", "one", code_version("text", lake.cutting))
+    parts = iterate_live_segments(lake.store, "text", "one", lake.cutting, ["path"])
+    paths = next(parts)["path"].to_pylist()
+    names, whole = storage.table_names(folder), storage.read_shards(folder, SEGMENTS)
+    storage.append_shard(folder, whole)
+    storage.remove_shards(folder, names)
+    for part in parts:
+        paths += part["path"].to_pylist()
+    assert sorted(paths) == [f"n{number}.txt" for number in range(4)]
+
+
 def test_shards_hold_no_rows_of_changed_or_absent_items_after_a_run(lake):
     for number in range(5):
         lake.write(f"n{number}", number)
@@ -390,13 +527,7 @@ def test_shards_hold_no_rows_of_changed_or_absent_items_after_a_run(lake):
     lake.write("n0", 9)
     lake.path("n1").unlink()
     lake.run()
-    folder = layout.segments_folder(lake.store, "text", "one", code_version("text", lake.cutting))
-    rows = [
-        name
-        for table in storage.iterate_shards(folder, live_segments(lake.store, "text", "one", lake.cutting).schema)
-        for name in table["path"].to_pylist()
-    ]
-    assert sorted(rows) == ["n0.txt", "n2.txt", "n3.txt", "n4.txt"]
+    assert stored_rows(lake) == ["n0.txt", "n2.txt", "n3.txt", "n4.txt"]
 
 
 def test_a_cut_that_was_killed_before_it_dropped_old_rows_is_finished_by_the_next(lake, monkeypatch):
@@ -410,7 +541,8 @@ def test_a_cut_that_was_killed_before_it_dropped_old_rows_is_finished_by_the_nex
         with pytest.raises(KeyboardInterrupt):
             lake.segments()
     finished = lake.segments()
-    assert finished.segments == 2
+    assert (counts(finished), finished.segments) == ((0, 0, 0, 2), 2)
+    assert len(stored_rows(lake)) == 2
     assert counts(lake.segments()) == (0, 0, 0, 2)
 
 
@@ -518,8 +650,8 @@ def test_stored_vectors_that_went_bad_are_found(lake):
     lake.write("a", 1)
     lake.run()
     folder = layout.vectors_folder(lake.store, lake.space.key, FINGERPRINT, "one")
-    vector_store.append(folder, ["x"], np.full((1, DIMENSION), np.nan, np.float32), "run", "cpu")
-    judged = judge_stored(folder, lake.space, pd.Index([*vectors_of(lake)]))
+    vector_store.append(folder, ["x"], np.full((1, DIMENSION), np.nan, np.float32), FINGERPRINT, "run", "cpu")
+    judged = judge_stored(folder, lake.space, pd.Index([*vectors_of(lake)]), FINGERPRINT)
     assert (judged.judged, judged.faults) == (2, {"finite": ["x"]})
 
 

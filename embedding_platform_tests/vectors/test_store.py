@@ -8,9 +8,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from embedding_platform import storage
+from embedding_platform.errors import PlatformError
 from embedding_platform.vectors.store import append, compact, iterate, reuse, stored_hashes
 
 DIMENSION = 3
+FINGERPRINT = "f" * 64
 KEYS = [f"k{number}" for number in range(12)]
 
 
@@ -23,12 +25,12 @@ def vector(key: str) -> np.ndarray:
 
 
 def put(folder: str, *keys: str, run: str = "run") -> str:
-    return append(folder, list(keys), np.stack([vector(key) for key in keys]), run, "cpu")
+    return append(folder, list(keys), np.stack([vector(key) for key in keys]), FINGERPRINT, run, "cpu")
 
 
 def read(folder: str, wanted: pd.Index) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
-    for batch in iterate(folder, DIMENSION, wanted):
+    for batch in iterate(folder, DIMENSION, wanted, FINGERPRINT):
         assert batch.vectors.dtype == np.float32
         for key, stored in zip(batch.hashes, batch.vectors, strict=True):
             assert key not in found, "a hash came twice"
@@ -63,11 +65,11 @@ def test_whatever_was_appended_and_compacted_each_wanted_hash_comes_once(deeds, 
                 put(folder, *keys, run=f"{part}")
             held |= set(keys)
         else:
-            compact(folder, DIMENSION, index(*sorted(keys)), rows)
-            left = set(stored_hashes(folder))
+            compact(folder, DIMENSION, lambda keys=keys: index(*sorted(keys)), rows)
+            left = set(stored_hashes(folder, FINGERPRINT))
             assert held & keys <= left <= held
             held = left
-    assert set(stored_hashes(folder)) == held
+    assert set(stored_hashes(folder, FINGERPRINT)) == held
     assert_holds(folder, wanted & held)
     assert read(folder, index(*sorted(wanted))).keys() == wanted & held
 
@@ -75,28 +77,57 @@ def test_whatever_was_appended_and_compacted_each_wanted_hash_comes_once(deeds, 
 def test_vectors_carry_their_provenance(folder):
     before = datetime.now(UTC)
     put(folder, "a", "b", run="first")
-    (batch,) = iterate(folder, DIMENSION, index("b"))
+    (batch,) = iterate(folder, DIMENSION, index("b"), FINGERPRINT)
     assert (list(batch.hashes), batch.run_ids) == (["b"], ["first"])
     assert before <= batch.embedded_at[0] <= datetime.now(UTC)
 
 
+@pytest.mark.parametrize(
+    "read_it",
+    [
+        lambda folder: stored_hashes(folder, FINGERPRINT),
+        lambda folder: list(iterate(folder, DIMENSION, index("a"), FINGERPRINT)),
+        lambda folder: reuse(folder.rsplit("/", 1)[0], f"{folder}-2", DIMENSION, index("a"), FINGERPRINT),
+    ],
+)
+def test_a_shard_of_another_model_is_refused(folder, read_it):
+    put(folder, "a")
+    other = append(folder, ["b"], vector("b")[None], "e" * 64, "run", "cpu")
+    with pytest.raises(PlatformError) as refusal:
+        read_it(folder)
+    message = str(refusal.value)
+    assert message.startswith(f"shard {folder}/{other} holds vectors of another model: ")
+    assert f"stored={'e' * 64}, expected={FINGERPRINT}; remove this file and run again" in message
+
+
+def test_only_the_vectors_that_are_wanted_are_read(folder, monkeypatch):
+    for number in range(6):
+        put(folder, f"k{number}")
+    read_of = []
+    monkeypatch.setattr(
+        storage, "_read_rows", lambda *asked, read=storage._read_rows: read_of.append(1) or read(*asked)
+    )
+    assert set(read(folder, index("k1", "k4", "absent"))) == {"k1", "k4"}
+    assert len(read_of) == 2
+
+
 def test_values_are_stored_bit_for_bit(folder):
     values = np.array([[1 / 3, np.nextafter(np.float32(1), np.float32(2)), -0.0]], dtype=np.float32)
-    append(folder, ["a"], np.asfortranarray(values), "run", "cpu")
-    (batch,) = iterate(folder, DIMENSION, index("a"))
+    append(folder, ["a"], np.asfortranarray(values), FINGERPRINT, "run", "cpu")
+    (batch,) = iterate(folder, DIMENSION, index("a"), FINGERPRINT)
     assert batch.vectors.tobytes() == values.tobytes()
 
 
 def test_an_absent_folder_holds_nothing(folder):
-    assert list(stored_hashes(folder)) == list(iterate(folder, DIMENSION, index("a"))) == []
-    assert compact(folder, DIMENSION, index("a")) == 0
+    assert list(stored_hashes(folder, FINGERPRINT)) == list(iterate(folder, DIMENSION, index("a"), FINGERPRINT)) == []
+    assert compact(folder, DIMENSION, lambda: index("a")) == 0
 
 
 @pytest.mark.parametrize(("shards", "does"), [(31, False), (32, True)])
 def test_compaction_waits_until_there_is_something_to_gain(folder, shards, does):
     for number in range(shards):
         put(folder, f"k{number}")
-    assert bool(compact(folder, DIMENSION, stored_hashes(folder))) == does
+    assert bool(compact(folder, DIMENSION, lambda: stored_hashes(folder, FINGERPRINT))) == does
     assert len(storage.table_names(folder)) == (1 if does else shards)
     assert_holds(folder, {f"k{number}" for number in range(shards)})
 
@@ -105,16 +136,16 @@ def test_compaction_fills_shards_and_drops_what_is_not_live(folder):
     for number in range(40):
         put(folder, f"k{number}", f"dead{number}")
     live = {f"k{number}" for number in range(40)}
-    assert compact(folder, DIMENSION, index(*sorted(live)), rows_per_shard=10) == 40
+    assert compact(folder, DIMENSION, lambda: index(*sorted(live)), rows_per_shard=10) == 40
     assert len(storage.table_names(folder)) == 4
-    assert set(stored_hashes(folder)) == live
+    assert set(stored_hashes(folder, FINGERPRINT)) == live
     assert_holds(folder, live)
 
 
 def test_compaction_without_live_content_empties_the_folder(folder):
     for number in range(32):
         put(folder, f"k{number}")
-    assert compact(folder, DIMENSION, index()) == 32
+    assert compact(folder, DIMENSION, lambda: index()) == 32
     assert storage.table_names(folder) == []
 
 
@@ -123,10 +154,10 @@ def test_full_shards_are_left_alone_by_later_compactions(folder):
     full = {put(folder, key, f"other-{key}") for key in keys}
     small = {put(folder, f"small-{key}") for key in keys[:31]}
     live = {*keys, *(f"other-{key}" for key in keys), *(f"small-{key}" for key in keys[:31])}
-    assert compact(folder, DIMENSION, index(*sorted(live)), rows_per_shard=2) == 0
+    assert compact(folder, DIMENSION, lambda: index(*sorted(live)), rows_per_shard=2) == 0
     small.add(put(folder, "small"))
     live.add("small")
-    assert compact(folder, DIMENSION, index(*sorted(live)), rows_per_shard=2) == 32
+    assert compact(folder, DIMENSION, lambda: index(*sorted(live)), rows_per_shard=2) == 32
     assert full < set(storage.table_names(folder))
     assert not small & set(storage.table_names(folder))
     assert_holds(folder, live)
@@ -143,11 +174,11 @@ def test_a_compaction_killed_before_it_deletes_does_no_harm(folder, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(storage, "remove_shards", die)
         with pytest.raises(KeyboardInterrupt):
-            compact(folder, DIMENSION, index(*keys))
+            compact(folder, DIMENSION, lambda: index(*keys))
     assert len(storage.table_names(folder)) == 34
-    assert len(stored_hashes(folder)) == 33
+    assert len(stored_hashes(folder, FINGERPRINT)) == 33
     assert_holds(folder, set(keys))
-    compact(folder, DIMENSION, index(*keys))
+    compact(folder, DIMENSION, lambda: index(*keys))
     assert len(storage.table_names(folder)) == 1
     assert_holds(folder, set(keys))
 
@@ -157,17 +188,17 @@ def test_reuse_copies_from_other_sources_with_the_provenance(folder):
     put(storage.join(space, "other"), "a", "b", run="old")
     put(storage.join(space, "third"), "b", "c", run="older")
     put(folder, "d")
-    found = reuse(space, folder, DIMENSION, index("a", "b", "c", "x"))
+    found = reuse(space, folder, DIMENSION, index("a", "b", "c", "x"), FINGERPRINT)
     assert list(found) == ["a", "b", "c"]
     assert_holds(folder, {"a", "b", "c", "d"})
-    (batch,) = (batch for batch in iterate(folder, DIMENSION, index("a")) if "a" in batch.hashes)
+    (batch,) = (batch for batch in iterate(folder, DIMENSION, index("a"), FINGERPRINT) if "a" in batch.hashes)
     assert batch.run_ids == ["old"]
 
 
 def test_reuse_never_copies_from_the_source_itself(folder):
     put(folder, "a")
     before = storage.table_names(folder)
-    assert list(reuse(folder.rsplit("/", 1)[0], folder, DIMENSION, index("a"))) == []
+    assert list(reuse(folder.rsplit("/", 1)[0], folder, DIMENSION, index("a"), FINGERPRINT)) == []
     assert storage.table_names(folder) == before
 
 
@@ -175,6 +206,6 @@ def test_reuse_finds_a_content_that_another_source_holds_twice(folder):
     other = storage.join(folder.rsplit("/", 1)[0], "other")
     put(other, "a", run="1")
     put(other, "a", run="2")
-    assert list(reuse(folder.rsplit("/", 1)[0], folder, DIMENSION, index("a"))) == ["a"]
+    assert list(reuse(folder.rsplit("/", 1)[0], folder, DIMENSION, index("a"), FINGERPRINT)) == ["a"]
     assert_holds(folder, {"a"})
     assert len(storage.table_names(folder)) == 1

@@ -1,0 +1,308 @@
+"""What a run costs as a source grows: nothing changed, 10 segments, 1 % of them, or all of them new.
+
+    .venv/bin/python benchmarks/increments.py                                        # 10 thousand, Milvus Lite
+    .venv/bin/python benchmarks/increments.py --segments 1000000 --uri http://127.0.0.1:19530 --token root:Milvus
+
+Texts are files on disk, of 20 passages each, and every stage is the one that runs in production;
+only the vectors are drawn from a hash of the text instead of computed by a model. Each run is a process of its own:
+seconds of each stage, the process's peak memory, and the calls that the collection stage made to
+Milvus, reads and writes apart. With a directory, Milvus Lite runs in that process too and counts
+as its memory; with a server it does not.
+"""
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import resource
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from embedding_platform.media.cutting import Cutting
+from embedding_platform.milvus.connection import close_directory, connect
+from embedding_platform.milvus.sync import read_rows
+from embedding_platform.models.encoder import Lane, Prepared, Purpose
+from embedding_platform.reconcile.collection import reconcile_collection
+from embedding_platform.reconcile.embeddings import reconcile_embeddings
+from embedding_platform.reconcile.files import reconcile_files
+from embedding_platform.reconcile.rows import LiveRows
+from embedding_platform.reconcile.segments import reconcile_segments
+from embedding_platform.reconcile.target import Target
+from embedding_platform.records import Content
+from embedding_platform.settings import BatchSettings, MilvusSettings, QualitySettings
+from embedding_platform.spaces import Index, Model, Role, Space
+
+PASSAGES = 20
+FILES_PER_FOLDER = 1000
+SOURCE = "library"
+CUTTING = Cutting(tokenizer_file=None, max_tokens=24, overlap_tokens=0)
+"""A passage of the texts below is one segment."""
+
+STAGES = ("files", "segments", "embeddings", "collection")
+WRITES = ("insert", "upsert", "delete")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a source lies, how large it is, and where its rows go."""
+
+    folder: str
+    segments: int
+    dimension: int
+    index: str
+    uri: str
+    token: str
+
+    @property
+    def media(self) -> str:
+        """The media root."""
+        return str(Path(self.folder, "media"))
+
+    @property
+    def store(self) -> str:
+        """The store root."""
+        return str(Path(self.folder, "store"))
+
+    @property
+    def space(self) -> Space:
+        """A space of texts, whose name tells the size, so that sizes share a Milvus."""
+        model = Model("drawn", "drawn", self.dimension, ("text",), "none", "drawn from a hash of the text")
+        index = {"HNSW": Index(), "FLAT": Index("FLAT", {}, {})}[self.index]
+        return Space("text", f"increments_{self.segments}", model, index=index)
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the drawn vectors."""
+        return hashlib.sha256(f"drawn {self.dimension}".encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class DrawnEncoder:
+    """An encoder without a network: the vector of a text is drawn by a generator that its hash seeds."""
+
+    dimension: int
+    roles: tuple[Role, ...] = ("text",)
+    device: str = "cpu"
+    precision: str = "float32"
+    runtime: str = "numpy"
+
+    @property
+    def lanes(self) -> Sequence[Lane]:
+        """One lane."""
+        return [self._run]
+
+    def maximum(self, role: Role) -> str:
+        """No bound."""
+        return "any length"
+
+    def prepare(self, role: Role, content: Content, purpose: Purpose = "document") -> Prepared:
+        """The seed of the text."""
+        payload = hashlib.sha256(str(content).encode()).digest()[:8]
+        return {"seed": np.frombuffer(payload, np.uint64)}
+
+    def cost(self, role: Role, prepared: Prepared) -> int:
+        """Texts cost the same here."""
+        return 1
+
+    def budget(self, role: Role) -> int:
+        """Texts of one batch."""
+        return 256
+
+    def embed(self, role: Role, batch: Sequence[Content], purpose: Purpose = "document") -> np.ndarray:
+        """Float32 [n, dimension]."""
+        return self._run(role, [self.prepare(role, content) for content in batch])
+
+    def _run(self, role: Role, batch: Sequence[Prepared]) -> np.ndarray:
+        drawn = [
+            np.random.Generator(np.random.SFC64(int(prepared["seed"][0]))).standard_normal(self.dimension, np.float32)
+            for prepared in batch
+        ]
+        return np.stack(drawn)
+
+
+class CountingClient:
+    """A Milvus client that counts the calls made through it."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self.calls: Counter[str] = Counter()
+
+    def __getattr__(self, name: str) -> Any:
+        """What the client has; a method counts when it is called."""
+        found = getattr(self._client, name)
+        return partial(self._counted, name, found) if callable(found) else found
+
+    def _counted(self, name: str, method: Callable[..., Any], *values: Any, **named: Any) -> Any:
+        self.calls[name] += 1
+        return method(*values, **named)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--segments", type=int, nargs="+", default=[10_000])
+    parser.add_argument("--uri", default="", help="a Milvus server; without one, Milvus Lite in the folder")
+    parser.add_argument("--token", default="")
+    parser.add_argument("--dimension", type=int, default=384)
+    parser.add_argument("--index", choices=("HNSW", "FLAT"), default="HNSW")
+    parser.add_argument("--folder", help="where media and store lie, and stay; without it, a temporary folder")
+    parser.add_argument("--parts", action="store_true", help="peaks, calls and steps of the collection stage as well")
+    options = parser.parse_args()
+    stages = "".join(f"{stage:>12}" for stage in STAGES)
+    figures = f"{'all':>8}{'peak MiB':>10}{'reads':>7}{'writes':>8}{'embedded':>10}{'rows':>9}"
+    print(f"{'segments':>9} {'run':<12}{stages}{figures}")
+    for segments in options.segments:
+        with kept_or_temporary(options.folder) as folder:
+            uri = options.uri or str(Path(folder, f"milvus-{segments}"))
+            own = str(Path(folder, str(segments)))
+            measure(Place(own, segments, options.dimension, options.index, uri, options.token), options.parts)
+
+
+@contextmanager
+def kept_or_temporary(folder: str | None) -> Iterator[str]:
+    """The folder, or one that is removed in the end."""
+    if folder:
+        yield folder
+    else:
+        with tempfile.TemporaryDirectory() as temporary:
+            yield temporary
+
+
+def measure(place: Place, parts: bool) -> None:
+    """Print a line for each run over one source, which grows from nothing and then changes."""
+    files = place.segments // PASSAGES
+    changes: dict[str, Callable[[], None]] = {
+        "all new": lambda: write(place, range(files), edition=0),
+        "no change": lambda: None,
+        "10 changed": lambda: write(place, range(1, 11), edition=1, passages=1),
+        "1 % changed": lambda: write(place, range(0, files, 100), edition=2),
+    }
+    try:
+        for name, change in changes.items():
+            change()
+            outcome = in_a_process(run, place)
+            print_line(place, name, outcome)
+            if parts:
+                print(json.dumps({name: outcome[name] for name in ("peaks", "calls", "steps")}), flush=True)
+        seconds, rows, before, peak = in_a_process(read_back, place)
+        print(
+            f"{place.segments:>9} {'read back':<12}{seconds:>56.2f}{peak:>10.0f}"
+            f"   ids and versions of {rows} rows by milvus.sync.read_rows; {before:.0f} MiB before"
+        )
+    finally:
+        in_a_process(drop, place)
+
+
+def print_line(place: Place, name: str, outcome: dict[str, Any]) -> None:
+    """One line of the table."""
+    seconds, calls = outcome["seconds"], outcome["calls"]
+    writes = sum(calls.get(name, 0) for name in WRITES)
+    print(
+        f"{place.segments:>9} {name:<12}"
+        + "".join(f"{seconds[stage]:>12.2f}" for stage in STAGES)
+        + f"{sum(seconds.values()):>8.1f}{outcome['peaks']['collection']:>10.0f}{sum(calls.values()) - writes:>7}"
+        f"{writes:>8}{outcome['embedded']:>10}{outcome['written']:>9}",
+        flush=True,
+    )
+
+
+def write(place: Place, numbers: Iterable[int], edition: int, passages: int = PASSAGES) -> None:
+    """Write the documents of those numbers; the first `passages` of each tell of the edition."""
+    for number in numbers:
+        path = Path(place.media, SOURCE, f"{number // FILES_PER_FOLDER:04}", f"{number:07}.txt")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        texts = [
+            f"Passage {passage} of document {number}, edition {edition if passage < passages else 0}, tells of tides, "
+            "of lighthouses and of bread."
+            for passage in range(PASSAGES)
+        ]
+        path.write_text("\n\n".join(texts))
+
+
+def run(place: Place) -> dict[str, Any]:
+    """Run every stage, and tell its seconds, the peak memory after it, and what was done."""
+    seconds: dict[str, float] = {}
+    peaks: dict[str, float] = {}
+
+    def stage(name: str, work: Callable[[], Any]) -> Any:
+        started = time.perf_counter()
+        report = work()
+        seconds[name] = time.perf_counter() - started
+        peaks[name] = peak_mib()
+        return report
+
+    source = (place.store, "text", SOURCE, CUTTING)
+    encoder = DrawnEncoder(place.dimension)
+    stage("files", lambda: reconcile_files(place.store, place.media, "text", SOURCE))
+    stage("segments", lambda: reconcile_segments(*source))
+    embeddings = stage(
+        "embeddings",
+        lambda: reconcile_embeddings(
+            place.store, place.space, SOURCE, place.fingerprint, CUTTING, lambda: encoder, BatchSettings(), "run"
+        ),
+    )
+    client = CountingClient(connect(place.uri, place.token))
+    target = Target(place.space, place.fingerprint)
+    live = LiveRows(place.store, place.space, SOURCE, place.fingerprint, CUTTING)
+    collection = stage(
+        "collection",
+        lambda: reconcile_collection(cast("Any", client), target, live, MilvusSettings(), QualitySettings()),
+    )
+    assert collection.rows == place.segments, f"{collection.rows} rows, expected {place.segments}"
+    close(place)
+    return {
+        "seconds": seconds,
+        "peaks": peaks,
+        "calls": dict(client.calls),
+        "steps": collection.seconds,
+        "embedded": embeddings.embedded,
+        "written": collection.sync.upserted + collection.sync.deleted,
+    }
+
+
+def read_back(place: Place) -> tuple[float, int, float, float]:
+    """Seconds to read ids and versions of all rows, their number, and the peak memory before and after in MiB."""
+    client = connect(place.uri, place.token)
+    before, started = peak_mib(), time.perf_counter()
+    rows = read_rows(client, Target(place.space, place.fingerprint).partition(SOURCE), expected=place.segments)
+    seconds = time.perf_counter() - started
+    close(place)
+    return seconds, len(rows), before, peak_mib()
+
+
+def drop(place: Place) -> None:
+    """Drop the collection of this size."""
+    client = connect(place.uri, place.token)
+    name = Target(place.space, place.fingerprint).collection
+    if client.has_collection(name):
+        client.drop_collection(name)
+    close(place)
+
+
+def close(place: Place) -> None:
+    """Leave a directory of Milvus Lite to the next process."""
+    if "://" not in place.uri:
+        close_directory(place.uri)
+
+
+def in_a_process(work: Callable[[Place], Any], place: Place) -> Any:
+    """What `work` returns in a process of its own, which shares no memory with this one."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(work, (place,))
+
+
+def peak_mib() -> float:
+    """The most memory that this process has held, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""What Milvus Lite, a Milvus server and Zilliz Cloud do differently; nothing else asks which of them answers."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from embedding_platform.milvus.connection import CALL_SECONDS, explaining
+
+if TYPE_CHECKING:
+    from pymilvus import MilvusClient
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """One of the three, by what matters to us.
+
+    `page_rows` is how many rows one query may return. `needs_index` tells whether queries
+    work only once there is an index; without that need it is built after the load, which is
+    several times faster. `describes_index` tells whether the build parameters of an index can
+    be read back, `chooses_index` whether it builds AUTOINDEX whatever is asked.
+    `releases_partitions` tells whether a partition has to be released before it is dropped.
+    `imports_files` tells whether it loads Parquet files from its object storage.
+    """
+
+    name: str
+    page_rows: int
+    needs_index: bool
+    describes_index: bool
+    chooses_index: bool
+    releases_partitions: bool
+    imports_files: bool
+
+
+LITE = Deployment(
+    "Milvus Lite",
+    # It scans the collection for each query and knows no limit: fewer, larger pages.
+    page_rows=262_144,
+    needs_index=False,
+    describes_index=False,
+    chooses_index=False,
+    releases_partitions=False,
+    imports_files=False,
+)
+
+SERVER = Deployment(
+    "Milvus",
+    page_rows=16_384,
+    needs_index=True,
+    describes_index=True,
+    chooses_index=False,
+    releases_partitions=True,
+    imports_files=True,
+)
+
+CLOUD = Deployment(
+    "Zilliz Cloud",
+    page_rows=16_384,
+    needs_index=True,
+    describes_index=True,
+    chooses_index=True,
+    releases_partitions=True,
+    # It imports through an interface of its own, with credentials of the cloud's storage.
+    imports_files=False,
+)
+
+
+@lru_cache(maxsize=8)
+def deployment_of(client: "MilvusClient") -> Deployment:
+    """Which of the three the client talks to."""
+    if not client.is_self_hosted:
+        return CLOUD
+    with explaining("tell its version"):
+        version = str(client.get_server_version(timeout=CALL_SECONDS))
+    return LITE if version.startswith("milvus_lite") else SERVER

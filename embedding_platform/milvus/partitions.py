@@ -1,0 +1,167 @@
+"""Where the rows of one source lie: in a Milvus partition of their own, or among others by a partition key."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from embedding_platform.errors import PlatformError
+from embedding_platform.milvus.connection import CALL_SECONDS, explaining
+from embedding_platform.milvus.deployment import deployment_of
+from embedding_platform.milvus.index import ensure_loaded
+from embedding_platform.milvus.schema import Layout, collection_name, partition_name
+
+if TYPE_CHECKING:
+    from pymilvus import MilvusClient
+
+MOST_NAMED = 1024
+"""Partitions that a collection may have, the one called _default among them (milvus.io, "Milvus Limits")."""
+
+DELETED_AT_ONCE = 1000
+
+_DEFAULT_PARTITION = "_default"
+"""Every collection has it, and none can drop it."""
+
+
+class Removed(NamedTuple):
+    """Whole partitions that were dropped, and single rows that were deleted."""
+
+    partitions: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Partition:
+    """The rows of one source in one collection."""
+
+    collection: str
+    source: str
+    layout: Layout = "named"
+
+    @property
+    def name(self) -> str:
+        """What Milvus calls the partition; "" where a partition key places the rows."""
+        return partition_name(self.source) if self.layout == "named" else ""
+
+    @property
+    def names(self) -> list[str] | None:
+        """The `partition_names` of a query or search."""
+        return [self.name] if self.name else None
+
+    def where(self, condition: str = "") -> str:
+        """The filter of a query or search for rows of this partition that meet `condition`."""
+        mine = "" if self.name else source_filter([self.source])
+        return " and ".join(part for part in (mine, condition) if part)
+
+    def __str__(self) -> str:
+        return f"source {self.source} in {self.collection}"
+
+
+def source_filter(sources: Iterable[str]) -> str:
+    """The filter that keeps rows of these sources, and lets a partition key find them."""
+    return f"source in {json.dumps(list(sources), ensure_ascii=False)}"
+
+
+def plan_layout(client: "MilvusClient", space_key: str, fingerprint: str, sources: int, most_named: int) -> Layout:
+    """Named partitions up to `most_named` sources, a partition key beyond.
+
+    A collection that has a key keeps it until sources are down to half of the limit, so that
+    one source more or less does not make a migration each time.
+    """
+    if sources > most_named:
+        return "keyed"
+    if sources > most_named // 2 and _has(client, collection_name(space_key, fingerprint, "keyed")):
+        return "keyed"
+    return "named"
+
+
+def ensure_partition(client: "MilvusClient", partition: Partition) -> None:
+    """Create the partition where it is not; one by key needs none."""
+    if not partition.name:
+        return
+    try:
+        with explaining(f"create the partition of {partition}"):
+            if not client.has_partition(partition.collection, partition.name, timeout=CALL_SECONDS):
+                client.create_partition(partition.collection, partition.name, timeout=CALL_SECONDS)
+    except PlatformError:
+        # Another writer may have created it in between.
+        if not client.has_partition(partition.collection, partition.name, timeout=CALL_SECONDS):
+            raise
+
+
+def has_partition(client: "MilvusClient", partition: Partition) -> bool:
+    """Whether the partition is there; one by key is where it has a row."""
+    with explaining(f"look for {partition}"):
+        if partition.name:
+            return bool(client.has_partition(partition.collection, partition.name, timeout=CALL_SECONDS))
+    ensure_loaded(client, partition.collection)
+    return bool(_ids(client, partition.collection, partition.where(), most=1))
+
+
+def drop_partition(client: "MilvusClient", partition: Partition) -> None:
+    """Remove a source's partition with all its rows; an absent one is no error."""
+    if partition.name:
+        _drop(client, partition.collection, partition.name)
+    else:
+        _delete_where(client, partition.collection, partition.where())
+
+
+def drop_other_partitions(client: "MilvusClient", collection: str, layout: Layout, sources: Iterable[str]) -> Removed:
+    """Remove the rows of all sources but these, and those that somebody put outside our partitions.
+
+    Raises:
+        PlatformError: if Milvus fails, or rows are still there after they were deleted.
+    """
+    ensure_loaded(client, collection)
+    if layout == "keyed":
+        return Removed(0, _delete_where(client, collection, f"not ({source_filter(sources)})"))
+    kept = {_DEFAULT_PARTITION, *map(partition_name, sources)}
+    with explaining(f"list the partitions of {collection}"):
+        others = [name for name in client.list_partitions(collection, timeout=CALL_SECONDS) if name not in kept]
+    for name in others:
+        _drop(client, collection, name)
+    return Removed(len(others), _delete_where(client, collection, "", _DEFAULT_PARTITION))
+
+
+def _drop(client: "MilvusClient", collection: str, name: str) -> None:
+    with explaining(f"drop partition {name} of {collection}"):
+        if not client.has_partition(collection, name, timeout=CALL_SECONDS):
+            return
+        if deployment_of(client).releases_partitions:
+            client.release_partitions(collection, [name], timeout=CALL_SECONDS)
+        client.drop_partition(collection, name, timeout=CALL_SECONDS)
+
+
+def _delete_where(client: "MilvusClient", collection: str, condition: str, partition: str | None = None) -> int:
+    """Delete rows by their keys, a page at a time: a filter would reach into other partitions on Milvus Lite."""
+    deleted = 0
+    last: list[str] = []
+    while ids := sorted(_ids(client, collection, condition, DELETED_AT_ONCE, partition)):
+        if ids == last:
+            raise PlatformError(
+                f"{len(ids)} rows of {collection} are still there after they were deleted, such as {ids[0]}; "
+                "see that nobody else writes to it, then run again"
+            )
+        with explaining(f"delete {len(ids)} rows from {collection}"):
+            client.delete(collection, ids=ids, partition_name=partition, timeout=CALL_SECONDS)
+        deleted, last = deleted + len(ids), ids
+    return deleted
+
+
+def _ids(client: "MilvusClient", collection: str, condition: str, most: int, partition: str | None = None) -> list[str]:
+    with explaining(f"read ids of {collection}"):
+        answer = client.query(
+            collection,
+            filter=condition or 'id >= ""',
+            output_fields=["id"],
+            partition_names=[partition] if partition else None,
+            limit=most,
+            consistency_level="Strong",
+            timeout=CALL_SECONDS,
+        )
+    return [row["id"] for row in answer]
+
+
+def _has(client: "MilvusClient", collection: str) -> bool:
+    with explaining(f"look for collection {collection}"):
+        return bool(client.has_collection(collection, timeout=CALL_SECONDS))

@@ -1,0 +1,98 @@
+"""What others did to our rows: told apart from what changed in the media by what we wrote ourselves.
+
+Beside each partition lie two tables. `verified` holds the rows that the last sync read back,
+`intended` what a sync that has not ended yet may have written or deleted. They only explain:
+what is to be done follows from Milvus itself.
+"""
+
+from dataclasses import dataclass
+
+import pandas as pd
+import pyarrow as pa
+
+from embedding_platform import layout, storage
+from embedding_platform.increments import Increment, series_of
+from embedding_platform.milvus.partitions import Partition
+from embedding_platform.milvus.sync import Comparison
+
+ROWS = pa.schema([("id", pa.string()), ("version", pa.string())])
+"""Rows by id; "" is the version of a row that is to be deleted."""
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Rows that somebody else dropped from Milvus, altered, or added."""
+
+    dropped: int = 0
+    altered: int = 0
+    added: int = 0
+
+
+@dataclass(frozen=True)
+class WriteAhead:
+    """What this platform knows to have written to one partition."""
+
+    store: str
+    partition: Partition
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether the partition was ever read back and found right."""
+        return bool(storage.change_mark(self._verified))
+
+    def drift(self, found: Comparison) -> Drift:
+        """Which of the differences are none of our doing.
+
+        A row counts as dropped if it was verified and no sync meant to delete it; as altered
+        if it has a version that was neither verified nor intended, stands there twice, or is
+        not what its version says; as added if its key was neither verified nor intended.
+        """
+        increment = found.increment
+        if increment.is_empty:
+            return Drift()
+        verified, intended = self._read(self._verified), self._read(self._intended)
+        deleted = intended[intended == ""].index
+        dropped = increment.new.intersection(verified.index).difference(deleted)
+        ours = pd.concat([verified, intended])
+        return Drift(
+            dropped=len(dropped),
+            altered=len(found.altered) + _foreign(found.actual, increment.stale.difference(found.altered), ours),
+            added=len(increment.orphaned.difference(ours.index)),
+        )
+
+    def intend(self, increment: Increment, desired: pd.Series) -> None:
+        """Write down what is about to be written and deleted, on top of what was before."""
+        written = desired.loc[increment.new.append(increment.stale)]
+        deleted = pd.Series("", index=increment.orphaned, dtype="str")
+        ahead = pd.concat([self._read(self._intended), written, deleted])
+        storage.write_table(self._intended, _table(ahead))
+
+    def verify(self, desired: pd.Series) -> None:
+        """Write down that Milvus was read back and holds exactly these rows."""
+        storage.write_table(self._verified, _table(desired))
+        storage.remove(self._intended)
+
+    @property
+    def _verified(self) -> str:
+        return layout.verified_url(self.store, self.partition.collection, self.partition.source)
+
+    @property
+    def _intended(self) -> str:
+        return layout.intended_url(self.store, self.partition.collection, self.partition.source)
+
+    @staticmethod
+    def _read(url: str) -> pd.Series:
+        table = storage.read_table(url, ROWS)
+        return series_of(table["id"], table["version"])
+
+
+def _foreign(actual: pd.Series, stale: pd.Index, ours: pd.Series) -> int:
+    """How many stale rows have a version that we never gave them, or stand there twice."""
+    met = actual[actual.index.isin(stale)]
+    known = pd.MultiIndex.from_arrays([ours.index, ours.to_numpy()])
+    foreign = ~pd.MultiIndex.from_arrays([met.index, met.to_numpy()]).isin(known)
+    return int(met.index[foreign | met.index.duplicated()].nunique())
+
+
+def _table(rows: pd.Series) -> pa.Table:
+    return pa.table({"id": pa.array(rows.index, pa.string()), "version": pa.array(rows, pa.string())}, schema=ROWS)

@@ -1,0 +1,70 @@
+"""All that the stages could not use, why, and what makes them try again."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from embedding_platform.media.cutting import Cutting
+from embedding_platform.media.listing import current_state
+from embedding_platform.reconcile.embeddings import UNREADABLE, rejected_contents
+from embedding_platform.reconcile.files import stored_items, stored_rejects
+from embedding_platform.reconcile.segments import CHANGED, rejected_items
+from embedding_platform.spaces import Space
+
+NEXT_RUN = "at the next run"
+NEXT_RUN_CHANGED = "at the next run, since the file has changed"
+NEXT_RUN_GONE = "never: the file is gone, and so is this at the next run"
+FILE_CHANGES = "when the file changes"
+CUTTING_CHANGES = "when the file, its captions or how files are cut change"
+MODEL_CHANGES = "when the content or the model changes"
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """One thing that a stage could not use, as the last run left it.
+
+    `asset` is the stage: "image/files", "image/segments", "image/clip/embeddings". `retried`
+    says what makes it tried again.
+    """
+
+    asset: str
+    source: str
+    path: str
+    uri: str
+    reason: str
+    retried: str
+
+
+def rejected_of_source(
+    store: str, modality: str, source: str, spaces: Sequence[tuple[Space, str]], cutting: Cutting
+) -> Iterator[Rejected]:
+    """What the files, segments and embeddings stages rejected of one source, sorted by stage and path.
+
+    `spaces` are the modality's, with their fingerprints. Each file is looked at, without being
+    opened, to tell whether it has changed since.
+
+    Raises:
+        PlatformError: if a table cannot be read.
+    """
+    for path, uri, state, reason in sorted(stored_rejects(store, modality, source)):
+        yield Rejected(f"{modality}/files", source, path, uri, reason, _retried(uri, state, FILE_CHANGES))
+    listed = {item.path: item for item in stored_items(store, modality, source)}
+    for path, uri, version, reason in sorted(rejected_items(store, modality, source, cutting)):
+        item = listed.get(path)
+        if item is None or item.version != version or reason == CHANGED:
+            retried = NEXT_RUN
+        else:
+            retried = _retried(uri, f"{item.size}-{item.modified}", CUTTING_CHANGES)
+        yield Rejected(f"{modality}/segments", source, path, uri, reason, retried)
+    for space, fingerprint in spaces:
+        for path, uri, _, reason in sorted(rejected_contents(store, space, source, fingerprint)):
+            retried = NEXT_RUN if reason.startswith(f"{UNREADABLE}: ") else MODEL_CHANGES
+            yield Rejected(f"{space.key}/embeddings", source, path, uri, reason, retried)
+
+
+def _retried(uri: str, state: str, otherwise: str) -> str:
+    """What makes a file tried again that was rejected while its size and change mark were `state`."""
+    try:
+        size, modified = current_state(uri)
+    except FileNotFoundError:
+        return NEXT_RUN_GONE
+    return otherwise if f"{size}-{modified}" == state else NEXT_RUN_CHANGED

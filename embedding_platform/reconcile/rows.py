@@ -1,0 +1,156 @@
+"""The rows that a source should have in Milvus: its live segments and their vectors."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from embedding_platform import layout, records
+from embedding_platform.increments import index_of
+from embedding_platform.media.cutting import Cutting
+from embedding_platform.milvus.schema import Maker, Row, make_rows, row_versions
+from embedding_platform.reconcile.embeddings import rejected_contents
+from embedding_platform.reconcile.files import items_table
+from embedding_platform.reconcile.segments import iterate_live_segments, rejected_items, segments_increment
+from embedding_platform.spaces import Space
+from embedding_platform.vectors import store as vector_store
+
+ROWS_AT_ONCE = 1000
+"""Rows that are Python objects at one time; what waits is kept in tables."""
+
+
+@dataclass(frozen=True)
+class LiveRows:
+    """The rows that a source should have in Milvus.
+
+    What the store holds is read when it is first asked for, and not again.
+    """
+
+    store: str
+    space: Space
+    source: str
+    fingerprint: str
+    cutting: Cutting
+
+    @property
+    def folder(self) -> str:
+        """Where the source's vectors lie."""
+        return layout.vectors_folder(self.store, self.space.key, self.fingerprint, self.source)
+
+    @cached_property
+    def versions(self) -> pd.Series:
+        """Row version by segment id of all live segments that have a vector."""
+        return row_versions(self._embedded, self._maker.root, self.fingerprint)
+
+    @cached_property
+    def missing(self) -> int:
+        """Live segments that have neither a vector nor a recorded rejection."""
+        rejected = [
+            content for _, _, content, _ in rejected_contents(self.store, self.space, self.source, self.fingerprint)
+        ]
+        bare = pc.invert(pc.is_in(self._live["content_hash"], value_set=self._stored))
+        known = pc.is_in(self._live["content_hash"], value_set=pa.array(rejected, pa.string()))
+        return int(pc.sum(pc.and_not(bare, known)).as_py() or 0)
+
+    @cached_property
+    def multiplicity(self) -> pd.Series:
+        """Number of rows by content hash."""
+        counted = pc.value_counts(self._embedded["content_hash"])
+        return pd.Series(counted.field("counts").to_numpy(), index=pd.Index(counted.field("values").to_pandas()))
+
+    @cached_property
+    def data_version(self) -> str:
+        """A hash of all rows, equal for equal rows."""
+        ordered = self._embedded["row_version"].combine_chunks().sort()
+        return records.digest(self._maker.root, self.fingerprint, records.column_digest(pa.chunked_array([ordered])))
+
+    def uncut(self) -> int:
+        """Items that the present cutter has neither cut nor rejected, whose segments are therefore unknown."""
+        place = (self.store, self.space.modality, self.source, self.cutting)
+        increment = segments_increment(*place)
+        rejected = [path for path, *_ in rejected_items(*place)]
+        return len(increment.new.append(increment.stale).difference(rejected))
+
+    def rows(self, ids: pd.Index) -> Iterator[list[Row]]:
+        """Complete rows for segment ids, a few at a time: memory holds one shard of vectors and one of segments."""
+        wanted = self._embedded.filter(pc.is_in(self._embedded["segment_id"], value_set=pa.array(ids, pa.string())))
+        for part in self.vectors(index_of(wanted["content_hash"].unique())):
+            places = pd.Index(part.hashes)
+            mine = wanted.filter(pc.is_in(wanted["content_hash"], value_set=pa.array(part.hashes, pa.string())))
+            for table in self._segments(records.SEGMENTS.names, {"segment_id": mine["segment_id"].combine_chunks()}):
+                for first in range(0, table.num_rows, ROWS_AT_ONCE):
+                    segments = table.slice(first, ROWS_AT_ONCE)
+                    order = places.get_indexer(segments["content_hash"].to_pylist())
+                    yield make_rows(
+                        segments,
+                        self._maker,
+                        part.vectors[order],
+                        [part.run_ids[place] for place in order],
+                        [part.embedded_at[place].isoformat() for place in order],
+                    )
+
+    def vectors(self, contents: pd.Index) -> Iterator[vector_store.VectorBatch]:
+        """Stored vectors of content hashes, one shard at a time."""
+        return vector_store.iterate(self.folder, self.space.model.dimension, contents, self.fingerprint)
+
+    def some(self, most: int, turn: str) -> Iterator[list[Row]]:
+        """At most so many complete rows, others for another `turn`; all rows where there are no more.
+
+        Their vectors lie side by side, so that little is read for them.
+        """
+        contents = self._contents
+        first = int(records.digest(turn)[:8], 16) % max(len(contents), 1)
+        chosen = pa.concat_arrays(
+            [contents.slice(first, most), contents.slice(0, max(0, most - len(contents) + first))]
+        )
+        among = self._embedded.filter(pc.is_in(self._embedded["content_hash"], value_set=chosen))
+        return self.rows(index_of(among["segment_id"].slice(0, most)))
+
+    def sample(self, most: int) -> tuple[np.ndarray, list[str]]:
+        """Vectors of the source, float32 [n, d], at most so many, and the path of one segment for each.
+
+        Shards are named by their content, so that the first vectors are as good a sample as any.
+        """
+        chosen = self._contents.slice(0, most)
+        parts = list(self.vectors(index_of(chosen)))
+        path_of: dict[str, str] = {}
+        for table in self._segments(["content_hash", "path"], {"content_hash": chosen}):
+            path_of |= dict(zip(table["content_hash"].to_pylist(), table["path"].to_pylist(), strict=True))
+        vectors = np.concatenate([part.vectors for part in parts]) if parts else np.empty((0, 0), np.float32)
+        return vectors, [path_of[content] for part in parts for content in part.hashes]
+
+    @cached_property
+    def _live(self) -> pa.Table:
+        names = ["segment_id", "row_version", "content_hash"]
+        empty = pa.schema([records.SEGMENTS.field(name) for name in names]).empty_table()
+        return pa.concat_tables([empty, *self._segments(names)])
+
+    @cached_property
+    def _embedded(self) -> pa.Table:
+        return self._live.filter(pc.is_in(self._live["content_hash"], value_set=self._stored))
+
+    @cached_property
+    def _stored(self) -> pa.Array:
+        return pa.array(vector_store.stored_hashes(self.folder, self.fingerprint), pa.string())
+
+    @property
+    def _contents(self) -> pa.Array:
+        """Contents of live rows, in the order in which their vectors lie in the store."""
+        live = self._embedded["content_hash"].unique()
+        return self._stored.filter(pc.is_in(self._stored, value_set=live))
+
+    @cached_property
+    def _maker(self) -> Maker:
+        listed = items_table(self.store, self.space.modality, self.source, ["path", "uri"]).slice(0, 1).to_pylist()
+        root = listed[0]["uri"].removesuffix(listed[0]["path"]) if listed else ""
+        return Maker(self.source, root, self.space.model.location, self.fingerprint)
+
+    def _segments(self, columns: list[str], where: Mapping[str, pa.Array] | None = None) -> Iterator[pa.Table]:
+        """Live segments that the space's model embeds, a shard at a time."""
+        asked = {"role": pa.array(self.space.roles, pa.string()), **(where or {})}
+        place = (self.store, self.space.modality, self.source, self.cutting)
+        return iterate_live_segments(*place, columns, asked)

@@ -1,0 +1,162 @@
+"""What judging the stored vectors showed, kept beside them shard by shard.
+
+A shard is judged once: when a run first meets it, when its file is another than the one that
+was judged, and when the way of judging changes. So a run's cost grows with what is new, and
+what was stored behind our back is judged all the same.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from embedding_platform import storage
+from embedding_platform.records import digest, vectors_schema
+from embedding_platform.spaces import Space
+from embedding_platform.vectors import judgement
+from embedding_platform.vectors.store import Wanted, shard_hashes, vectors_of
+
+SAMPLE_VECTORS = 2000
+SAMPLE_SHARDS = 8
+"""Vectors whose directions are compared, and the most shards that they are taken from."""
+
+_VERDICTS = pa.schema(
+    [
+        ("shard", pa.string()),
+        ("mark", pa.string()),
+        ("judge", pa.string()),
+        ("norms", pa.list_(pa.float64())),
+        ("faulty_rows", pa.list_(pa.int32())),
+        ("faults", pa.list_(pa.string())),
+    ]
+)
+"""One row per shard: which file was judged how, the norm of each row, and the rows that are unsound."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the stored vectors of live contents are like.
+
+    `held` tells of each live content whether it has a vector, bool [n]; `norms` are those of
+    the vectors, float64 [judged]; `faults` maps each fault to the hashes of the contents that
+    have it.
+    """
+
+    judged: int
+    held: np.ndarray
+    norms: np.ndarray
+    faults: dict[str, list[str]]
+    spread: judgement.Spread | None
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """The norm of each row of a shard, float64 [rows], its unsound rows, int [faulty], and their faults."""
+
+    norms: np.ndarray
+    rows: np.ndarray
+    faults: list[str]
+
+
+def judge_stored(folder: str, space: Space, live: pd.Index, fingerprint: str) -> Judged:
+    """Judge the stored vectors of live contents; only shards that were not judged yet are read.
+
+    Raises:
+        PlatformError: if a shard is unreadable, or of another fingerprint or dimension.
+    """
+    url = storage.join(folder, "judged", "shards.parquet")
+    judge = digest(judgement.VERSION, str(space.model.dimension), *map(repr, space.norm_band))
+    marks = storage.shard_marks(folder)
+    recorded = {(name, mark): verdict for name, mark, verdict in _read(url, judge)}
+    verdicts: dict[str, _Verdict] = {}
+    hashes: list[pa.ChunkedArray] = []
+    try:
+        for name, contents in shard_hashes(folder, fingerprint):
+            verdict = recorded.get((name, marks.get(name, "")))
+            if verdict is None or len(verdict.norms) != len(contents):
+                verdict = _judge(folder, name, space, len(contents))
+            verdicts[name] = verdict
+            hashes.append(contents)
+    except FileNotFoundError:
+        if storage.shard_marks(folder) == marks:
+            raise
+        # Another run compacts the folder.
+        return judge_stored(folder, space, live, fingerprint)
+    judged = {(name, marks[name]): verdict for name, verdict in verdicts.items() if name in marks}
+    if judged.keys() != recorded.keys() or any(recorded[key] is not verdict for key, verdict in judged.items()):
+        _write(url, judge, judged)
+    return _summary(folder, space, live, verdicts, hashes)
+
+
+def _judge(folder: str, name: str, space: Space, count: int) -> _Verdict:
+    dimension = space.model.dimension
+    norms: list[np.ndarray] = []
+    found: list[str | None] = []
+    for piece in storage.iterate_table(storage.join(folder, name), vectors_schema(dimension), ["vector"]):
+        vectors = vectors_of(piece, dimension)
+        found += judgement.faults(vectors, space)
+        norms.append(judgement.norms_of(vectors))
+    if len(found) != count:
+        raise FileNotFoundError(name)
+    rows = np.flatnonzero([fault is not None for fault in found])
+    return _Verdict(np.concatenate([np.zeros(0), *norms]), rows, [fault for fault in found if fault])
+
+
+def _summary(
+    folder: str, space: Space, live: pd.Index, verdicts: dict[str, _Verdict], hashes: list[pa.ChunkedArray]
+) -> Judged:
+    wanted = Wanted(live)
+    joined = pa.chunked_array([chunk for column in hashes for chunk in column.chunks], pa.string())
+    rows = wanted.rows_in(joined)
+    wanted.take(joined)
+    norms = np.concatenate([np.zeros(0), *(verdict.norms for verdict in verdicts.values())])[rows]
+    ends = np.cumsum([len(verdict.norms) for verdict in verdicts.values()])
+    faults: dict[str, list[str]] = {}
+    chosen: dict[str, np.ndarray] = {}
+    for (name, verdict), end in zip(verdicts.items(), ends, strict=True):
+        first = end - len(verdict.norms)
+        own = rows[np.searchsorted(rows, first) : np.searchsorted(rows, end)] - first
+        if len(own):
+            chosen[name] = own
+        for place in np.flatnonzero(np.isin(verdict.rows, own)):
+            content = joined[int(first + verdict.rows[place])].as_py()
+            faults.setdefault(verdict.faults[place], []).append(content)
+    return Judged(len(rows), wanted.taken, norms, faults, _spread(folder, space, chosen))
+
+
+def _spread(folder: str, space: Space, rows_of: dict[str, np.ndarray]) -> judgement.Spread | None:
+    """How far apart a sample of vectors lies, taken from shards evenly among those that hold the rows."""
+    names = list(rows_of)[:: max(1, len(rows_of) // SAMPLE_SHARDS)][:SAMPLE_SHARDS]
+    chosen = {name: rows_of[name][: SAMPLE_VECTORS // len(names)] for name in names}
+    schema = vectors_schema(space.model.dimension)
+    # A shard that goes away meanwhile is left out.
+    answers = iter([chosen])
+    sample = list(storage.iterate_rows(folder, schema, ["vector"], lambda: next(answers, {})))
+    if not sample:
+        return None
+    return judgement.spread(np.concatenate([vectors_of(table, space.model.dimension) for table in sample]))
+
+
+def _read(url: str, judge: str) -> Iterator[tuple[str, str, _Verdict]]:
+    """Name and mark of each shard with its verdict, as this judge passed them."""
+    table = storage.read_table(url, _VERDICTS)
+    for place in range(table.num_rows):
+        row = {name: table[name][place] for name in table.column_names}
+        if row["judge"].as_py() == judge:
+            norms, rows = (row[name].values.to_numpy(zero_copy_only=False) for name in ("norms", "faulty_rows"))
+            yield row["shard"].as_py(), row["mark"].as_py(), _Verdict(norms, rows, row["faults"].as_py())
+
+
+def _write(url: str, judge: str, judged: dict[tuple[str, str], _Verdict]) -> None:
+    verdicts = judged.values()
+    columns = [
+        pa.array([name for name, _ in judged], pa.string()),
+        pa.array([mark for _, mark in judged], pa.string()),
+        pa.array([judge] * len(judged), pa.string()),
+        pa.array([verdict.norms for verdict in verdicts], pa.list_(pa.float64())),
+        pa.array([verdict.rows.astype(np.int32) for verdict in verdicts], pa.list_(pa.int32())),
+        pa.array([verdict.faults for verdict in verdicts], pa.list_(pa.string())),
+    ]
+    storage.write_table(url, pa.table(columns, schema=_VERDICTS))

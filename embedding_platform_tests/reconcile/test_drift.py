@@ -1,0 +1,66 @@
+"""What others did to our rows, told apart from what we did ourselves before we were killed."""
+
+import pandas as pd
+import pytest
+
+from embedding_platform.increments import diff
+from embedding_platform.milvus.partitions import Partition
+from embedding_platform.milvus.sync import Comparison
+from embedding_platform.reconcile.drift import Drift, WriteAhead
+
+PARTITION = Partition("collection", "one")
+
+
+def rows(**versions: str) -> pd.Series:
+    return pd.Series(versions, dtype="str")
+
+
+def met(desired: pd.Series, actual: pd.Series, *altered: str) -> Comparison:
+    return Comparison(actual, diff(desired, actual), pd.Index(altered, dtype="str"), 0.0)
+
+
+@pytest.fixture
+def ahead(tmp_path) -> WriteAhead:
+    return WriteAhead(str(tmp_path), PARTITION)
+
+
+def test_media_that_changed_are_no_drift(ahead):
+    ahead.verify(rows(a="1", b="1", c="1"))
+    assert ahead.drift(met(rows(a="1", b="2", d="1"), rows(a="1", b="1", c="1"))) == Drift()
+
+
+def test_a_first_sync_meets_no_drift(ahead):
+    assert not ahead.is_verified
+    assert ahead.drift(met(rows(a="1"), rows())) == Drift()
+
+
+@pytest.mark.parametrize(
+    ("actual", "altered", "drift"),
+    [
+        (rows(a="1"), (), Drift(dropped=1)),
+        (rows(a="1", b="9"), (), Drift(altered=1)),
+        (rows(a="1", b="1"), ("b",), Drift(altered=1)),
+        (pd.Series(["1", "1", "1"], index=["a", "b", "b"], dtype="str"), (), Drift(altered=1)),
+        (rows(a="1", b="1", x="1"), (), Drift(added=1)),
+        (rows(), (), Drift(dropped=2)),
+    ],
+)
+def test_what_was_not_ours_is_drift(ahead, actual, altered, drift):
+    ahead.verify(rows(a="1", b="1"))
+    found = met(rows(a="1", b="1"), actual)
+    if altered:
+        stale = pd.Index(altered, dtype="str")
+        found = Comparison(actual, diff(rows(a="1", b="2"), actual), stale, 0.0)
+    assert ahead.drift(found) == drift
+
+
+def test_what_a_killed_sync_wrote_or_deleted_is_ours(ahead):
+    ahead.verify(rows(a="1", b="1", c="1"))
+    meant = rows(a="2", b="1", d="1")
+    ahead.intend(diff(meant, rows(a="1", b="1", c="1")), meant)
+    killed = rows(a="2", b="1", d="1")
+    assert ahead.drift(met(rows(a="3", b="1", c="1"), killed)) == Drift()
+    ahead.intend(diff(rows(a="3", b="1", c="1"), killed), rows(a="3", b="1", c="1"))
+    assert ahead.drift(met(rows(a="4"), rows(a="3", b="1", c="1", d="1"))) == Drift()
+    ahead.verify(rows(a="4"))
+    assert ahead.drift(met(rows(a="4"), rows(a="4", d="1"))) == Drift(added=1)
