@@ -49,45 +49,61 @@ def crash() -> None:
 
 
 @contextmanager
-def armed(point: CrashPoint, passage: int, strike: Callable[[], None] = crash) -> Iterator[None]:
-    """Strike at the `passage`-th time, counted from 1, that the run comes to the point; once.
+def armed(points: Sequence[CrashPoint], passage: int, strike: Callable[[], None] = crash) -> Iterator[list[str]]:
+    """Strike at the `passage`-th time, counted from 1, that the run comes to any of the points; once.
 
-    Threads of the run share the count.
+    Threads of the run share the count. Yields a list that gets the name of the point that struck.
     """
-    module_name, _, attribute = point.target.partition(":")
-    owner: Any = importlib.import_module(module_name)
-    *holders, name = attribute.split(".")
-    for holder in holders:
-        owner = getattr(owner, holder)
-    original = getattr(owner, name)
+    struck: list[str] = []
     counting = threading.Lock()
     passed = 0
 
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
+    def strikes(point: CrashPoint) -> bool:
         nonlocal passed
-        if not point.concerns(*args, **kwargs):
-            return original(*args, **kwargs)
         with counting:
             passed += 1
-            struck = passed == passage
-        if not struck:
-            return original(*args, **kwargs)
-        if point.when == "before":
-            strike()
-        elif point.when == "middle" and point.violent:
-            threading.Thread(target=_strike_soon, args=(strike,), daemon=True).start()
-        elif point.when == "middle":
-            assert point.half is not None
-            point.half(*args, **kwargs)
-            strike()
-        answer = original(*args, **kwargs)
-        if point.when == "after":
-            strike()
-        return answer
+            if passed == passage:
+                struck.append(point.name)
+            return passed == passage
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(owner, name, wrapped)
-        yield
+        for point in points:
+            owner, name = _place_of(point.target)
+            patch.setattr(owner, name, _wrapped(getattr(owner, name), point, strikes, strike))
+        yield struck
+
+
+def _wrapped(
+    original: Callable[..., Any], point: CrashPoint, strikes: Callable[[CrashPoint], bool], strike: Callable[[], None]
+) -> Callable[..., Any]:
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if not point.concerns(*args, **kwargs):
+            return original(*args, **kwargs)
+        if point.when == "after":
+            answer = original(*args, **kwargs)
+            if strikes(point):
+                strike()
+            return answer
+        if strikes(point):
+            if point.violent:
+                threading.Thread(target=_strike_soon, args=(strike,), daemon=True).start()
+            else:
+                if point.half is not None:
+                    point.half(*args, **kwargs)
+                strike()
+        return original(*args, **kwargs)
+
+    return wrapped
+
+
+def _place_of(target: str) -> tuple[Any, str]:
+    """What holds a target, and the target's name there."""
+    module, _, attribute = target.partition(":")
+    owner: Any = importlib.import_module(module)
+    *holders, name = attribute.split(".")
+    for holder in holders:
+        owner = getattr(owner, holder)
+    return owner, name
 
 
 def _strike_soon(strike: Callable[[], None]) -> None:
@@ -147,6 +163,9 @@ POINTS: tuple[CrashPoint, ...] = (
     _write("mid vector shard write", "vectors"),
     CrashPoint("after a vector shard", _SHARD, "after", _under("vectors")),
     CrashPoint("between store and Milvus", f"{_STAGES}embeddings", "after"),
+    _write("mid write of what is intended", "collections"),
+    CrashPoint("before what is verified", "embedding_platform.reconcile.drift:WriteAhead.verify", "before"),
+    *_around("note of the index", f"{_CLIENT}alter_collection_properties"),
     *_around("create_collection", f"{_CLIENT}create_collection"),
     *_around("create_partition", f"{_CLIENT}create_partition"),
     *_around("upsert", f"{_CLIENT}upsert"),
@@ -162,7 +181,7 @@ POINTS: tuple[CrashPoint, ...] = (
     CrashPoint("mid alias switch", f"{_CLIENT}alter_alias", "middle", violent=True),
     CrashPoint("during compaction", "embedding_platform.storage:remove_shards", "before", _has_names),
     CrashPoint("between removals", "embedding_platform.storage:remove_shards", "middle", _has_names, half=_remove_one),
-    CrashPoint("before older segments go", "embedding_platform.storage:remove_sibling_folders", "before"),
+    CrashPoint("before older segments go", "embedding_platform.storage:remove_sibling_folders", "before", _has_names),
 )
 """Every boundary. A passage is one call that concerns the point; a run may come by none or many."""
 

@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from embedding_platform.milvus.alias import alias_target
-from embedding_platform.milvus.schema import alias_name, partition_name
+from embedding_platform.milvus.schema import alias_name, partition_name, read_provenance
 from embedding_platform.platform import Platform
+from embedding_platform.spaces import Space
 
 VECTORS_EQUAL_BITWISE = True
 """Whether vectors have to agree in every bit, or only to within LAST_BITS."""
@@ -25,12 +26,14 @@ PROVENANCE = ("run_id", "embedded_at")
 class Published:
     """One published collection: its rows by id without their provenance, its partitions and its index.
 
-    Each row is a list of all that Milvus answers for the key, which should be one.
+    Each row is a list of all that Milvus answers for the key, which should be one. A collection
+    that is `keyed` has no partitions of ours.
     """
 
     rows: dict[str, list[dict[str, Any]]]
     partitions: frozenset[str]
     index: tuple[str, str, str]
+    keyed: bool = False
 
 
 def published(platform: Platform) -> dict[str, Published]:
@@ -50,23 +53,34 @@ def read_collection(platform: Platform, collection: str) -> Published:
     client = platform.milvus
     client.load_collection(collection)
     partitions = frozenset(client.list_partitions(collection)) - {"_default"}
+    keyed = read_provenance(client, collection).layout == "keyed"
     rows: dict[str, list[dict[str, Any]]] = {}
-    for partition in ["_default", *sorted(partitions)]:
+    for partition in [None] if keyed else ["_default", *sorted(partitions)]:
         for row in read_partition(client, collection, partition):
             rows.setdefault(row["id"], []).append({**row, "partition": partition})
-    return Published(rows, partitions, _index(client, collection))
+    return Published(rows, frozenset() if keyed else partitions, _index(client, collection), keyed)
 
 
-def read_partition(client: Any, collection: str, partition: str) -> list[dict[str, Any]]:
-    """The rows of one partition, with all fields but their provenance; vectors as float32 arrays."""
-    if not client.has_collection(collection) or not client.has_partition(collection, partition):
+def read_source(platform: Platform, space: Space, source: str) -> list[dict[str, Any]]:
+    """The rows of one source in the collection that the space has or is to have; none without it."""
+    target = platform.target(space)
+    if target.layout == "named":
+        return read_partition(platform.milvus, target.collection, partition_name(source))
+    return [row for row in read_partition(platform.milvus, target.collection, None) if row["source"] == source]
+
+
+def read_partition(client: Any, collection: str, partition: str | None) -> list[dict[str, Any]]:
+    """The rows of one partition or of all, without their provenance; vectors as float32 arrays."""
+    if not client.has_collection(collection):
+        return []
+    if partition is not None and not client.has_partition(collection, partition):
         return []
     client.load_collection(collection)
     found = client.query(
         collection,
         filter='id >= ""',
         output_fields=["*"],
-        partition_names=[partition],
+        partition_names=None if partition is None else [partition],
         limit=16_384,
         consistency_level="Strong",
     )
@@ -84,16 +98,13 @@ def same(left: dict[str, Any], right: dict[str, Any]) -> bool:
     return not list(_of_row(left, right))
 
 
-def partition_of(source: str) -> str:
-    """The Milvus partition that a source's rows lie in."""
-    return partition_name(source)
-
-
 def stored_contents(folder: str) -> list[str]:
     """Content hashes of all rows of all vector shards anywhere under a folder, as often as they are there."""
     hashes: list[str] = []
     for path in parquet_files(folder):
-        hashes += [content for (content,) in rows_of(path, ["content_hash"])]
+        # Beside the vectors lies what was found when they were judged.
+        if "content_hash" in pq.read_schema(path).names:
+            hashes += [content for (content,) in rows_of(path, ["content_hash"])]
     return hashes
 
 
@@ -137,14 +148,15 @@ def _of_space(found: dict[str, Published], expected: dict[str, Published], space
             yield f"row {key} of {', '.join(sorted(paths))} is there {len(there)} times, not {len(wanted)}"
         else:
             yield from (f"row {key}: {line}" for line in _of_row(there[0], wanted[0]))
-    if one.partitions != other.partitions:
+    if not (one.keyed or other.keyed) and one.partitions != other.partitions:
         yield f"partitions {sorted(one.partitions ^ other.partitions)} are only in one"
     if one.index != other.index:
         yield f"index {one.index}, expected {other.index}"
 
 
 def _of_row(there: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
-    for name in sorted({*there, *wanted} - {*PROVENANCE}):
+    keyed = there.get("partition") is None or wanted.get("partition") is None
+    for name in sorted({*there, *wanted} - {*PROVENANCE, *(["partition"] if keyed else [])}):
         left, right = there.get(name), wanted.get(name)
         if name == "vector":
             if not _vectors_agree(left, right):

@@ -12,6 +12,7 @@ import numpy as np
 from embedding_platform import runs
 from embedding_platform.defs import assets, checks
 from embedding_platform.defs.partitions import set_name
+from embedding_platform.inference.golden import GoldenReport, check_golden
 from embedding_platform.media.cutting import Cutting
 from embedding_platform.models.encoder import Encoder, Precision
 from embedding_platform.platform import Platform
@@ -24,22 +25,25 @@ STAGES = ("files", "segments", "embeddings", "collection", "published")
 
 @dataclass(frozen=True)
 class Choice:
-    """The settings that decide what is published: a model by its seed, an index, a cutting."""
+    """The settings that decide what is published: a model by its seed, an index, a cutting, and where rows lie."""
 
     seed: int = 0
     index: str = "FLAT"
     overlap: int = 0
+    most_named: int = 512
 
 
 @dataclass(frozen=True)
 class SmallPlatform(Platform):
     """A platform over some modalities, one small space each.
 
-    `embedded` counts how often each content was embedded, by space, seed and content.
+    `embedded` counts how often each content was embedded, by space, seed and content; golden
+    vectors, which are contents of no file, are not counted.
     """
 
     client: Any = None
     choice: Choice = Choice()
+    run_id: str = "run"
     kept: tuple[str, ...] = ("text", "image", "image_text")
     embedded: Counter[tuple[str, int, str]] = field(default_factory=Counter)
 
@@ -66,6 +70,10 @@ class SmallPlatform(Platform):
             return np.roll(vector, seed)
 
         return SmallEncoder(spoil=spoil)
+
+    def golden(self, space: Space) -> GoldenReport:
+        encoder = SmallEncoder(spoil=lambda content, vector: np.roll(vector, self.choice.seed))
+        return check_golden(encoder, space, self.store, self.fingerprint(space), space.model.roles)
 
     def _space(self, modality: str) -> Space:
         model = Model("small", "small", DIMENSION, MODALITIES[modality].roles, "none", "drawn")
@@ -144,25 +152,22 @@ def run_source(
                 platform.cutting,
                 lambda: platform.encoder(space),
                 platform.settings.batch,
-                run_id="run",
+                run_id=platform.run_id,
             )
             verdicts = checks.of_embeddings(report, space, quality)
         elif stage == "collection":
             report = assets.reconcile_collection(
-                platform.milvus, platform.store, space, source, fingerprint, platform.cutting, quality.recall_sample
+                platform.milvus,
+                platform.target(space),
+                platform.live(space, source),
+                platform.settings.milvus,
+                quality,
+                run_id=platform.run_id,
+                held_out=lambda: platform.held_out(space),
             )
             verdicts = checks.of_collection(report, quality)
         else:
-            report = assets.publish(
-                platform.milvus,
-                platform.store,
-                space,
-                fingerprint,
-                platform.cutting,
-                assets.listed_sources(platform.store, modality),
-                quality,
-                known=partitions.get_dynamic_partitions(set_name(modality)),
-            )
+            report = platform.published(space, partitions.get_dynamic_partitions(set_name(modality)))
             verdicts = [checks.of_published(report)]
         witness(modality, source, stage, report)
         _stop_if_blocked(stage, verdicts)

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -98,7 +99,6 @@ def _import_everything() -> None:
     import torch  # noqa: F401
     import transformers  # noqa: F401
 
-    import embedding_platform.runs
     import embedding_platform_tests.convergence.crash_points
     import embedding_platform_tests.convergence.published  # noqa: F401
 
@@ -110,9 +110,7 @@ def _run_and_exit(job: Job) -> None:
         os.dup2(handle, own)
     try:
         status = 0 if _run(job) else 1
-    except BaseException:
-        import traceback
-
+    except BaseException:  # noqa: BLE001 - the child must not go on as the process that forked it
         traceback.print_exc()
         status = 2
     # No handler and no thread of Milvus Lite is waited for: the next job finds what a crash leaves.
@@ -121,7 +119,8 @@ def _run_and_exit(job: Job) -> None:
 
 def _run(job: Job) -> bool:
     from embedding_platform import runs
-    from embedding_platform_tests.conftest import open_platform
+    from embedding_platform.platform import Platform
+    from embedding_platform.settings import load_settings
     from embedding_platform_tests.convergence.crash_points import BY_NAME, armed, kill_this_process
     from embedding_platform_tests.convergence.published import published
 
@@ -130,13 +129,13 @@ def _run(job: Job) -> bool:
     if not (folder / "dagster.yaml").exists():
         shutil.copy(DAGSTER_SETTINGS, folder / "dagster.yaml")
     os.environ.pop("DAGSTER_HOME", None)
-    platform = open_platform(folder, **job.settings)
+    platform = Platform(load_settings(base=folder, **job.settings))
     succeeded = True
     with ExitStack() as stack:
         _make_small(stack)
         _keep_accounts(stack, folder / EMBEDDED)
         if job.point:
-            stack.enter_context(armed(BY_NAME[job.point], job.passage, kill_this_process))
+            stack.enter_context(armed([BY_NAME[job.point]], job.passage, kill_this_process))
         dagster = stack.enter_context(runs.instance())
         for run in runs.run_sources(platform, dagster, [job.modality], job.sources):
             succeeded &= run.succeeded
