@@ -61,13 +61,13 @@ def space_folders(store: str) -> list[str]:
 
 
 def beside_vectors(store: str, folder: str) -> tuple[str, ...]:
-    """What else is kept of the fingerprint whose vectors lie in a folder of `space_folders`."""
+    """What else is kept of the space and fingerprint whose vectors lie in a folder of `space_folders`."""
     modality, space, fingerprint = folder.rsplit("/", 3)[1:]
     return (
         join(store, "rejected", "vectors", modality, space, fingerprint),
+        join(store, "queries", modality, space, f"{fingerprint}.parquet"),
         join(store, "models", "pins", f"{fingerprint}.json"),
         join(store, "models", "golden", f"{fingerprint}.parquet"),
-        join(store, "queries", modality, space, f"{fingerprint}.parquet"),
     )
 
 

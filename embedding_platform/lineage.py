@@ -32,8 +32,8 @@ class RowTrace:
     """One row of a published collection, and all that it came from.
 
     `file` is None once the file is no longer listed. `partition` is the Milvus partition, ""
-    where a partition key places the rows of the source. `shard` is the Parquet file that holds the vector,
-    "" if none does any more. `run_page` is the run's page below the web UI's address.
+    where a partition key places the rows of the source. `shard` is the Parquet file that holds
+    the vector, "" if none does any more. `run_page` is the run's page below the web UI's address.
     """
 
     id: str

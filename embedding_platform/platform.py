@@ -6,7 +6,7 @@ loads a model once.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -185,7 +185,7 @@ class Platform:
             self.settings.quality,
             known,
             golden=lambda: self.golden(space).worst_cosine,
-            held_out=lambda: self.held_out(space),
+            held_out=cache(lambda: self.held_out(space)),
         )
 
     def seen(self, modality: str, source: str) -> dict[str, str]:

@@ -36,7 +36,7 @@ class SourceRun:
     def did_nothing(self) -> bool:
         """Whether nothing was cut, embedded, written, deleted, indexed or published."""
         cut = self.of("segments", "new") + self.of("segments", "stale") + self.of("segments", "orphaned")
-        written = self.of("collection", "upserted") + self.of("collection", "deleted")
+        written = sum(self.of("collection", how) for how in ("imported", "upserted", "deleted"))
         embedded = self.of("embeddings", "embedded") + self.of("embeddings", "reused")
         return not (cut or embedded or written or self.of("collection", "index_built") or self.of("published", "moved"))
 

@@ -128,10 +128,10 @@ def _candidates(space: Space, provenance: Provenance) -> Iterator[Space]:
             location=provenance.model,
             revision=provenance.revision or None,
             dimension=provenance.dimension,
+            pooling=provenance.pooling,
         )
         for candidate in (known, replace(known, model=stored, normalised=provenance.normalised)):
-            for generation in range(space.generation, -1, -1):
-                yield replace(candidate, generation=generation)
+            yield replace(candidate, generation=provenance.generation)
 
 
 def _held(platform: Platform, space: Space, sources: Sequence[str]) -> list[str] | None:

@@ -56,6 +56,8 @@ class MilvusSettings(_Section):
     timeout_seconds: float = Field(default=30.0, gt=0)
     named_partitions: int = Field(default=512, ge=1, le=1023)
     searchable_seconds: float = Field(default=60.0, gt=0)
+    import_root: str | None = None
+    import_rows: int = Field(default=50_000, ge=1)
 
 
 class OpenAISettings(_Section):

@@ -23,6 +23,11 @@ from fsspec.implementations.local import LocalFileSystem
 
 from embedding_platform.errors import PlatformError, first_line
 
+
+class GoneError(PlatformError, FileNotFoundError):
+    """A file went away while it was read: another run replaced it by others."""
+
+
 _HIDDEN_PREFIX = ".writing-"
 
 ROWS_PER_GROUP = 8192
@@ -271,27 +276,13 @@ def compact_shards(
 
     New shards are durable before old ones go, so a reader or a crash in between meets
     repeated rows, never missing ones. Shards of `rows_per_shard` stay as they are, so that the
-    cost grows with what is new. Nothing is done while fewer than `fewest` small ones lie here.
+    cost grows with what is new. Nothing is done while fewer than `fewest` small ones lie here,
+    nor where another run compacts the same shards. `keep` is called once the shards are known.
     """
-    fs, path = file_system(folder)
-    names = table_names(folder)
-    if len(names) < fewest:
+    try:
+        return _compact(folder, schema, keep, rows_per_shard, fewest)
+    except FileNotFoundError:
         return 0
-    names = [name for name in names if _count(fs, posixpath.join(path, name)) < rows_per_shard]
-    if len(names) < fewest:
-        return 0
-    pending: list[pa.Table] = []
-    written: set[str] = set()
-    for table in iterate_shards(folder, schema, names=names):
-        pending.append(keep(table))
-        if sum(part.num_rows for part in pending) >= rows_per_shard:
-            written.add(append_shard(folder, pa.concat_tables(pending)))
-            pending = []
-    if any(part.num_rows for part in pending):
-        written.add(append_shard(folder, pa.concat_tables(pending)))
-    removed = [name for name in names if name not in written]
-    remove_shards(folder, removed)
-    return len(removed)
 
 
 def remove(url: str) -> None:
@@ -345,6 +336,30 @@ def remove_sibling_folders(folder: str, older: Mapping[str, Sequence[str]]) -> N
             fs.rm(path, recursive=True)
 
 
+def _compact(
+    folder: str, schema: pa.Schema, keep: Callable[[pa.Table], pa.Table], rows_per_shard: int, fewest: int
+) -> int:
+    fs, path = file_system(folder)
+    names = table_names(folder)
+    if len(names) < fewest:
+        return 0
+    names = [name for name in names if _count(fs, posixpath.join(path, name)) < rows_per_shard]
+    if len(names) < fewest:
+        return 0
+    pending: list[pa.Table] = []
+    written: set[str] = set()
+    for table in iterate_shards(folder, schema, names=names):
+        pending.append(keep(table))
+        if sum(part.num_rows for part in pending) >= rows_per_shard:
+            written.add(append_shard(folder, pa.concat_tables(pending)))
+            pending = []
+    if any(part.num_rows for part in pending):
+        written.add(append_shard(folder, pa.concat_tables(pending)))
+    removed = [name for name in names if name not in written]
+    remove_shards(folder, removed)
+    return len(removed)
+
+
 def _encode(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", row_group_size=ROWS_PER_GROUP)
@@ -388,8 +403,8 @@ def _count(fs: fsspec.AbstractFileSystem, path: str) -> int:
 def _explaining(path: str) -> Iterator[None]:
     try:
         yield
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:
+        raise GoneError(f"{path} has just gone, by another run of the same source; run again") from error
     except (pa.ArrowException, ValueError, KeyError, OSError) as error:
         reason = first_line(error)
         raise PlatformError(

@@ -129,7 +129,7 @@ def print_runs(runs: Sequence[SourceRun]) -> None:
             str(run.of("segments", "new") + run.of("segments", "stale")),
             str(run.of("embeddings", "embedded")),
             str(run.of("embeddings", "reused")),
-            str(run.of("collection", "upserted")),
+            str(run.of("collection", "imported") + run.of("collection", "upserted")),
             str(run.of("collection", "deleted")),
             str(sum(rejected)),
             style="" if run.succeeded else "red",
@@ -224,8 +224,8 @@ def print_files(traces: Sequence[FileTrace], as_json: bool = False) -> None:
     for trace in traces:
         file = trace.file
         CONSOLE.print(
-            f"[bold]{escape(f'{trace.source}/{file.path}')}[/]: {trace.modality}, {escape(file.media_type)}, "
-            f"{len(trace.rows)} rows, {len(trace.without_row)} segments without a row, {len(trace.rejected)} rejected",
+            f"[bold]{escape(f'{trace.source}/{file.path}')}[/]: {trace.modality}, {escape(file.media_type)}; "
+            f"rows: {len(trace.rows)}, without a row: {len(trace.without_row)}, rejected: {len(trace.rejected)}",
             soft_wrap=True,
         )
         CONSOLE.print(f"  file hash {file.content_hash}", soft_wrap=True)

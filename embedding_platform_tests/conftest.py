@@ -1,6 +1,7 @@
 """What many tests stand on: a platform in a folder of its own, and its Dagster instance."""
 
 import importlib
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from embedding_platform.milvus.connection import close_directory
 from embedding_platform.platform import Platform
 from embedding_platform.settings import load_settings
+from embedding_platform_tests.milvus_server import TOKEN_VARIABLE, URI_VARIABLE, MilvusServer, why_no_server
 from embedding_platform_tests.models import small_models
 
 CACHE = tempfile.TemporaryDirectory()
@@ -76,3 +78,29 @@ def full_size(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
         return folder
 
     return folder_of
+
+
+@pytest.fixture(scope="session")
+def milvus_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusServer]:
+    """The Milvus server of the whole session, which asks for its token; not to be killed."""
+    uri = os.environ.get(URI_VARIABLE)
+    if uri:
+        yield MilvusServer(folder="", uri=uri, token=os.environ.get(TOKEN_VARIABLE, ""))
+        return
+    yield from _started(tmp_path_factory.mktemp("milvus_server"))
+
+
+@pytest.fixture
+def mortal_server(tmp_path: Path) -> Iterator[MilvusServer]:
+    """A Milvus server of the test's own, which may be killed and started again."""
+    yield from _started(tmp_path / "milvus_server")
+
+
+def _started(folder: Path) -> Iterator[MilvusServer]:
+    if reason := why_no_server():
+        pytest.skip(reason)
+    folder.mkdir(exist_ok=True)
+    server = MilvusServer(str(folder))
+    server.start()
+    yield server
+    server.kill()

@@ -124,7 +124,7 @@ def test_both_ways_are_printed_for_people() -> None:
     output = call("trace", "letters/long.txt").output
     (file,) = traced("letters/long.txt")
     row = file["rows"][1]
-    assert f"letters/long.txt: text, text/plain, {len(file['rows'])} rows, 0 segments without a row" in output
+    assert f"letters/long.txt: text, text/plain; rows: {len(file['rows'])}, without a row: 0, rejected: 0" in output
     for shown in (row["id"], row["content_hash"], row["run_id"], row["where"], "text/minilm"):
         assert shown in output
     output = call("trace", row["id"]).output

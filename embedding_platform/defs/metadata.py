@@ -78,6 +78,7 @@ def of_collection(report: CollectionReport, live: LiveRows) -> Metadata:
         "dagster/partition_row_count": report.rows,
         "dagster/uri": f"milvus://{report.collection}",
         "dagster/table_name": report.collection,
+        "imported": report.imported,
         "upserted": sync.upserted,
         "deleted": sync.deleted,
         "repaired": sync.repaired,

@@ -88,7 +88,8 @@ def _is_due(
     if last.is_going:
         return False
     if last.failed_at is not None and last.state == _state(seen):
-        return time.time() - last.failed_at >= SECONDS_TO_RETRY
+        # A failure in the future is one before the clock was set back.
+        return not 0 <= time.time() - last.failed_at < SECONDS_TO_RETRY
     if not files_increment(platform.store, modality, source, seen).is_empty:
         return True
     vanished = is_partition and not seen and not platform.is_gone(modality, source)

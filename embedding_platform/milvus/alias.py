@@ -55,7 +55,8 @@ def point_alias(client: "MilvusClient", alias: str, collection: str) -> bool:
     if current == collection:
         return False
     if current is None:
-        with explaining(f"create alias {alias} for collection {collection}"):
+        deed = f"create alias {alias} for collection {collection}"
+        with explaining(deed, lambda: alias_target(client, alias) == collection):
             client.create_alias(collection, alias, timeout=CALL_SECONDS)
         return True
     served, offered = read_provenance(client, current).space, read_provenance(client, collection).space

@@ -11,10 +11,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from embedding_platform.errors import PlatformError
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from logging import LogRecord
 
     from pymilvus import MilvusClient
+
+    from embedding_platform.milvus.lite_engine import LiteEngine
 
 CALL_SECONDS = 120.0
 """Deadline of one read or write. Milvus Lite holds a write for several seconds while it
@@ -33,18 +35,12 @@ BUILD_SECONDS = 3600.0
 
 SERVER_SCHEMES = ("http", "https", "tcp", "unix")
 
-WORKERS = 1
-"""Threads of a Milvus Lite engine: it asks that writes to one collection come one by one."""
+_SECONDS_TO_REPLACE = 20.0
+"""How long a served directory is left to the process that serves it, after its server died."""
 
+_SECONDS_BETWEEN_SERVERS = 0.5
 
-@dataclass(frozen=True)
-class _OpenDirectory:
-    server: Any
-    database: Any
-    address: str
-
-
-_open_directories: dict[str, _OpenDirectory] = {}
+_open_directories: dict[str, "LiteEngine"] = {}
 _opening = threading.Lock()
 
 
@@ -77,8 +73,7 @@ def close_directory(path: str) -> None:
     with _opening:
         opened = _open_directories.pop(_canonical(path), None)
     if opened is not None:
-        opened.server.stop(grace=5).wait()
-        opened.database.close()
+        opened.close()
 
 
 @contextmanager
@@ -86,7 +81,8 @@ def serve(data_dir: str, timeout_seconds: float = 60) -> Iterator[str]:
     """Serve a Milvus Lite directory to several processes; yields the server's http uri.
 
     The server is a child process that ends with this context, or with this process however
-    it ends. `<data_dir>.server.json` (uri, pid) tells `connect` of other processes where it
+    it ends. One that dies before is replaced at the same uri, so that calls under way go on.
+    `<data_dir>.server.json` (uri, pid, keeper) tells `connect` of other processes where it
     listens; its log is `<data_dir>.server.log`.
 
         with serve("state/milvus") as uri:
@@ -96,49 +92,37 @@ def serve(data_dir: str, timeout_seconds: float = 60) -> Iterator[str]:
         PlatformError: the directory is in use or cannot be opened.
     """
     directory = _canonical(data_dir)
-    served = _served_address(directory)
+    served, _ = _served(directory)
     if served is not None:
         raise PlatformError(f"{data_dir} is already served at {served}; use that server or stop it")
     note = f"{directory}.server.json"
-    log = f"{directory}.server.log"
+    keeper: _Keeper | None = None
     try:
         os.makedirs(os.path.dirname(directory), exist_ok=True)
-        with open(log, "wb") as log_file:
-            server = subprocess.Popen(
-                [sys.executable, "-m", "embedding_platform.milvus.lite_server", directory],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log_file,
-            )
+        keeper = _Keeper(directory, timeout_seconds)
+        if not keeper.address:
+            raise PlatformError(f"cannot serve {data_dir}: {keeper.last_words() or 'no answer'}; see {keeper.log}")
+        keeper.write_note()
     except OSError as error:
         raise PlatformError(
-            f"cannot serve {data_dir}: {error.strerror}; choose a folder that may be written"
+            f"cannot serve {data_dir}: {error.strerror}; choose a folder on a disk with room that may be written"
         ) from error
-    assert server.stdin is not None
-    assert server.stdout is not None
-    try:
-        answered, _, _ = select.select([server.stdout], [], [], timeout_seconds)
-        port = server.stdout.readline().strip().decode() if answered else ""
-        if not port:
-            raise PlatformError(f"cannot serve {data_dir}: {_last_line(log) or 'no answer'}; see {log}")
-        address = f"http://127.0.0.1:{port}"
-        _write_note(note, {"uri": address, "pid": server.pid})
-        yield address
+    else:
+        keeper.watch()
+        yield keeper.address
     finally:
-        server.stdin.close()
-        try:
-            server.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
-        server.stdout.close()
-        if os.path.exists(note):
+        if keeper is not None:
+            keeper.stop()
+        with suppress(OSError):
             os.unlink(note)
 
 
 @contextmanager
-def explaining(deed: str) -> Iterator[None]:
+def explaining(deed: str, done: Callable[[], bool] = lambda: False) -> Iterator[None]:
     """Turn what pymilvus raises inside into one line: "Milvus could not {deed}: ...".
+
+    pymilvus repeats a call whose answer was lost on the way, and Milvus refuses to make or drop
+    a thing twice: nothing is raised where `done` tells that the deed is done after all.
 
     Raises:
         PlatformError: in place of an error of Milvus or of the line to it.
@@ -146,6 +130,8 @@ def explaining(deed: str) -> Iterator[None]:
     try:
         yield
     except _errors() as error:
+        if done():
+            return
         raise PlatformError(
             f"Milvus could not {deed}: {_reason(error)}; see to that, then run again: the next run does the rest"
         ) from error
@@ -177,6 +163,7 @@ def _answering_client(address: str, token: str, deadline: float) -> "MilvusClien
     from pymilvus import MilvusClient
 
     client = MilvusClient(uri=address, token=token, timeout=max(deadline - time.monotonic(), 0.5))
+    _be_patient(client)
     try:
         client.list_collections(timeout=max(deadline - time.monotonic(), 0.5))
     except _errors():
@@ -185,14 +172,39 @@ def _answering_client(address: str, token: str, deadline: float) -> "MilvusClien
     return client
 
 
+def _be_patient(client: "MilvusClient") -> None:
+    """Let each call outlast a restart of Milvus.
+
+    pymilvus repeats a call whose connection broke until the call's deadline, but gives up
+    where nobody listens the moment it connects again.
+    """
+    handler = client._get_connection()
+    # Clients of one uri and token share it.
+    if not isinstance(handler._on_rpc_error, partial):
+        handler._on_rpc_error = partial(_try_to_reconnect, handler._on_rpc_error)
+
+
+def _try_to_reconnect(reconnect: Callable[[Exception], bool], error: Exception) -> bool:
+    from pymilvus.exceptions import MilvusException
+
+    try:
+        return reconnect(error)
+    except MilvusException:
+        return False
+
+
 def _directory_address(path: str, deadline: float) -> str:
     from milvus_lite.exceptions import DataDirLockedError
 
     directory = _canonical(path)
+    patience = time.monotonic() + _SECONDS_TO_REPLACE
     while True:
-        served = _served_address(directory)
+        served, is_kept = _served(directory)
         if served is not None:
             return served
+        if is_kept and time.monotonic() < min(deadline, patience):
+            time.sleep(0.2)
+            continue
         try:
             return _open_here(directory)
         except DataDirLockedError as error:
@@ -210,38 +222,141 @@ def _directory_address(path: str, deadline: float) -> str:
 
 
 def _open_here(directory: str) -> str:
-    from milvus_lite.adapter.grpc.server import start_server_in_thread
+    from embedding_platform.milvus.lite_engine import LiteEngine
 
     with _opening:
         if directory not in _open_directories:
             os.makedirs(os.path.dirname(directory), exist_ok=True)
-            server, database, port = start_server_in_thread(directory, host="127.0.0.1", port=0, max_workers=WORKERS)
-            _open_directories[directory] = _OpenDirectory(server, database, f"http://127.0.0.1:{port}")
-        return _open_directories[directory].address
+            _open_directories[directory] = LiteEngine(directory)
+        return f"http://127.0.0.1:{_open_directories[directory].port}"
 
 
-def _served_address(directory: str) -> str | None:
+def _served(directory: str) -> tuple[str | None, bool]:
+    """The uri at which a server of the directory listens, None without one; and whether one is being replaced.
+
+    The note of a server whose keeper is gone is removed.
+    """
     note = f"{directory}.server.json"
     try:
         with open(note, encoding="utf-8") as file:
             served = json.load(file)
-        os.kill(served["pid"], 0)
         parts = urlsplit(served["uri"])
-        socket.create_connection((parts.hostname, parts.port), timeout=5).close()
-        return str(served["uri"])
     except FileNotFoundError:
-        return None
+        return None, False
     except (OSError, ValueError, KeyError, TypeError):
-        if os.path.exists(note):
-            os.unlink(note)
-        return None
+        served, parts = {}, None
+    if parts is not None and _lives(served.get("pid")):
+        with suppress(OSError):
+            socket.create_connection((parts.hostname, parts.port), timeout=5).close()
+            return str(served["uri"]), False
+    if _lives(served.get("keeper")):
+        return None, True
+    with suppress(OSError):
+        os.unlink(note)
+    return None, False
+
+
+def _lives(pid: object) -> bool:
+    if not isinstance(pid, int):
+        return False
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+class _Keeper:
+    """The server of one directory, and the thread that replaces it when it dies.
+
+    `address` is "" where the first server did not come up.
+    """
+
+    def __init__(self, directory: str, timeout_seconds: float) -> None:
+        self.log = f"{directory}.server.log"
+        self._directory = directory
+        self._timeout_seconds = timeout_seconds
+        self._stopping = threading.Event()
+        self._turn = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._server = self._start(port=0)
+        port = self._port()
+        self.address = f"http://127.0.0.1:{port}" if port else ""
+
+    def watch(self) -> None:
+        """Replace the server from now on when it dies."""
+        self._thread = threading.Thread(target=self._replace, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the server, or kill it if it does not end."""
+        with self._turn:
+            self._stopping.set()
+            if self._server.stdin is not None:
+                self._server.stdin.close()
+        try:
+            self._server.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self._server.kill()
+            self._server.wait()
+        if self._thread is not None:
+            self._thread.join()
+        _close_pipes(self._server)
+
+    def write_note(self) -> None:
+        """Tell other processes where the server listens."""
+        note = {"uri": self.address, "pid": self._server.pid, "keeper": os.getpid()}
+        _write_note(f"{self._directory}.server.json", note)
+
+    def last_words(self) -> str:
+        """The last line of the server's log."""
+        return _last_line(self.log)
+
+    def _replace(self) -> None:
+        port = int(self.address.rpartition(":")[2])
+        while True:
+            self._server.wait()
+            if self._stopping.wait(_SECONDS_BETWEEN_SERVERS):
+                return
+            with self._turn:
+                if self._stopping.is_set():
+                    return
+                # On a full disk the former note stays, which has the right uri and the wrong process.
+                with suppress(OSError):
+                    former, self._server = self._server, self._start(port)
+                    _close_pipes(former)
+                    self.write_note()
+
+    def _start(self, port: int) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-m", "embedding_platform.milvus.lite_server", self._directory, str(port)]
+        with open(self.log, "ab" if port else "wb") as log:
+            return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
+
+    def _port(self) -> str:
+        """What the server says once it listens, "" if it ends or the time is over."""
+        assert self._server.stdout is not None
+        answered, _, _ = select.select([self._server.stdout], [], [], self._timeout_seconds)
+        return self._server.stdout.readline().strip().decode() if answered else ""
+
+
+def _close_pipes(process: "subprocess.Popen[bytes]") -> None:
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
 
 
 def _write_note(path: str, note: dict[str, object]) -> None:
     beside = f"{path}.writing"
-    with open(beside, "w", encoding="utf-8") as file:
-        json.dump(note, file)
-    os.replace(beside, path)
+    try:
+        with open(beside, "w", encoding="utf-8") as file:
+            json.dump(note, file)
+        os.replace(beside, path)
+    except OSError:
+        with suppress(FileNotFoundError):
+            os.unlink(beside)
+        raise
 
 
 def _canonical(path: str) -> str:
@@ -280,10 +395,11 @@ def _silence_repeated_errors() -> None:
     """pymilvus logs each error with its stack before it raises it; the raised one is enough."""
     import logging
 
-    logger = logging.getLogger("pymilvus.decorators")
-    if _is_no_echo not in logger.filters:
-        logger.addFilter(_is_no_echo)
+    for name in ("pymilvus.decorators", "pymilvus.client.connection_manager"):
+        logger = logging.getLogger(name)
+        if _is_no_echo not in logger.filters:
+            logger.addFilter(_is_no_echo)
 
 
 def _is_no_echo(record: "LogRecord") -> bool:
-    return record.funcName != "_log_rpc_error"
+    return record.funcName not in ("_log_rpc_error", "_recover")

@@ -59,8 +59,7 @@ def ensure_index(
     with explaining(f"build the index of collection {collection}"):
         if found is not None:
             client.release_collection(collection, timeout=CALL_SECONDS)
-            for name in client.list_indexes(collection, field_name=VECTOR_FIELD, timeout=CALL_SECONDS):
-                client.drop_index(collection, name, timeout=CALL_SECONDS)
+            _drop_indexes(client, collection)
         client.alter_collection_properties(
             collection, {INDEX_PROPERTY: json.dumps(wanted.build, sort_keys=True)}, timeout=CALL_SECONDS
         )
@@ -72,6 +71,7 @@ def ensure_index(
             params=dict(index.build),
             index_name=VECTOR_FIELD,
         )
+    with explaining(f"build the index of collection {collection}", lambda: _built(client, collection) == wanted):
         client.create_index(collection, parameters, timeout=timeout_seconds)
     found = _built(client, collection)
     if found != wanted and not (found and _is_chosen(client, found, wanted)):
@@ -271,6 +271,15 @@ def _built(client: "MilvusClient", collection: str) -> _Built | None:
         described.get("pending_index_rows", 0),
         described.get("index_state_fail_reason", ""),
     )
+
+
+def _drop_indexes(client: "MilvusClient", collection: str) -> None:
+    for name in client.list_indexes(collection, field_name=VECTOR_FIELD, timeout=CALL_SECONDS):
+        with explaining(
+            f"drop index {name} of collection {collection}",
+            lambda: not client.list_indexes(collection, field_name=VECTOR_FIELD, timeout=CALL_SECONDS),
+        ):
+            client.drop_index(collection, name, timeout=CALL_SECONDS)
 
 
 def _is_chosen(client: "MilvusClient", found: _Built, wanted: _Built) -> bool:

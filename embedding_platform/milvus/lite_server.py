@@ -1,33 +1,34 @@
-"""The process that serves one Milvus Lite directory: `python -m ... lite_server DIRECTORY`.
+"""The process that serves one Milvus Lite directory: `python -m ... lite_server DIRECTORY [PORT]`.
 
 It prints its port once it listens, and stops when its standard input ends: the pipe closes
 with the parent however that dies, so a killed parent leaves no server behind that holds the
-directory.
+directory. A port is asked for where a server that died is replaced.
 """
 
+import logging
 import signal
 import sys
 
-from milvus_lite.adapter.grpc.server import start_server_in_thread
 from milvus_lite.exceptions import MilvusLiteError
 
-from embedding_platform.milvus.connection import WORKERS
+from embedding_platform.milvus.lite_engine import LiteEngine
 
 
-def main(directory: str) -> None:
-    """Serve `directory` on a free port of this machine until standard input ends."""
+def main(directory: str, port: int = 0) -> None:
+    """Serve `directory` on a port of this machine, 0 for any that is free, until standard input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The log goes to a file; without a handler of its own the engine's watcher would swallow it.
+    logging.basicConfig(level=logging.WARNING)
     try:
-        server, database, port = start_server_in_thread(directory, host="127.0.0.1", port=0, max_workers=WORKERS)
-    except (MilvusLiteError, OSError) as error:
+        engine = LiteEngine(directory, port)
+    except (MilvusLiteError, OSError, RuntimeError) as error:
         sys.exit(str(error))
-    print(port, flush=True)
+    print(engine.port, flush=True)
     try:
         sys.stdin.buffer.read()
     finally:
-        server.stop(grace=5).wait()
-        database.close()
+        engine.close()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], *map(int, sys.argv[2:]))

@@ -9,7 +9,7 @@ from embedding_platform.errors import PlatformError
 from embedding_platform.milvus.connection import CALL_SECONDS, explaining
 from embedding_platform.milvus.deployment import deployment_of
 from embedding_platform.milvus.index import ensure_loaded
-from embedding_platform.milvus.schema import Layout, collection_name, partition_name
+from embedding_platform.milvus.schema import Layout, collection_name, has_collection, partition_name
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
@@ -70,7 +70,7 @@ def plan_layout(client: "MilvusClient", space_key: str, fingerprint: str, source
     """
     if sources > most_named:
         return "keyed"
-    if sources > most_named // 2 and _has(client, collection_name(space_key, fingerprint, "keyed")):
+    if sources > most_named // 2 and has_collection(client, collection_name(space_key, fingerprint, "keyed")):
         return "keyed"
     return "named"
 
@@ -129,6 +129,10 @@ def _drop(client: "MilvusClient", collection: str, name: str) -> None:
             return
         if deployment_of(client).releases_partitions:
             client.release_partitions(collection, [name], timeout=CALL_SECONDS)
+    with explaining(
+        f"drop partition {name} of {collection}",
+        lambda: not client.has_partition(collection, name, timeout=CALL_SECONDS),
+    ):
         client.drop_partition(collection, name, timeout=CALL_SECONDS)
 
 
@@ -160,8 +164,3 @@ def _ids(client: "MilvusClient", collection: str, condition: str, most: int, par
             timeout=CALL_SECONDS,
         )
     return [row["id"] for row in answer]
-
-
-def _has(client: "MilvusClient", collection: str) -> bool:
-    with explaining(f"look for collection {collection}"):
-        return bool(client.has_collection(collection, timeout=CALL_SECONDS))

@@ -114,6 +114,7 @@ class Provenance:
     metric: Metric
     normalised: bool
     pooling: str = ""
+    generation: int = 0
     layout: Layout = "named"
 
 
@@ -142,11 +143,11 @@ def ensure_collection(client: "MilvusClient", provenance: Provenance, index: Ind
         PlatformError: the collection differs; every difference is named.
     """
     name = collection_name(provenance.space, provenance.fingerprint, provenance.layout)
-    if not _exists(client, name):
+    if not has_collection(client, name):
         try:
             _create(client, name, provenance)
         except PlatformError:
-            if not _exists(client, name):
+            if not has_collection(client, name):
                 raise
     with explaining(f"describe collection {name}"):
         description = client.describe_collection(name, timeout=CALL_SECONDS)
@@ -159,6 +160,12 @@ def ensure_collection(client: "MilvusClient", provenance: Provenance, index: Ind
     if deployment_of(client).needs_index and not client.list_indexes(name, timeout=CALL_SECONDS):
         ensure_index(client, name, index, provenance.metric)
     return name
+
+
+def has_collection(client: "MilvusClient", name: str) -> bool:
+    """Whether there is a collection of this name."""
+    with explaining(f"look for collection {name}"):
+        return bool(client.has_collection(name, timeout=CALL_SECONDS))
 
 
 def read_provenance(client: "MilvusClient", collection: str) -> Provenance:
@@ -268,11 +275,6 @@ def cut_to_bytes(text: str, limit: int) -> str:
     if len(text) * 4 <= limit:
         return text
     return text.encode()[:limit].decode(errors="ignore")
-
-
-def _exists(client: "MilvusClient", name: str) -> bool:
-    with explaining(f"look for collection {name}"):
-        return bool(client.has_collection(name, timeout=CALL_SECONDS))
 
 
 def _create(client: "MilvusClient", name: str, provenance: Provenance) -> None:

@@ -119,12 +119,14 @@ def sync_partition(
     rows: Rows,
     progress: Callable[[int], None] | None = None,
     found: Comparison | None = None,
+    before_write: Callable[[], None] = lambda: None,
 ) -> SyncReport:
     """Upsert the new and stale rows, delete the orphaned ones, read all back and repair.
 
     `desired` maps row id (index) to row version. `progress` hears after each call how many rows
-    are written or deleted so far; `found` is a comparison that was made just before. Every call
-    is durable by itself and may be repeated, so a sync that was killed is finished by the next
+    are written or deleted so far; `found` is a comparison that was made just before;
+    `before_write` is called before each write, and may raise to end the sync. Every call is
+    durable by itself and may be repeated, so a sync that was killed is finished by the next
     one; where nothing differs, nothing is written.
 
     Raises:
@@ -143,7 +145,7 @@ def sync_partition(
         if attempt:
             repaired += len(increment.new) + len(increment.stale) + len(increment.orphaned)
         started = time.perf_counter()
-        for call in _apply(client, partition, increment, actual, rows):
+        for call in _apply(client, partition, increment, actual, rows, before_write):
             batches += 1
             done += call.rows
             if call.verb == "upsert":
@@ -213,22 +215,30 @@ def _equal(row: Mapping[str, Any], stored: Mapping[str, Any]) -> bool:
 
 
 def _apply(
-    client: "MilvusClient", partition: Partition, increment: Increment, actual: pd.Series, rows: Rows
+    client: "MilvusClient",
+    partition: Partition,
+    increment: Increment,
+    actual: pd.Series,
+    rows: Rows,
+    before_write: Callable[[], None],
 ) -> Iterator[_Call]:
     """Write an increment, yielding after each call what it was."""
     written = increment.new.append(increment.stale)
     repeated = actual.index[actual.index.duplicated()].unique().intersection(increment.stale)
-    yield from _delete(client, partition, repeated)
+    yield from _delete(client, partition, repeated, before_write)
     if len(written):
         ensure_partition(client, partition)
         for batch in _batches(itertools.chain.from_iterable(rows(written))):
+            before_write()
             with explaining(f"write {len(batch)} rows of {partition}"):
                 client.upsert(partition.collection, batch, partition_name=partition.name or None, timeout=CALL_SECONDS)
             yield _Call("upsert", len(batch), (batch[0],))
-    yield from _delete(client, partition, increment.orphaned)
+    yield from _delete(client, partition, increment.orphaned, before_write)
 
 
-def _delete(client: "MilvusClient", partition: Partition, ids: pd.Index) -> Iterator[_Call]:
+def _delete(
+    client: "MilvusClient", partition: Partition, ids: pd.Index, before_write: Callable[[], None]
+) -> Iterator[_Call]:
     """Delete keys that were read from this partition, never by a filter on other fields.
 
     A server that was told to write a key to two partitions keeps both rows, and the partition
@@ -237,6 +247,7 @@ def _delete(client: "MilvusClient", partition: Partition, ids: pd.Index) -> Iter
     """
     for first in range(0, len(ids), BATCH_ROWS):
         batch = ids[first : first + BATCH_ROWS].tolist()
+        before_write()
         with explaining(f"delete {len(batch)} rows of {partition}"):
             client.delete(partition.collection, ids=batch, partition_name=partition.name or None, timeout=CALL_SECONDS)
         yield _Call("delete", len(batch))

@@ -296,9 +296,10 @@ def _repeated(contents: pa.ChunkedArray) -> list[str]:
 def _lasting(rejects: list[Reject], live: pd.Index) -> dict[str, Reject]:
     """Rejections of live contents by content hash that stand until content or model change.
 
-    A file that could not be read is tried again.
+    A file that could not be read is tried again, and so is a content whose vector had another
+    dimension than the space: that is no fault of the content.
     """
-    lasting = [row for row in rejects if not row[3].startswith(f"{UNREADABLE}: ")]
+    lasting = [row for row in rejects if row[3].split(": ")[0] not in (UNREADABLE, judgement.DIMENSION)]
     held = pd.Index([row[2] for row in lasting], dtype="str").isin(live)
     return {row[2]: row for row, is_live in zip(lasting, held, strict=True) if is_live}
 

@@ -38,9 +38,14 @@ def reconcile_files(store: str, media_root: str, modality: str, source: str) -> 
         PlatformError: if the media root cannot be reached, or holds no folder any more; the
             last listing stays.
     """
-    known = {name: stored_items(store, name, source) for name in MODALITIES}
-    known_rejected = {name: stored_rejects(store, name, source) for name in MODALITIES}
-    listing: Listing = list_items(modality, media_root, source, known, known_rejected)
+    while True:
+        age = listing_age(store, modality, source)
+        known = {name: stored_items(store, name, source) for name in MODALITIES}
+        known_rejected = {name: stored_rejects(store, name, source) for name in MODALITIES}
+        listing: Listing = list_items(modality, media_root, source, known, known_rejected)
+        # A run that was held up must not put an older listing in the place of a newer one.
+        if listing_age(store, modality, source) == age:
+            break
     if not (listing.items or listing.rejected):
         present_sources(store, media_root)
     increment = diff(_versions(listing.items), _versions(known[modality]))

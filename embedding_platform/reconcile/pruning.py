@@ -47,11 +47,11 @@ def prunable(client: "MilvusClient", store: str, targets: Sequence[Target], reta
     fingerprints |= {one.provenance.fingerprint for one in ours if one.collection in kept}
     prefixes = {fingerprint[: layout.FINGERPRINT_DIGITS] for fingerprint in fingerprints}
     for folder in layout.space_folders(store):
+        # Two spaces may have one model: what is kept of it goes when neither needs it.
         if folder.rsplit("/", 1)[-1] not in prefixes:
             places = (folder, *layout.beside_vectors(store, folder))
-            found.append(
-                Prunable("vectors", folder, storage.folder_bytes(folder), "of a model that nothing names", places)
-            )
+            size = storage.folder_bytes(folder)
+            found.append(Prunable("vectors", folder, size, "of a model that nothing names", places))
     kept |= {target.collection for target in targets}
     for name in storage.subfolders(layout.collections_folder(store)):
         if name not in kept:

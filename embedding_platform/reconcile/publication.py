@@ -18,7 +18,7 @@ from embedding_platform.milvus.alias import (
 from embedding_platform.milvus.index import VECTOR_FIELD, ann_search, present_index, tuned
 from embedding_platform.milvus.partitions import Removed, drop_other_partitions
 from embedding_platform.milvus.query import get_rows
-from embedding_platform.milvus.schema import alias_name
+from embedding_platform.milvus.schema import alias_name, has_collection, read_provenance
 from embedding_platform.reconcile.collection import collection_increment
 from embedding_platform.reconcile.drift import WriteAhead
 from embedding_platform.reconcile.recall import Recall, recall_of
@@ -101,7 +101,8 @@ def publish(
     otherwise still in this one.
 
     Raises:
-        PlatformError: if golden vectors differ, or Milvus fails.
+        PlatformError: if the alias leads to a collection that is not ours, golden vectors differ,
+            the alias was moved meanwhile, or Milvus fails.
     """
     alias, name = target.alias, target.collection
     previous = alias_target(client, alias)
@@ -110,6 +111,8 @@ def publish(
         removed = drop_other_partitions(client, name, target.layout, kept)
         note_published(client, name)
         return PublicationReport(alias, name, previous, moved=False, removed=removed)
+    if previous:
+        read_provenance(client, previous)
     waiting = _not_there(client, target, sources)
     recalls: list[Recall] = []
     for live in sources if not waiting else ():
@@ -129,6 +132,11 @@ def publish(
         golden=golden(),
         overlap=overlap(client, target, sources, previous) if previous else None,
     )
+    if alias_target(client, alias) != previous:
+        raise PlatformError(
+            f"somebody else moved the alias {alias} while {name} was looked at; "
+            "run again: the next run publishes what the settings name then"
+        )
     removed = drop_other_partitions(client, name, target.layout, kept)
     moved = point_alias(client, alias, name)
     note_published(client, name)
@@ -169,7 +177,7 @@ def reinstate(client: "MilvusClient", target: Target) -> None:
     Raises:
         PlatformError: if there is no such collection.
     """
-    if not client.has_collection(target.collection):
+    if not has_collection(client, target.collection):
         raise PlatformError(f"there is no collection {target.collection} yet; run `embedding-platform run` first")
     if is_withdrawn(client, target.collection):
         withdraw(client, target.collection, withdrawn=False)
@@ -206,7 +214,7 @@ def _others(own: str, hits: Sequence[tuple[str, float]]) -> set[str]:
 
 def _not_there(client: "MilvusClient", target: Target, sources: Sequence[LiveRows]) -> dict[str, str]:
     """What can be told without reading a source: so that a migration of many does not read all for each."""
-    if not client.has_collection(target.collection):
+    if not has_collection(client, target.collection):
         reason = f"there is no collection {target.collection} yet; materialize {target.space.key}/collection first"
         return {"every source": reason}
     if is_withdrawn(client, target.collection):

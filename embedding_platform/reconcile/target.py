@@ -43,6 +43,7 @@ class Target:
             metric=self.space.metric,
             normalised=self.space.normalised,
             pooling=model.pooling,
+            generation=self.space.generation,
             layout=self.layout,
         )
 

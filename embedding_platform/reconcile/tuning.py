@@ -9,6 +9,7 @@ import numpy as np
 
 from embedding_platform.errors import PlatformError
 from embedding_platform.milvus.index import ann_search, recall_at_k
+from embedding_platform.milvus.schema import has_collection
 from embedding_platform.reconcile.recall import DEPTHS, all_vectors, stored_queries
 from embedding_platform.reconcile.rows import LiveRows
 from embedding_platform.reconcile.target import Target
@@ -65,7 +66,7 @@ def sweep(client: "MilvusClient", target: Target, sources: Sequence[LiveRows], s
             "there is nothing to tune"
         )
     measured = [live for live in sources if len(live.versions)][:MOST_PARTITIONS]
-    if not measured or not client.has_collection(target.collection):
+    if not measured or not has_collection(client, target.collection):
         raise PlatformError(f"{target.space.key} holds no rows yet; run `embedding-platform run` first")
     queries = [stored_queries(live, sample) for live in measured]
     exact = [

@@ -10,7 +10,8 @@ from embedding_platform.spaces import Space
 VERSION = "1"
 """Raise it when a change here changes a verdict on a single vector: stored ones are judged anew."""
 
-FAULTS = ("dimension", "finite", "zero", "norm")
+DIMENSION = "dimension"
+FAULTS = (DIMENSION, "finite", "zero", "norm")
 """The ways in which a single vector can be unsound, in the order in which they are tested."""
 
 
@@ -51,7 +52,7 @@ def faults(vectors: np.ndarray, space: Space) -> list[str | None]:
     zero, and its norm lies in the space's band.
     """
     if vectors.ndim != 2 or vectors.shape[1] != space.model.dimension:
-        return ["dimension"] * len(vectors)
+        return [DIMENSION] * len(vectors)
     norms = norms_of(vectors)
     low, high = space.norm_band
     verdicts = np.full(len(vectors), None, dtype=object)
@@ -63,7 +64,7 @@ def faults(vectors: np.ndarray, space: Space) -> list[str | None]:
 
 def explain(fault: str, vector: np.ndarray, space: Space) -> str:
     """One sentence on a fault for the person who owns the item."""
-    if fault == "dimension":
+    if fault == DIMENSION:
         return f"{space.model.location} gave {len(vector)} dimensions where {space.key} has {space.model.dimension}"
     if fault == "finite":
         return f"{space.model.location} gave {int((~np.isfinite(vector)).sum())} values that are not finite"

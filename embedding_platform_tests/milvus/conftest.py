@@ -1,13 +1,8 @@
-"""One Milvus Lite directory for the whole folder; with MILVUS_TEST_URI, a server."""
-
-import os
+"""One Milvus Lite directory for the whole folder, and clients of the session's Milvus server."""
 
 import pytest
 
 from embedding_platform.milvus.connection import close_directory, connect
-
-SERVER_VARIABLE = "MILVUS_TEST_URI"
-TOKEN_VARIABLE = "MILVUS_TEST_TOKEN"
 
 
 @pytest.fixture(scope="session")
@@ -20,11 +15,8 @@ def lite(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def server():
-    uri = os.environ.get(SERVER_VARIABLE)
-    if not uri:
-        pytest.skip(f"{SERVER_VARIABLE} names no Milvus server")
-    client = connect(uri, os.environ.get(TOKEN_VARIABLE, ""))
+def server(milvus_server):
+    client = connect(milvus_server.uri, milvus_server.token)
     yield client
     client.close()
 

@@ -10,8 +10,8 @@ import pytest
 from embedding_platform.errors import PlatformError
 from embedding_platform.milvus.connection import close_directory, connect, serve
 from embedding_platform.milvus.deployment import LITE, deployment_of
+from embedding_platform_tests.milvus_server import URI_VARIABLE
 
-from .conftest import SERVER_VARIABLE, TOKEN_VARIABLE
 from .making import desired, new_collection, rows_for
 
 HOLDER = """
@@ -192,11 +192,9 @@ def test_the_server_dies_with_its_parent(tmp_path):
 
 
 @pytest.mark.server
-def test_a_wrong_token_is_refused_without_naming_it():
-    uri, token = os.environ.get(SERVER_VARIABLE, ""), os.environ.get(TOKEN_VARIABLE, "")
-    if not uri or not token:
-        pytest.skip(f"{SERVER_VARIABLE} and {TOKEN_VARIABLE} name no Milvus server that asks for a token")
-    connect(uri, token).close()
-    message = refusal(uri, "root:wr0ngSecret", timeout_seconds=10)
+def test_a_wrong_token_is_refused_without_naming_it(milvus_server):
+    if not milvus_server.token:
+        pytest.skip(f"the server that {URI_VARIABLE} names asks for no token")
+    message = refusal(milvus_server.uri, "root:wr0ngSecret", timeout_seconds=10)
     assert "refuses the token" in message
     assert "wr0ngSecret" not in message

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from embedding_platform.errors import PlatformError
+from embedding_platform.milvus import connection
 from embedding_platform.milvus.connection import connect, serve
 from embedding_platform.milvus.index import ann_search, ensure_index
 from embedding_platform.milvus.partitions import Partition
@@ -81,7 +82,8 @@ def test_processes_write_at_once_and_a_killed_server_loses_nothing(directory):
         client.close()
 
 
-def test_a_sync_that_lost_its_server_is_finished_by_the_next(directory):
+def test_a_sync_that_lost_its_server_is_finished_by_the_next(directory, monkeypatch):
+    monkeypatch.setattr(connection, "_SECONDS_BETWEEN_SERVERS", 600)
     source = "source 0"
     wanted = desired(range(5000), of=source)
     with serve(directory):

@@ -1,19 +1,22 @@
 """Rows of small sources in a real Milvus Lite: exactly those that should be."""
 
 import dataclasses
+from uuid import uuid4
 
 import numpy as np
 import pytest
 
 from embedding_platform import layout
 from embedding_platform.errors import PlatformError
+from embedding_platform.milvus.connection import connect
 from embedding_platform.milvus.index import present_index
 from embedding_platform.milvus.query import get_rows
 from embedding_platform.milvus.schema import partition_name
-from embedding_platform.reconcile.collection import holds_source
+from embedding_platform.reconcile.collection import CollectionReport, holds_source, reconcile_collection
 from embedding_platform.reconcile.drift import Drift
 from embedding_platform.reconcile.recall import Recall
 from embedding_platform.reconcile.segments import live_segments
+from embedding_platform.settings import MilvusSettings, QualitySettings
 from embedding_platform.spaces import usual_index
 from embedding_platform.vectors import store as vector_store
 from embedding_platform_tests.inference.small_encoder import SmallEncoder, vector_of
@@ -239,3 +242,27 @@ def test_a_collection_of_either_layout_follows_its_media(client, lake, layout):
     lake.run()
     assert collect(client, lake).rows == 0
     assert not holds_source(client, lake.target, "one")
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("layout", ["named", "keyed"])
+def test_many_new_rows_go_to_a_server_through_files_and_few_by_upserts(milvus_server, lake, layout):
+    client = connect(milvus_server.uri, milvus_server.token)
+    lake.fingerprint, lake.layout = f"{uuid4().hex}{uuid4().hex}", layout
+    lake.embeddings()
+    milvus = MilvusSettings(import_root=f"{milvus_server.storage}/{uuid4().hex}", import_rows=5)
+
+    def sync() -> CollectionReport:
+        return reconcile_collection(client, lake.target, lake.live(), milvus, QualitySettings())
+
+    first = sync()
+    assert (first.imported, first.sync.upserted, first.sync.repaired, first.rows) == (5, 0, 0, 5)
+    assert first.sync.counts == {"new": 5, "stale": 0, "orphaned": 0, "unchanged": 0}
+    lake.write("late", 10)
+    lake.run()
+    second = sync()
+    assert (second.imported, second.sync.upserted, second.rows, second.drift) == (0, 1, 6, Drift())
+    again = sync()
+    assert (again.imported, again.sync.batches, again.drift) == (0, 0, Drift())
+    client.drop_collection(lake.target.collection)
+    client.close()
