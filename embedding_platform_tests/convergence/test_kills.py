@@ -25,6 +25,7 @@ from embedding_platform_tests.convergence.crash_points import POINTS
 from embedding_platform_tests.convergence.published import Published, same
 from embedding_platform_tests.convergence.zygote import EMBEDDED, LOG, PUBLISHED, RESULTS, Job, Zygote
 from embedding_platform_tests.media.made import tone, write_sound, write_video
+from embedding_platform_tests.milvus_server import MilvusServer
 
 MODALITIES = ("text", "image", "image_text", "audio", "video")
 SOURCES = ("one", "zwei & 日本")
@@ -145,6 +146,7 @@ class Lake:
         """Write a file whose content none had before."""
         self.drawn += 1
         path, seed = self.folder / "media" / source / stem, self.drawn
+        path.parent.mkdir(exist_ok=True)
         if self.modality == "text":
             words = np.random.default_rng(seed).choice(WORDS, 60)
             path.with_suffix(".txt").write_text(f"{seed} {' '.join(words)}.\n\nThe end of {seed}.", encoding="utf-8")
@@ -196,7 +198,7 @@ class Lake:
         if status == -signal.SIGKILL:
             self.figures.kills["at a random time"] += 1
 
-    def kill_server(self, server: Any, sources: Sequence[str], seconds: float) -> None:
+    def kill_server(self, server: MilvusServer, sources: Sequence[str], seconds: float) -> None:
         """Kill the server some time within `seconds` of a job, which fails or was done before; start it again."""
         self.figures.jobs += 1
         self.zygote.start(self._job(sources))
@@ -436,24 +438,18 @@ def test_a_job_that_dies_leaves_the_bundled_server_whole(tmp_path: Path) -> None
 
 
 @pytest.mark.server
-def test_neither_jobs_nor_a_server_that_die_harm_what_is_published(
-    tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    try:
-        server = request.getfixturevalue("mortal_server")
-    except pytest.FixtureLookupError:
-        pytest.skip("no fixture starts a Milvus server that may be killed")
+def test_neither_jobs_nor_a_server_that_die_harm_what_is_published(tmp_path: Path, mortal_server: MilvusServer) -> None:
     figures, zygote = Figures(), Zygote()
     try:
-        milvus = {"uri": server.uri, "token": server.token}
+        milvus = {"uri": mortal_server.uri, "token": mortal_server.token}
         lake = Lake(tmp_path / "lake", "audio", zygote, figures, seed=3, milvus=milvus)
         lake.kill_at(["after create_partition", "mid upsert", "mid index build", "before create_alias"], ["one"])
-        lake.kill_server(server, ["one"], 5.0)
+        lake.kill_server(mortal_server, ["one"], 5.0)
         lake.finish()
         for _ in range(3):
             lake.change_media()
             lake.kill_at(["after upsert", "before delete", "after delete"], ["one"])
-            lake.kill_server(server, ["one"], 5.0)
+            lake.kill_server(mortal_server, ["one"], 5.0)
             lake.finish(["one"])
         lake.compare()
         lake.count_embedded()

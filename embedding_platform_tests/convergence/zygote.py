@@ -5,6 +5,7 @@ other: this process imports, checks that it has one thread, and does nothing els
 models, event loops and pools all begin in the children.
 """
 
+import importlib
 import json
 import os
 import pickle
@@ -14,13 +15,29 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 DAGSTER_SETTINGS = Path(__file__).parents[2] / "dagster.yaml"
+
+SLOW_TO_IMPORT = (
+    "av",
+    "milvus_lite.adapter.grpc.server",
+    "pyarrow.parquet",
+    "pymilvus",
+    "sentence_transformers",
+    "torch",
+    "transformers",
+    "embedding_platform.runs",
+    "embedding_platform_tests.convergence.crash_points",
+    "embedding_platform_tests.convergence.published",
+)
+
+MODULES = "modules.txt"
+"""The names of all modules that a job which came to its end had imported."""
 
 RESULTS, LOG, EMBEDDED, PUBLISHED = "runs.jsonl", "log.txt", "embedded.txt", "published.pickle"
 """What a job leaves in its folder: its runs, what it printed, what it embedded, and what it found published."""
@@ -87,20 +104,23 @@ def main() -> None:
             _run_and_exit(Job(**json.loads(line)))
         print(child, flush=True)
         _, status = os.waitpid(child, 0)
+        _import_as(os.path.join(json.loads(line)["folder"], MODULES))
         print(os.waitstatus_to_exitcode(status), flush=True)
 
 
 def _import_everything() -> None:
-    import av  # noqa: F401
-    import milvus_lite.adapter.grpc.server  # noqa: F401
-    import pyarrow.parquet  # noqa: F401
-    import pymilvus  # noqa: F401
-    import sentence_transformers  # noqa: F401
-    import torch  # noqa: F401
-    import transformers  # noqa: F401
+    for name in SLOW_TO_IMPORT:
+        importlib.import_module(name)
 
-    import embedding_platform_tests.convergence.crash_points
-    import embedding_platform_tests.convergence.published  # noqa: F401
+
+def _import_as(modules: str) -> None:
+    """Import what a child had to import on its way, so that the next one need not."""
+    if os.path.exists(modules):
+        for name in Path(modules).read_text("utf-8").split():
+            # Some modules are made by others and cannot be imported by their names.
+            with suppress(ImportError, AttributeError):
+                importlib.import_module(name)
+        os.unlink(modules)
 
 
 def _run_and_exit(job: Job) -> None:
@@ -146,6 +166,7 @@ def _run(job: Job) -> bool:
             row = {"source": run.source, "succeeded": run.succeeded, "failures": run.failures, "metadata": numbers}
             with open(folder / RESULTS, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
+        (folder / MODULES).write_text("\n".join(sorted(sys.modules)), encoding="utf-8")
         if job.reads and succeeded:
             (folder / PUBLISHED).write_bytes(pickle.dumps(published(platform)))
     return succeeded
