@@ -9,7 +9,9 @@ import importlib
 import json
 import os
 import pickle
+import select
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -35,6 +37,9 @@ SLOW_TO_IMPORT = (
     "embedding_platform_tests.convergence.crash_points",
     "embedding_platform_tests.convergence.published",
 )
+
+HANGING_SECONDS = 300.0
+"""What no job takes, on however busy a machine, unless it waits for something that never comes."""
 
 MODULES = "modules.txt"
 """The names of all modules that a job which came to its end had imported."""
@@ -66,19 +71,29 @@ class Zygote:
     def __init__(self) -> None:
         # The memory pool of pyarrow would start a thread of its own.
         environment = {**os.environ, "JE_ARROW_MALLOC_CONF": "background_thread:false", "OMP_NUM_THREADS": "1"}
+        # Unbuffered: a line that waits in a buffer would not be seen by `select`.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", __name__], bufsize=0, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
 
     def start(self, job: Job) -> int:
         """Fork a child for the job and return its process id."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(job.__dict__) + "\n")
-        self._process.stdin.flush()
-        return int(self._answer())
+        self._process.stdin.write(f"{json.dumps(job.__dict__)}\n".encode())
+        self._child = int(self._answer())
+        return self._child
 
     def join(self) -> int:
-        """Wait for the child; its exit status, or the negative number of the signal that ended it."""
+        """Wait for the child; its exit status, or the negative number of the signal that ended it.
+
+        Raises:
+            AssertionError: if it hangs; it is killed then.
+        """
+        assert self._process.stdout is not None
+        answered, _, _ = select.select([self._process.stdout], [], [], HANGING_SECONDS)
+        if not answered:
+            os.kill(self._child, signal.SIGKILL)
+            raise AssertionError(f"a job took more than {HANGING_SECONDS:.0f} s")
         return int(self._answer())
 
     def close(self) -> None:
@@ -86,7 +101,7 @@ class Zygote:
         self._process.stdin.close()
         self._process.wait(timeout=30)
 
-    def _answer(self) -> str:
+    def _answer(self) -> bytes:
         assert self._process.stdout is not None
         answer = self._process.stdout.readline()
         assert answer, "the process that forks jobs has ended"
