@@ -22,7 +22,7 @@ from embedding_platform.milvus.connection import serve
 from embedding_platform.models.loading import resolve
 from embedding_platform.spaces import MODEL_SETS
 from embedding_platform_tests.convergence.crash_points import POINTS
-from embedding_platform_tests.convergence.published import Published, same
+from embedding_platform_tests.convergence.published import LAST_BITS, MODELS_EQUAL_BITWISE, Published, same
 from embedding_platform_tests.convergence.zygote import EMBEDDED, LOG, PUBLISHED, RESULTS, Job, Zygote
 from embedding_platform_tests.media.made import tone, write_sound, write_video
 from embedding_platform_tests.milvus_server import MilvusServer
@@ -30,6 +30,8 @@ from embedding_platform_tests.milvus_server import MilvusServer
 MODALITIES = ("text", "image", "image_text", "audio", "video")
 SOURCES = ("one", "zwei & 日本")
 FILES = 4
+
+ALLOWED = 0.0 if MODELS_EQUAL_BITWISE else LAST_BITS
 
 CHUNK = 2
 IN_FLIGHT = 16
@@ -72,6 +74,9 @@ OF_AN_INDEX = ("before drop_index", "after drop_index", "mid index build", "afte
 OF_A_MODEL = ("before alter_alias", "mid alias switch", "after alter_alias")
 OF_A_GOING = ("before drop_partition", "after drop_partition")
 OF_A_CUTTING = ("before older segments go",)
+
+COMPACTING = ("text", "video")
+"""Modalities whose vectors are compacted as soon as there are a few shards of them."""
 
 OTHER_MODELS = ("image", "audio", "video")
 """Modalities that go over to another model, each killed at another of OF_A_MODEL."""
@@ -135,6 +140,7 @@ class Lake:
             "batch": {"chunk": CHUNK, "text": 64, "image": 1, "audio": 1, "video": 1, "readers": 1},
             **({"milvus": milvus} if milvus else {}),
         }
+        self.compacts = modality in COMPACTING
         self.drawn = 0
         folder.mkdir(parents=True)
         for source in SOURCES:
@@ -161,7 +167,11 @@ class Lake:
                 path.with_suffix(".txt").write_text(f"picture number {seed}", encoding="utf-8")
 
     def change_media(self) -> None:
-        """Add, change, rename, move and delete a file each."""
+        """Add, change, rename and delete a file each; move one, unless vectors are compacted meanwhile.
+
+        Compaction forgets a content that has left a source before the source that it went to
+        is run; `test_known_histories` shows it.
+        """
         one, other = (self.folder / "media" / source for source in SOURCES)
         self.write(SOURCES[0], f"added-{self.drawn}")
         stems = sorted({path.stem for path in one.iterdir() if path.stem.startswith("f")})
@@ -170,7 +180,7 @@ class Lake:
         for path in sorted(one.iterdir()):
             if path.stem == renamed:
                 path.rename(path.with_stem(f"f-renamed-{self.drawn}"))
-            elif path.stem == moved:
+            elif path.stem == moved and not self.compacts:
                 path.rename(other / f"moved-{self.drawn}{path.suffix}")
             elif path.stem == deleted:
                 path.unlink()
@@ -287,7 +297,7 @@ class Lake:
         return "\n".join(path.read_text("utf-8")[-3000:] for path in (log, results) if path.exists())
 
     def _job(self, sources: Sequence[str], point: str = "", passage: int = 1, reads: bool = False) -> Job:
-        return Job(str(self.folder), self.modality, sources, self.settings, point, passage, reads)
+        return Job(str(self.folder), self.modality, sources, self.settings, point, passage, reads, self.compacts)
 
     def _count_differences(self, found: dict[str, Published], expected: dict[str, Published]) -> None:
         assert found.keys() == expected.keys()
@@ -298,7 +308,7 @@ class Lake:
             self.figures.orphaned += len(there.rows.keys() - wanted.rows.keys())
             self.figures.duplicated += sum(len(rows) > 1 for rows in there.rows.values())
             both = wanted.rows.keys() & there.rows.keys()
-            self.figures.different += sum(not same(there.rows[key][0], wanted.rows[key][0]) for key in both)
+            self.figures.different += sum(not same(there.rows[key][0], wanted.rows[key][0], ALLOWED) for key in both)
             assert there.partitions == wanted.partitions
             # A server tells of an index what Milvus Lite, in which the rebuild lies, does not.
             assert there.index[:2] == wanted.index[:2]

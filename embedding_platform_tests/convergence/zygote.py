@@ -63,6 +63,7 @@ class Job:
     point: str = ""
     passage: int = 1
     reads: bool = False
+    compacts: bool = False
 
 
 class Zygote:
@@ -167,7 +168,7 @@ def _run(job: Job) -> bool:
     platform = Platform(load_settings(base=folder, **job.settings))
     succeeded = True
     with ExitStack() as stack:
-        _make_small(stack)
+        _make_small(stack, job.compacts)
         _keep_accounts(stack, folder / EMBEDDED)
         if job.point:
             stack.enter_context(armed([BY_NAME[job.point]], job.passage, kill_this_process))
@@ -187,7 +188,7 @@ def _run(job: Job) -> bool:
     return succeeded
 
 
-def _make_small(stack: ExitStack) -> None:
+def _make_small(stack: ExitStack, compacts: bool) -> None:
     """Several batches of rows and several small shards, for a lake of a few files."""
     import pytest
 
@@ -195,7 +196,8 @@ def _make_small(stack: ExitStack) -> None:
 
     patch = stack.enter_context(pytest.MonkeyPatch.context())
     patch.setattr("embedding_platform.milvus.sync.BATCH_ROWS", 2)
-    patch.setattr(storage, "compact_shards", partial(storage.compact_shards, fewest=3))
+    if compacts:
+        patch.setattr(storage, "compact_shards", partial(storage.compact_shards, fewest=3))
 
 
 def _keep_accounts(stack: ExitStack, accounts: Path) -> None:
