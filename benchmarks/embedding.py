@@ -259,11 +259,15 @@ def _ours(execution: Execution, benchmark: Benchmark, model: Model, inputs: list
     assert len(prepared) == len(segments) == len(inputs)
 
     def bare() -> float:
-        """Seconds of the lanes alone, on prepared contents in batches of like cost."""
-        costs = [encoder.cost(benchmark.role, one) for one in prepared]
-        order = sorted(range(len(prepared)), key=costs.__getitem__)
-        slices = cut_batches([costs[place] for place in order], budgets[benchmark.role])
-        batches = [[prepared[place] for place in order[one]] for one in slices]
+        """Seconds of the lanes alone, on prepared contents in batches of one shape, which are not filled up."""
+        shapes: dict[Any, list[Any]] = {}
+        for one in prepared:
+            shapes.setdefault(encoder.shape(benchmark.role, one), []).append(one)
+        batches = [
+            alike[part]
+            for alike in shapes.values()
+            for part in cut_batches([encoder.cost(benchmark.role, one) for one in alike], budgets[benchmark.role])
+        ]
         waiting = iter(batches)
         started = time.perf_counter()
 

@@ -189,11 +189,13 @@ def publish(opened: Callable[[], "Platform"], space: str) -> None:
     """Take a rollback back: let readers have the present model's collection, if it is complete and sound."""
     from embedding_platform import terminal
     from embedding_platform.reconcile.publication import reinstate
+    from embedding_platform.runs import instance, partitions_of
 
     platform = opened()
     target = platform.target(platform.space(space))
     reinstate(platform.milvus, target)
-    report = platform.published(target.space, known=())
+    with instance() as dagster:
+        report = platform.published(target.space, lambda: partitions_of(dagster, target.space.modality))
     terminal.print_publication(report)
     sys.exit(0 if report.published else 1)
 

@@ -70,6 +70,18 @@ def diff(desired: pd.Series, actual: pd.Series) -> Increment:
     )
 
 
+def presence(desired: pd.Index, actual: pd.Index) -> Increment:
+    """Compare two sets of ids, each of which names an id once: one is there, or it is not, and none is stale."""
+    ids, there = _arrow(desired), _arrow(actual)
+    places = pc.index_in(there, value_set=ids).fill_null(-1).to_numpy(zero_copy_only=False)
+    held = np.zeros(len(ids), dtype=bool)
+    held[places[places >= 0]] = True
+    nothing = index_of(pa.array([], pa.large_string()))
+    return Increment(
+        new=_chosen(ids, ~held), stale=nothing, orphaned=_chosen(there, places < 0), unchanged=_chosen(ids, held)
+    )
+
+
 def index_of(ids: pa.Array | pa.ChunkedArray) -> pd.Index:
     """Strings as an index of dtype "str", which holds them as Arrow does."""
     return pd.Index(ids.to_pandas(), dtype="str")

@@ -246,7 +246,7 @@ def _why_not_indexed(platform: Platform, source: str, path: str) -> str:
     if entry is None:
         return f"{name} is left out, because it or a folder above it has the name of a hidden or temporary file"
     try:
-        known = recognise(entry.path, entry.uri)
+        known = recognise(entry.path, entry.uri, platform.settings.decoding)
     except RejectedError as error:
         return f"{name} is not listed yet, and will be rejected: {error}; mend it, then run `embedding-platform run`"
     if known is None:

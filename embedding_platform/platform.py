@@ -24,18 +24,39 @@ from embedding_platform.models import loading
 from embedding_platform.models.encoder import Encoder, Precision
 from embedding_platform.models.openai import Endpoint
 from embedding_platform.reconcile.collection import holds_source
-from embedding_platform.reconcile.files import classify_source, listed_sources, present_sources
+from embedding_platform.reconcile.files import (
+    classify_source,
+    files_increment,
+    listed_sources,
+    present_sources,
+    refuse_emptied,
+    source_mark,
+)
 from embedding_platform.reconcile.pending import Pending, pending_of_source, pending_publication
 from embedding_platform.reconcile.publication import PublicationReport, publish
 from embedding_platform.reconcile.queries import held_out_queries
 from embedding_platform.reconcile.rejects import Rejected, rejected_of_source
 from embedding_platform.reconcile.rows import LiveRows
 from embedding_platform.reconcile.target import Target, target_of
+from embedding_platform.records import digest
 from embedding_platform.settings import Settings
 from embedding_platform.spaces import Space
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
+
+
+@dataclass(frozen=True)
+class Sight:
+    """The files of one modality that a source holds.
+
+    `state` is a hash of all of them, `holds` whether there are any, `differs` whether they
+    differ from the last listing.
+    """
+
+    state: str
+    holds: bool
+    differs: bool
 
 
 @dataclass(frozen=True)
@@ -89,6 +110,7 @@ class Platform:
             overlap_tokens=limits.overlap_tokens,
             audio_window_seconds=limits.audio_window_seconds,
             clip_seconds=limits.clip_seconds,
+            decoding=self.settings.decoding,
         )
 
     @cached_property
@@ -172,25 +194,58 @@ class Platform:
         """The rows that a source should have in the space's collection."""
         return LiveRows(self.store, space, source, self.fingerprint(space), self.cutting)
 
-    def published(self, space: Space, known: Sequence[str]) -> PublicationReport:
+    def published(self, space: Space, unlisted: Callable[[], Sequence[str]]) -> PublicationReport:
         """Let readers have the space's collection if every source is in it and sound; see `publish`.
 
-        `known` are sources that are not listed any more, and not emptied yet.
+        `unlisted` tells of sources that are not listed yet, or not any more and not emptied yet.
         """
-        sources = [self.live(space, source) for source in listed_sources(self.store, space.modality)]
+
+        def listed() -> list[str]:
+            return listed_sources(self.store, space.modality)
+
         return publish(
             self.milvus,
             self.target(space),
-            sources,
+            [self.live(space, source) for source in listed()],
             self.settings.quality,
-            known,
+            known=lambda: [*unlisted(), *listed()],
             golden=lambda: self.golden(space).worst_cosine,
             held_out=cache(lambda: self.held_out(space)),
         )
 
     def seen(self, modality: str, source: str) -> dict[str, str]:
-        """State by path of the files of one modality that a source holds now."""
-        return classify_source(self.store, self.settings.media_url, source).get(modality, {})
+        """State by path of the files of one modality that a source holds now.
+
+        Raises:
+            PlatformError: if it cannot be read, or is large and found empty.
+        """
+        states = self._classified(source)
+        if not states:
+            refuse_emptied(self.store, self.settings.media_url, source, self.settings.listing)
+        return states.get(modality, {})
+
+    def _classified(self, source: str) -> dict[str, dict[str, str]]:
+        return classify_source(self.store, self.settings.media_url, source, self.settings.decoding)
+
+    def sight(self, modality: str, source: str) -> Sight:
+        """What is to be known of the files of one modality that a source holds now.
+
+        While neither its files nor its last listings change, none of them is read again: only
+        names, sizes and times are looked at.
+        """
+        mark = source_mark(self.store, self.settings.media_url, source)
+        known, sight = self._sights.get((modality, source), ("", None))
+        if sight is None or known != mark:
+            seen = self.seen(modality, source)
+            state = digest(*(part for item in sorted(seen.items()) for part in item))[:12]
+            differs = not files_increment(self.store, modality, source, seen).is_empty
+            sight = Sight(state, bool(seen), differs)
+            self._sights[modality, source] = (mark, sight)
+        return sight
+
+    @cached_property
+    def _sights(self) -> dict[tuple[str, str], tuple[str, Sight]]:
+        return {}
 
     def is_gone(self, modality: str, source: str) -> bool:
         """Whether nothing of the source is left: no listing, and no partition in Milvus."""
@@ -209,7 +264,7 @@ class Platform:
         for source in present_sources(self.store, self.settings.media_url):
             if only and source not in only:
                 continue
-            for modality, entries in classify_source(self.store, self.settings.media_url, source).items():
+            for modality, entries in self._classified(source).items():
                 if entries and modality in found:
                     found[modality].add(source)
         for modality in found:
@@ -245,6 +300,6 @@ class Platform:
         for modality, sources in self.sources().items():
             targets = [self.target(space) for space in self.spaces if space.modality == modality]
             for source in sources:
-                seen = self.seen(modality, source)
+                seen = self._classified(source).get(modality, {})
                 yield from pending_of_source(self.milvus, self.store, modality, source, seen, targets, self.cutting)
             yield from (pending_publication(self.milvus, target) for target in targets)

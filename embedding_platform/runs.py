@@ -120,12 +120,13 @@ def fail_dead_runs(dagster: dg.DagsterInstance) -> None:
 def expected_sources(platform: Platform, dagster: dg.DagsterInstance, only: Sequence[str] = ()) -> dict[str, list[str]]:
     """Sources by modality: on disk, listed last, or still a Dagster partition since a run did not finish with them."""
     return {
-        modality: sorted({*names, *(name for name in _partitions(dagster, modality) if not only or name in only)})
+        modality: sorted({*names, *(name for name in partitions_of(dagster, modality) if not only or name in only)})
         for modality, names in platform.sources(only).items()
     }
 
 
-def _partitions(dagster: dg.DagsterInstance, modality: str) -> Sequence[str]:
+def partitions_of(dagster: dg.DagsterInstance, modality: str) -> Sequence[str]:
+    """The sources that are Dagster partitions of a modality now."""
     return dagster.get_dynamic_partitions(set_name(modality))
 
 

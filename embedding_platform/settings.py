@@ -93,6 +93,33 @@ class CuttingSettings(_Section):
     clip_seconds: float = Field(default=2.56, ge=0.64)
 
 
+class ListingSettings(_Section):
+    """When a source that is found empty is not believed.
+
+    The last listing of a source with `large_source` files or more is kept while its folder is
+    there and holds no media, unless `allow_emptied` names it.
+    """
+
+    large_source: int = Field(default=100, ge=1)
+    allow_emptied: list[str] = []
+
+
+class DecodingSettings(_Section):
+    """The most that decoding one file may take. Above it a file is rejected, and tried again when the limit is raised.
+
+    A document is text, HTML or a PDF; `max_document_memory_megabytes` bounds the process that
+    parses the last two. Sound and video have `max_seconds` again for every minute that they play.
+    """
+
+    max_seconds: float = Field(default=120.0, gt=0)
+    max_megabytes: int = Field(default=4096, ge=1)
+    max_document_megabytes: int = Field(default=64, ge=1)
+    max_document_memory_megabytes: int = Field(default=2048, ge=256)
+    max_pixels: int = Field(default=178_956_970, ge=1)
+    max_frame_pixels: int = Field(default=2**26, ge=1)
+    max_hours: float = Field(default=24.0, gt=0)
+
+
 class QualitySettings(_Section):
     """What the checks demand before vectors reach readers."""
 
@@ -152,6 +179,8 @@ class Settings(BaseSettings):
     runtime: Literal["auto", "torch", "openvino"] = "auto"
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     batch: BatchSettings = BatchSettings()
+    listing: ListingSettings = ListingSettings()
+    decoding: DecodingSettings = DecodingSettings()
     cutting: CuttingSettings = CuttingSettings()
     quality: QualitySettings = QualitySettings()
     retention: RetentionSettings = RetentionSettings()

@@ -11,7 +11,7 @@ import os
 import posixpath
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from uuid import uuid4
 
@@ -144,7 +144,21 @@ def iterate_table(url: str, schema: pa.Schema, columns: Sequence[str] | None = N
     with _explaining(path), pq.ParquetFile(path, filesystem=fs) as file:
         wanted = list(columns or schema.names)
         for batch in file.iter_batches(ROWS_PER_GROUP, columns=wanted):
-            yield pa.Table.from_batches([batch]).cast(_only(schema, wanted))
+            yield pa.Table.from_batches([batch]).select(wanted).cast(_only(schema, wanted))
+
+
+def row_count(url: str) -> int:
+    """Rows of the Parquet file at `url`, from its footer alone; an absent file has none.
+
+    Raises:
+        PlatformError: if the file is there but unreadable.
+    """
+    fs, path = file_system(url)
+    try:
+        with _explaining(path):
+            return int(pq.read_metadata(path, filesystem=fs).num_rows)
+    except FileNotFoundError:
+        return 0
 
 
 def change_mark(url: str) -> str:
@@ -272,17 +286,39 @@ def remove_shards(folder: str, names: Iterable[str]) -> None:
 def compact_shards(
     folder: str, schema: pa.Schema, keep: Callable[[pa.Table], pa.Table], rows_per_shard: int, fewest: int = 32
 ) -> int:
-    """Rewrite many small shards into few, with the rows of each that `keep` returns; the number of shards removed.
+    """Rewrite many small shards into few, with the rows that `keep` returns of some; the number of shards removed.
 
     New shards are durable before old ones go, so a reader or a crash in between meets
     repeated rows, never missing ones. Shards of `rows_per_shard` stay as they are, so that the
-    cost grows with what is new. Nothing is done while fewer than `fewest` small ones lie here,
-    nor where another run compacts the same shards. `keep` is called once the shards are known.
+    cost grows with what is new. Nothing is done while fewer than `fewest` small ones lie here.
+    `keep` is called once the shards are known, some that are gone by then among them.
     """
-    try:
-        return _compact(folder, schema, keep, rows_per_shard, fewest)
-    except FileNotFoundError:
+    names = table_names(folder)
+    if len(names) < fewest:
         return 0
+    names = [name for name in names if row_count(join(folder, name)) < rows_per_shard]
+    if len(names) < fewest:
+        return 0
+    met: list[pa.Table] = []
+    kept: list[pa.Table] = []
+    written: set[str] = set()
+    for name in names:
+        # One that is gone was rewritten by another run, and its rows with it.
+        with suppress(FileNotFoundError):
+            met += iterate_shards(folder, schema, names=[name])
+        if _rows(met) >= rows_per_shard:
+            kept.append(keep(pa.concat_tables(met)))
+            met = []
+        if _rows(kept) >= rows_per_shard:
+            written.add(append_shard(folder, pa.concat_tables(kept)))
+            kept = []
+    if met:
+        kept.append(keep(pa.concat_tables(met)))
+    if _rows(kept):
+        written.add(append_shard(folder, pa.concat_tables(kept)))
+    removed = [name for name in names if name not in written]
+    remove_shards(folder, removed)
+    return len(removed)
 
 
 def remove(url: str) -> None:
@@ -336,30 +372,6 @@ def remove_sibling_folders(folder: str, older: Mapping[str, Sequence[str]]) -> N
             fs.rm(path, recursive=True)
 
 
-def _compact(
-    folder: str, schema: pa.Schema, keep: Callable[[pa.Table], pa.Table], rows_per_shard: int, fewest: int
-) -> int:
-    fs, path = file_system(folder)
-    names = table_names(folder)
-    if len(names) < fewest:
-        return 0
-    names = [name for name in names if _count(fs, posixpath.join(path, name)) < rows_per_shard]
-    if len(names) < fewest:
-        return 0
-    pending: list[pa.Table] = []
-    written: set[str] = set()
-    for table in iterate_shards(folder, schema, names=names):
-        pending.append(keep(table))
-        if sum(part.num_rows for part in pending) >= rows_per_shard:
-            written.add(append_shard(folder, pa.concat_tables(pending)))
-            pending = []
-    if any(part.num_rows for part in pending):
-        written.add(append_shard(folder, pa.concat_tables(pending)))
-    removed = [name for name in names if name not in written]
-    remove_shards(folder, removed)
-    return len(removed)
-
-
 def _encode(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", row_group_size=ROWS_PER_GROUP)
@@ -367,9 +379,9 @@ def _encode(table: pa.Table) -> bytes:
 
 
 def _read(fs: fsspec.AbstractFileSystem, path: str, schema: pa.Schema, columns: Sequence[str]) -> pa.Table:
-    with _explaining(path):
-        table = pq.read_table(path, filesystem=fs, columns=list(columns), partitioning=None)
-        return table.cast(_only(schema, columns))
+    # Opened once: a table that is replaced meanwhile is read as it was.
+    with _explaining(path), pq.ParquetFile(path, filesystem=fs) as file:
+        return file.read(list(columns)).select(list(columns)).cast(_only(schema, columns))
 
 
 def _read_rows(
@@ -380,7 +392,7 @@ def _read_rows(
         ends = np.cumsum(sizes)
         group_of = np.searchsorted(ends, rows, side="right")
         groups = np.unique(group_of)
-        table = file.read_row_groups(groups.tolist(), columns=list(columns))
+        table = file.read_row_groups(groups.tolist(), columns=list(columns)).select(list(columns))
         if len(rows) < table.num_rows:
             # Row numbers among the groups that were read.
             before = np.cumsum([0, *(sizes[group] for group in groups)])[:-1]
@@ -393,10 +405,8 @@ def _only(schema: pa.Schema, columns: Sequence[str]) -> pa.Schema:
     return pa.schema([schema.field(name) for name in columns])
 
 
-def _count(fs: fsspec.AbstractFileSystem, path: str) -> int:
-    """Number of rows, from the file's footer alone."""
-    with _explaining(path):
-        return int(pq.read_metadata(path, filesystem=fs).num_rows)
+def _rows(tables: Sequence[pa.Table]) -> int:
+    return sum(table.num_rows for table in tables)
 
 
 @contextmanager

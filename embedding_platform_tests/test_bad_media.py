@@ -1,5 +1,7 @@
 """Files that cannot be used: the others are indexed, each bad one has its reason, too many block."""
 
+import dataclasses
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -12,7 +14,10 @@ from embedding_platform.platform import Platform
 from embedding_platform.reconcile.files import stored_items, stored_rejects
 from embedding_platform.reconcile.segments import rejected_items
 from embedding_platform.runs import run_sources
+from embedding_platform.settings import DecodingSettings
 from embedding_platform_tests.conftest import open_platform
+from embedding_platform_tests.media.bad_kinds import INDEXED, KINDS
+from embedding_platform_tests.media.made import picture
 
 
 def huge_png() -> bytes:
@@ -90,6 +95,45 @@ def test_a_mended_file_is_taken_up(platform: Platform, images: Path, instance: d
     (run,) = run_sources(platform, instance, ["image"])
     assert "empty.png" not in reasons(platform, "image", "mixed")
     assert run.of("collection", "upserted") == 2, "one row in each of the two image spaces"
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_all_bad_kinds_at_once_have_their_reasons_and_the_good_files_their_rows(
+    tmp_path: Path, instance: dg.DagsterInstance
+) -> None:
+    (tmp_path / "media").mkdir()
+    platform = open_platform(
+        tmp_path, quality={"max_rejected_share": 1.0}, spaces=["image/clip"], decoding={"max_seconds": 10}
+    )
+    source = tmp_path / "media" / "zoo"
+    expected: dict[str, str] = {}
+    for name, kind in KINDS.items():
+        if kind.limits != DecodingSettings():
+            continue  # These need limits of their own.
+        folder = source / name.replace("\n", " ").replace("/", " ").replace(".", " ")
+        folder.mkdir(parents=True)
+        if kind.name == "captions.jsonl":
+            kind = dataclasses.replace(kind, others={"good.png": INDEXED, **kind.others})
+            (folder / "good.png").write_bytes(picture())
+        kind.make(folder / kind.name)
+        shown = kind.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        verdicts = {**kind.others} | ({shown: kind.verdict} if kind.verdict else {})
+        expected |= {f"{folder.name}/{path}": verdict for path, verdict in verdicts.items()}
+    Image.new("RGB", (64, 64), "red").save(source / "good.png")
+    runs = list(run_sources(platform, instance))
+    assert [run.modality for run in runs] == ["image"]
+    assert all(run.succeeded for run in runs), [run.failures for run in runs]
+    found = reasons(platform, "image", "zoo")
+    listed = {item.path for item in stored_items(platform.store, "image", "zoo")}
+    assert found.keys() <= expected.keys()
+    assert {path for path in listed if path not in found} - {"good.png"} <= {
+        path for path, verdict in expected.items() if verdict == INDEXED
+    }
+    for path, reason in found.items():
+        assert re.search(expected[path], reason), (path, reason)
+    images = [path for path in expected if path.startswith("image-")]
+    assert len([path for path in images if path in found]) + len([path for path in images if path in listed]) >= 25
+    assert runs[0].metadata["image/clip/collection"]["dagster/partition_row_count"] == len(listed - found.keys())
 
 
 def test_sound_named_as_a_picture_is_known_by_its_content(platform: Platform, instance: dg.DagsterInstance) -> None:

@@ -1,11 +1,12 @@
 from collections import Counter
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedding_platform.increments import diff
+from embedding_platform.increments import diff, presence, series_of
 
 IDS = st.text("abcdef", max_size=2)
 VERSIONS = st.sampled_from(["1", "2", ""])
@@ -39,6 +40,31 @@ def test_doing_an_increment_leaves_none(desired, actual):
     for key in increment.orphaned:
         del actual[key]
     assert actual == desired
+
+
+@given(desired=st.sets(IDS), actual=st.sets(IDS))
+def test_presence_agrees_with_plain_sets(desired, actual):
+    increment = presence(pd.Index(sorted(desired), dtype="object"), pd.Index(sorted(actual), dtype="str"))
+    parts = (increment.new, increment.stale, increment.orphaned, increment.unchanged)
+    assert [list(part) for part in parts] == [
+        sorted(desired - actual),
+        [],
+        sorted(actual - desired),
+        sorted(desired & actual),
+    ]
+
+
+@pytest.mark.parametrize("size", [3, 100_000])
+def test_rows_in_arrow_are_compared_as_others_are(size):
+    ids = pa.array([f"{number:032x}" for number in range(size)])
+    versions = pa.array([f"{number:064x}" for number in range(size)])
+    backwards = pa.array(range(size - 1, -1, -1))
+    desired = series_of(ids, versions)
+    actual = series_of(pa.chunked_array([ids.take(backwards)]), versions.take(backwards))
+    assert (desired.dtype, desired.index.dtype) == ("str", "str")
+    assert diff(desired, actual).counts() == {"new": 0, "stale": 0, "orphaned": 0, "unchanged": size}
+    increment = diff(desired.iloc[1:], actual.iloc[1:])
+    assert (list(increment.new), list(increment.orphaned)) == ([ids[size - 1].as_py()], [ids[0].as_py()])
 
 
 def test_an_id_that_is_there_twice_is_stale_even_with_the_right_version():

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
 
@@ -96,6 +97,24 @@ def test_a_table_is_replaced_as_a_whole(root):
     assert storage.table_names(storage.join(root, "deep")) == ["a.parquet"]
 
 
+def test_rows_of_a_table_are_counted_without_reading_them(root):
+    url = storage.join(root, "a.parquet")
+    assert storage.row_count(url) == 0
+    storage.write_table(url, table(*range(5)))
+    assert storage.row_count(url) == 5
+
+
+def test_a_mark_of_a_shard_changes_when_other_bytes_take_its_name(root):
+    first, second = (storage.append_shard(root, table(number)) for number in range(2))
+    marks = storage.shard_marks(root)
+    assert sorted(marks) == sorted([first, second])
+    assert storage.shard_marks(root) == marks
+    storage.write_table(storage.join(root, first), table(7, 8, 9))
+    changed = storage.shard_marks(root)
+    assert changed[second] == marks[second]
+    assert changed[first] != marks[first]
+
+
 def test_a_mark_changes_with_every_replacement(root):
     url = storage.join(root, "a.parquet")
     marks = [storage.change_mark(url)]
@@ -176,6 +195,17 @@ def test_some_rows_of_a_shard_are_read_by_their_numbers(root, monkeypatch, rows)
     assert second["number"].to_pylist() == [4]
 
 
+def test_a_table_that_is_replaced_while_it_is_read_is_one_of_both(root):
+    url = storage.join(root, "a.parquet")
+    tables = [table(*range(size)) for size in (10, 1000)]
+    storage.write_table(url, tables[0])
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(lambda: [storage.write_table(url, tables[turn % 2]) for turn in range(300)])
+        while not writing.done():
+            found = storage.read_table(url, SCHEMA)
+            assert found.equals(tables[0]) or found.equals(tables[1])
+
+
 def test_a_table_is_read_by_columns_and_in_pieces(root, monkeypatch):
     monkeypatch.setattr(storage, "ROWS_PER_GROUP", 4)
     url = storage.join(root, "a.parquet")
@@ -193,6 +223,20 @@ def test_a_named_shard_that_is_gone_is_an_error(root):
     storage.append_shard(folder, table(1))
     with pytest.raises(FileNotFoundError):
         list(storage.iterate_shards(folder, SCHEMA, names=["gone.parquet"]))
+
+
+def test_compactions_at_once_lose_no_row(root):
+    folder = storage.join(root, "shards")
+    for number in range(60):
+        storage.append_shard(folder, table(number))
+    with ThreadPoolExecutor(3) as pool:
+        compactions = [pool.submit(storage.compact_shards, folder, SCHEMA, lambda found: found, 50) for _ in range(3)]
+        for number in range(60, 80):
+            storage.append_shard(folder, table(number))
+        for compaction in compactions:
+            compaction.result()
+    assert set(numbers_in(storage.read_shards(folder, SCHEMA))) == set(range(80))
+    assert len(storage.table_names(folder)) < 60
 
 
 def test_files_that_were_being_written_are_no_tables(tmp_path):

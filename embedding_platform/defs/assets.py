@@ -44,7 +44,14 @@ def _files(modality: Modality) -> dg.AssetsDefinition:
     )
     def files(context: dg.AssetExecutionContext, platform: PlatformResource) -> dg.MaterializeResult:
         with clear_failures():
-            report = reconcile_files(platform.store, platform.settings.media_url, modality.name, context.partition_key)
+            report = reconcile_files(
+                platform.store,
+                platform.settings.media_url,
+                modality.name,
+                context.partition_key,
+                platform.settings.listing,
+                platform.settings.decoding,
+            )
         total = len(report.items) + len(report.rejected)
         return dg.MaterializeResult(
             metadata=metadata.of_files(report),
@@ -185,7 +192,9 @@ def _published(space: Space, fingerprint: str) -> dg.AssetsDefinition:
     )
     def published(context: dg.AssetExecutionContext, platform: PlatformResource) -> dg.MaterializeResult:
         with clear_failures():
-            report = platform.published(space, context.instance.get_dynamic_partitions(set_name(space.modality)))
+            report = platform.published(
+                space, lambda: context.instance.get_dynamic_partitions(set_name(space.modality))
+            )
         return dg.MaterializeResult(
             metadata=metadata.of_published(report),
             data_version=dg.DataVersion(report.collection if report.published else (report.previous or "none")),

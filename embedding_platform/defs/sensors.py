@@ -1,7 +1,6 @@
 """Sensors: one per modality notices media that came, changed or went, and requests runs."""
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import dagster as dg
@@ -10,8 +9,8 @@ from embedding_platform.defs.jobs import job_name
 from embedding_platform.defs.partitions import set_name, sources_of
 from embedding_platform.defs.resources import PlatformResource
 from embedding_platform.errors import PlatformError
-from embedding_platform.platform import Platform
-from embedding_platform.reconcile.files import files_increment, listed_sources, listing_age, present_sources
+from embedding_platform.platform import Platform, Sight
+from embedding_platform.reconcile.files import listed_sources, listing_age, present_sources
 from embedding_platform.records import digest
 
 MOST_RUNS_PER_TICK = 50
@@ -59,11 +58,13 @@ def media_sensor(modality: str, seconds: int) -> dg.SensorDefinition:
         gone: list[str] = []
         for source in sorted({*present, *existing, *listed_sources(platform.store, modality)}):
             try:
-                seen = platform.seen(modality, source) if source in present else {}
+                sight = platform.sight(modality, source)
                 last = _last_run(context.instance, modality, source)
-                if _is_due(platform, modality, source, seen, last, source in existing):
-                    requests.append(_request(platform, modality, source, seen, last))
-                elif source in existing and not seen and not last.is_going and platform.is_gone(modality, source):
+                if _is_due(platform, modality, source, sight, last, source in existing):
+                    requests.append(_request(platform, modality, source, sight, last))
+                elif (
+                    source in existing and not sight.holds and not last.is_going and platform.is_gone(modality, source)
+                ):
                     gone.append(source)
             except PlatformError as error:
                 context.log.warning(f"{source}: {error}")
@@ -82,30 +83,23 @@ def media_sensor(modality: str, seconds: int) -> dg.SensorDefinition:
     return sensor
 
 
-def _is_due(
-    platform: Platform, modality: str, source: str, seen: Mapping[str, str], last: _LastRun, is_partition: bool
-) -> bool:
+def _is_due(platform: Platform, modality: str, source: str, sight: Sight, last: _LastRun, is_partition: bool) -> bool:
     if last.is_going:
         return False
-    if last.failed_at is not None and last.state == _state(seen):
+    if last.failed_at is not None and last.state == sight.state:
         # A failure in the future is one before the clock was set back.
         return not 0 <= time.time() - last.failed_at < SECONDS_TO_RETRY
-    if not files_increment(platform.store, modality, source, seen).is_empty:
+    if sight.differs:
         return True
-    vanished = is_partition and not seen and not platform.is_gone(modality, source)
+    vanished = is_partition and not sight.holds and not platform.is_gone(modality, source)
     return vanished or last.failed_at is not None
 
 
-def _request(platform: Platform, modality: str, source: str, seen: Mapping[str, str], last: _LastRun) -> dg.RunRequest:
+def _request(platform: Platform, modality: str, source: str, sight: Sight, last: _LastRun) -> dg.RunRequest:
     """One request per difference and attempt: the listing it differs from, what is there now, the run before."""
-    state = _state(seen)
     age = listing_age(platform.store, modality, source)
-    key = digest(source, age, state, last.run_id)
-    return dg.RunRequest(run_key=key, partition_key=source, tags={STATE_TAG: state})
-
-
-def _state(seen: Mapping[str, str]) -> str:
-    return digest(*(part for item in sorted(seen.items()) for part in item))[:12]
+    key = digest(source, age, sight.state, last.run_id)
+    return dg.RunRequest(run_key=key, partition_key=source, tags={STATE_TAG: sight.state})
 
 
 def _last_run(instance: dg.DagsterInstance, modality: str, source: str) -> _LastRun:

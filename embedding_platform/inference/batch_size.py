@@ -6,33 +6,33 @@ from dataclasses import dataclass, field
 PATIENCE = 32
 """Full batches that have to go well before a larger one is tried."""
 
-GROWTH = 10
-"""A larger batch is larger by one part in so many."""
-
-
-def padded_cost(costs: Sequence[int]) -> int:
-    """What a batch of contents of these costs comes to: each is padded to the longest."""
-    return max(costs) * len(costs)
-
 
 def cut(costs: Sequence[int], budget: int) -> Iterator[slice]:
-    """Cut ascending costs into batches whose padded cost stays within the budget, or that hold one content."""
-    start = 0
+    """Cut contents, in their order, into batches whose summed cost stays within the budget, or that hold one."""
+    start = summed = 0
     for place, cost in enumerate(costs):
-        if place > start and cost * (place + 1 - start) > budget:
+        if place > start and summed + cost > budget:
             yield slice(start, place)
-            start = place
+            start, summed = place, 0
+        summed += cost
     if costs:
         yield slice(start, len(costs))
 
 
+def rows(cost: int, budget: int) -> int:
+    """How many contents of one cost a full batch has: as many as the budget allows, and at least one."""
+    return max(1, budget // max(1, cost))
+
+
 @dataclass
 class BatchSize:
-    """The padded cost that batches of one role may have at present, at most `budget`.
+    """The summed cost that batches of one role may have at present: the budget, halved as often as memory asked for.
 
-    A lack of memory halves it from what was asked for. Each time that PATIENCE full batches
-    went well it grows by a part in GROWTH, as memory may have been short for a while only; if
-    that turns out to be too much, the next growth takes twice as many good batches.
+    A lack of memory halves it. Each time that PATIENCE full batches went well it doubles, as
+    memory may have been short for a while only; if that turns out to be too much, the next
+    growth takes twice as many good batches. A batch of another size has another shape, and a
+    vector another last bit; with no sizes but these, a device whose memory never suffices for
+    the budget comes to one size all the same, and to other shapes only where it tries to grow.
     """
 
     budget: int
@@ -40,26 +40,31 @@ class BatchSize:
     _patience: int = field(default=PATIENCE, init=False)
     _good: int = field(default=0, init=False)
     _has_grown: bool = field(default=False, init=False)
+    _halvings: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self.allowed = self.budget
 
     def went_well(self, costs: Sequence[int]) -> None:
         """A batch of contents of these costs found memory enough."""
-        is_full = max(costs) * (len(costs) + 1) > self.allowed
-        if self.allowed == self.budget or not is_full:
+        is_full = sum(costs) + max(costs) > self.allowed
+        if self._halvings == 0 or not is_full:
             return
         self._good += 1
         if self._good >= self._patience:
-            self.allowed = min(self.budget, self.allowed + max(1, self.allowed // GROWTH))
-            self._good, self._has_grown = 0, True
+            self._halve_to(self._halvings - 1)
+            self._has_grown = True
 
     def ran_out(self, costs: Sequence[int]) -> None:
         """A batch of contents of these costs found too little memory."""
-        half = max(1, padded_cost(costs) // 2)
-        if half >= self.allowed:
+        if sum(costs) > self.allowed or self.allowed == 1:
             # Begun before another batch ran out, and smaller ones are on their way already.
             return
         if self._has_grown:
             self._patience *= 2
-        self.allowed, self._good, self._has_grown = half, 0, False
+        self._halve_to(self._halvings + 1)
+        self._has_grown = False
+
+    def _halve_to(self, halvings: int) -> None:
+        self._halvings, self._good = halvings, 0
+        self.allowed = max(1, self.budget >> halvings)

@@ -4,7 +4,7 @@ import contextlib
 import copy
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from importlib.metadata import version
@@ -16,6 +16,7 @@ from embedding_platform.errors import PlatformError, first_line
 from embedding_platform.inference import on_openvino, on_torch
 from embedding_platform.inference.devices import Execution, budget_of, choose_devices, choose_dtype
 from embedding_platform.inference.memory import is_out_of_memory, refuse_without_memory
+from embedding_platform.inference.padding import padded_shape, stacked
 from embedding_platform.inference.precision import PrecisionRecord, machine, sample_contents
 from embedding_platform.models import loading, openai
 from embedding_platform.models.encoder import Encoder, Lane, Network, Prepared, Purpose, check_content
@@ -162,7 +163,15 @@ class LocalEncoder:
 
     def cost(self, role: Role, prepared: Prepared) -> int:
         """See `Encoder.cost`."""
-        return len(prepared["input_ids"]) if role == "text" else 1
+        return self._padded(role, prepared)["input_ids"][0] if role == "text" else 1
+
+    def shape(self, role: Role, prepared: Prepared) -> Hashable:
+        """See `Encoder.shape`: the shapes that the arrays are padded to, and which of them are padded at all.
+
+        The last, since attention takes another kernel for a batch in which nothing is padded
+        (transformers, masking_utils: _ignore_bidirectional_mask_sdpa).
+        """
+        return tuple((shape, shape != prepared[name].shape) for name, shape in self._padded(role, prepared).items())
 
     def budget(self, role: Role) -> int:
         """See `Encoder.budget`."""
@@ -184,9 +193,13 @@ class LocalEncoder:
         return programs[place % len(programs)].run(self._collate(role, batch))
 
     def _collate(self, role: Role, batch: Sequence[Prepared]) -> list[np.ndarray]:
-        """Arrays [n, ...], one for each argument of the network, padded to the longest."""
+        """Arrays [n, ...], one for each argument of the network, padded to the widths of the longest."""
         inputs = self.network.inputs(role).items()
-        return [_stacked([one[name] for one in batch], given.padding) for name, given in inputs]
+        return [stacked([one[name] for one in batch], given) for name, given in inputs]
+
+    def _padded(self, role: Role, prepared: Prepared) -> dict[str, tuple[int, ...]]:
+        inputs = self.network.inputs(role).items()
+        return {name: padded_shape(prepared[name].shape, given) for name, given in inputs}
 
     def _start(self, role: Role) -> list[Program]:
         """One program for each lane, all of them checked against plain float32 torch unless they are that.
@@ -284,13 +297,3 @@ class LocalEncoder:
             "runtime": f"{self._runtime} {version(self._runtime)}",
             "machine": machine(self.devices[0]),
         }
-
-
-def _stacked(arrays: Sequence[np.ndarray], padding: float) -> np.ndarray:
-    longest = tuple(np.max([array.shape for array in arrays], axis=0)) if arrays[0].ndim else ()
-    if all(array.shape == longest for array in arrays):
-        return np.stack(arrays)
-    stacked = np.full((len(arrays), *longest), padding, arrays[0].dtype)
-    for row, array in zip(stacked, arrays, strict=True):
-        row[tuple(map(slice, array.shape))] = array
-    return stacked

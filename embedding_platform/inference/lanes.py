@@ -3,7 +3,7 @@
 import queue
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 
 from embedding_platform.errors import PlatformError, RejectedError, first_line
-from embedding_platform.inference.batch_size import BatchSize, cut
+from embedding_platform.inference.batch_size import BatchSize, cut, rows
 from embedding_platform.inference.memory import is_device_lost, is_out_of_memory
 from embedding_platform.models.encoder import Encoder, Lane, Prepared
 from embedding_platform.records import Segment
@@ -22,12 +22,16 @@ from embedding_platform.spaces import Role
 
 @dataclass(frozen=True, eq=False)
 class PreparedSegment:
-    """A segment, its content as a lane takes it, and the cost of that."""
+    """A segment, its content as a lane takes it, and what that costs and is shaped by (`Encoder`)."""
 
     segment: Segment
     prepared: Prepared
     cost: int
+    shape: Hashable | None
 
+
+QUEUED = 2
+"""Batches for each lane, on average, that run or wait for one; whoever has more of them waits as well."""
 
 Answer: TypeAlias = np.ndarray | str
 """The vector, float32 [d], of one content; or why the model failed on it."""
@@ -50,6 +54,7 @@ class Lanes:
             self._free.put(lane)
         self._own = threading.local()
         self.count = self._free.qsize()
+        self._room = threading.Semaphore(QUEUED * self.count)
         self._pool = ThreadPoolExecutor(self.count, "lane", initializer=self._choose_lane)
 
     def __enter__(self) -> "Lanes":
@@ -61,16 +66,29 @@ class Lanes:
         self._pool.shutdown(cancel_futures=True)
 
     def submit(self, role: Role, batch: Sequence[PreparedSegment]) -> "Future[list[Answer]]":
-        """Have a batch of ascending costs embedded; the result has an answer for each content, in order.
+        """Have a batch of one cost and shape embedded; the result has an answer for each content, in order.
 
-        A batch for which memory does not suffice goes on in smaller ones. One that fails for
-        another reason is halved until the content that it fails on is alone.
+        A batch that has room for more is filled up with its last content, so that all batches
+        of its contents' shape have one size (see `Encoder.shape`; those of no shape may mix
+        costs, and run as they are). One for which memory does not suffice goes on in smaller
+        ones, whose vectors may differ in their last bits from those of a full batch. One that
+        fails for another reason is halved until the content that it fails on is alone, its
+        parts filled up as well.
+
+        Waits while QUEUED batches for each lane have not ended.
 
         The result raises:
             PlatformError: if memory does not suffice for one content alone, or the device failed.
             Exception: whatever else a lane raised that is no RuntimeError, ValueError or RejectedError.
         """
-        return self._pool.submit(self._embed, role, batch)
+        self._room.acquire()
+        answers = self._pool.submit(self._embed, role, batch)
+        answers.add_done_callback(lambda _: self._room.release())
+        return answers
+
+    def allowed(self, role: Role) -> int:
+        """The summed cost that a batch may have at present without being cut."""
+        return self._sizes[role].allowed
 
     def _choose_lane(self) -> None:
         self._own.lane = self._free.get()
@@ -80,16 +98,18 @@ class Lanes:
         waiting, alone = [batch], False
         while waiting:
             batch = waiting.pop()
-            first = next(cut([one.cost for one in batch], self._sizes[role].allowed))
+            allowed = self.allowed(role)
+            first = next(cut([one.cost for one in batch], allowed))
             if batch[first.stop :]:
                 waiting.append(batch[first.stop :])
             batch = batch[first]
             was_alone, alone = alone, False
-            found = self._try(role, batch, was_alone)
+            full = _filled(batch, allowed)
+            found = self._try(role, full, was_alone)
             if isinstance(found, np.ndarray):
-                answers += [vector for _, vector in zip(batch, found, strict=True)]
+                answers += [vector for _, vector in zip(full, found, strict=True)][: len(batch)]
             elif found.out_of_memory:
-                if len(batch) == 1 and was_alone:
+                if len(full) == 1 and was_alone:
                     raise PlatformError(
                         f"memory of {self._device} does not suffice for one {role} content of {batch[0].segment.path}; "
                         "stop what else runs there, or choose a smaller model or another device"
@@ -123,6 +143,13 @@ class Lanes:
             elif failure.out_of_memory:
                 self._sizes[role].ran_out(costs)
         return vectors if failure is None else failure
+
+
+def _filled(batch: Sequence[PreparedSegment], allowed: int) -> list[PreparedSegment]:
+    """The batch, and its last content again as often as there is room, if shapes matter."""
+    last = batch[-1]
+    repeats = 0 if last.shape is None else rows(last.cost, allowed) - len(batch)
+    return [*batch, *[last] * repeats]
 
 
 @dataclass(frozen=True)

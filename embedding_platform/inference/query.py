@@ -50,13 +50,13 @@ def read_query(path: str, cutting: Cutting) -> Query:
     if not fs.isfile(inner):
         raise PlatformError(f"{path} is no file; name a text, image, audio or video file to search by")
     try:
-        known = recognise(os.path.basename(path), uri)
+        known = recognise(os.path.basename(path), uri, cutting.decoding)
         if known is None:
             raise PlatformError(f"{path} holds no media that can be searched by; name text, image, audio or video")
         modality, media_type = known
         item = Item(os.path.basename(path), uri, fs.size(inner), "", media_type, "")
         segments = cut(modality, "", item, cutting)[:MOST_QUERY_SEGMENTS]
-        return Query(segments[0].role, tuple(read(modality, segments)), path)
+        return Query(segments[0].role, tuple(read(modality, segments, cutting.decoding)), path)
     except RejectedError as error:
         raise PlatformError(f"{path} cannot be searched by: {error}") from None
 

@@ -1,22 +1,25 @@
 """From a stream of files' segments to a stream of vectors, in the same order.
 
 Three stages run side by side, none of which waits for another that could run. Readers decode
-and prepare contents ahead. A collector gathers them in windows and cuts each into batches of
-contents of similar cost (tokens, images, windows, clips), so that little is padded; what
-shares a batch depends on the input alone, and not on which thread was faster. The encoder's
-lanes run the batches, while the consumer works on the vectors of the window before.
+and prepare contents ahead. A collector gathers them in batches of one cost and shape (tokens,
+images, windows, clips), each of which goes to the encoder's lanes when it is full, or when its
+first content has waited long enough. The lanes run the batches, filled up, while the consumer
+works on vectors that came before.
+
+The shape of each batch depends on any one of its contents, so that a content's vector has the
+same bits whatever else the stream holds, and in whatever order. What shares a batch depends on
+the input alone too, and not on which thread was faster.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeAlias
 
 import numpy as np
 
 from embedding_platform.errors import RejectedError, first_line
-from embedding_platform.inference.batch_size import cut
 from embedding_platform.inference.lanes import Answer, Lanes, PreparedSegment
 from embedding_platform.inference.read_ahead import ClosedError, ReadAhead
 from embedding_platform.models.encoder import Encoder
@@ -29,17 +32,18 @@ Reader: TypeAlias = Callable[[Sequence[Segment]], Iterator[Content]]
 READ_AHEAD_BYTES = 32 * 2**20
 """Prepared contents that wait to be collected, in bytes rather than by number: about 3 clips of
 10 MB, 30 spectrograms of 1 MB, 50 images of 600 kB, or 5,000 texts of 6 kB. They only even out
-what takes readers longer and shorter; the windows behind them hold work for the lanes."""
+what takes readers longer and shorter; the batches behind them hold work for the lanes."""
 
 SEGMENT_BYTES = 1024
 """What a segment weighs besides its arrays, roughly: itself, its text, the arrays' headers."""
 
-WINDOW_BATCHES = 4
-"""Batches of the first window, about: few, so that the lanes have work soon."""
+WAIT_BATCHES = 64
+"""How much may come after a content until its batch goes, full or not, in batches' worth. Of texts, 16 lengths
+or so are on their way at once, rare ones among them; of other media all go at once. It bounds, too, what is
+embedded ahead of a consumer that is slower."""
 
-TEXT_WINDOW_BATCHES = 32
-"""Batches to which windows of texts double, one after the other. Only texts differ in cost: of passages from
-3 to 256 tokens, 20 % of what runs is padding where 4 batches share a window, and 5 % where 32 do."""
+PARTS = 2**20
+"""Of one batch's budget: the unit in which contents of all roles are counted together."""
 
 
 @dataclass(frozen=True)
@@ -79,26 +83,27 @@ def embed_stream(
     """
     lanes = Lanes(encoder, budgets)
     contents = ReadAhead(files, partial(_prepared, read, encoder), readers, READ_AHEAD_BYTES, _weight)
-    windows = ReadAhead([contents], partial(_windows, lanes, budgets), 1, _windows_ahead(lanes.count))
+    wait = PARTS * max(WAIT_BATCHES, 2 * lanes.count)
+    # A consumer that waits for a content leaves room for all that comes until the content's batch goes.
+    slots = ReadAhead([contents], partial(_collected, _Batches(lanes, budgets, wait)), 1, wait, _parts_of)
     # Left in reverse order: the collector ends once nothing more comes from the readers.
-    with lanes, windows, contents:
-        for window in windows:
-            for slot in window:
-                if isinstance(slot, _Raised):
-                    raise slot.error
-                yield slot.outcome() if isinstance(slot, _Awaited) else slot
+    with lanes, slots, contents:
+        for slot in slots:
+            if isinstance(slot.content, _Raised):
+                raise slot.content.error
+            yield slot.content.outcome() if isinstance(slot.content, _Awaited) else slot.content
 
 
 @dataclass(frozen=True, eq=False)
 class _Awaited:
-    """A segment in a batch on its way, and its place in there."""
+    """A segment in a batch, sent or not, and its place in there."""
 
     segment: Segment
-    answers: "Future[list[Answer]]"
+    sent: "Future[Future[list[Answer]]]"
     place: int
 
     def outcome(self) -> Embedded | Failed:
-        answer = self.answers.result()[self.place]
+        answer = self.sent.result().result()[self.place]
         return Failed(self.segment, answer) if isinstance(answer, str) else Embedded(self.segment, answer)
 
 
@@ -109,7 +114,12 @@ class _Raised:
     error: Exception
 
 
-_Slot: TypeAlias = Failed | _Awaited | _Raised
+@dataclass(frozen=True, eq=False)
+class _Slot:
+    """What stands in the place of one segment, and how many parts of a batch it comes to."""
+
+    content: Failed | _Awaited | _Raised
+    parts: int
 
 
 def _prepared(read: Reader, encoder: Encoder, group: Sequence[Segment]) -> Iterator[PreparedSegment | Failed]:
@@ -133,7 +143,12 @@ def _next_prepared(contents: Iterator[Content], segment: Segment, encoder: Encod
         prepared = encoder.prepare(segment.role, content)
     except (ValueError, RejectedError) as error:
         return Failed(segment, f"the model does not take it: {first_line(error)}")
-    return PreparedSegment(segment, prepared, encoder.cost(segment.role, prepared))
+    cost, shape = encoder.cost(segment.role, prepared), encoder.shape(segment.role, prepared)
+    return PreparedSegment(segment, prepared, cost, shape)
+
+
+def _parts_of(slot: _Slot) -> int:
+    return slot.parts
 
 
 def _weight(outcome: PreparedSegment | Failed) -> int:
@@ -141,52 +156,75 @@ def _weight(outcome: PreparedSegment | Failed) -> int:
     return SEGMENT_BYTES + sum(array.nbytes for array in arrays)
 
 
-def _windows_ahead(lanes: int) -> int:
-    """Windows behind the one whose vectors are taken: a batch for each lane, and a window that is being collected."""
-    return 1 + -(-lanes // WINDOW_BATCHES)
-
-
-def _windows(
-    lanes: Lanes, budgets: Mapping[Role, int], contents: Iterable[PreparedSegment | Failed]
-) -> Iterator[list[_Slot]]:
-    """Windows whose batches are on their way to the lanes."""
-    window: list[PreparedSegment | Failed | _Raised] = []
-    costs = dict.fromkeys(budgets, 0)
-    enough = {role: WINDOW_BATCHES * budget for role, budget in budgets.items()}
+def _collected(batches: "_Batches", contents: Iterable[PreparedSegment | Failed]) -> Iterator[_Slot]:
+    """A slot for each content, which joins a batch; all batches are on their way when no content is left."""
+    raised = None
     try:
         for outcome in contents:
-            window.append(outcome)
-            role = outcome.segment.role
-            costs[role] += outcome.cost if isinstance(outcome, PreparedSegment) else 1
-            if costs[role] >= enough[role]:
-                sent = _send(window, lanes, budgets)
-                window, costs = [], dict.fromkeys(budgets, 0)
-                if "text" in enough:
-                    enough["text"] = min(2 * enough["text"], TEXT_WINDOW_BATCHES * budgets["text"])
-                yield sent
+            slot = batches.put(outcome)
+            # A content may have been embedded and used up long before there is room for another.
+            del outcome
+            yield slot
     except ClosedError:
         return
     except Exception as error:  # noqa: BLE001 - raised by the stream, after what comes before it
-        window.append(_Raised(error))
-    if window:
-        yield _send(window, lanes, budgets)
+        raised = _Slot(_Raised(error), 0)
+    batches.send_all()
+    if raised is not None:
+        yield raised
 
 
-def _send(
-    window: Sequence[PreparedSegment | Failed | _Raised], lanes: Lanes, budgets: Mapping[Role, int]
-) -> list[_Slot]:
-    slots: dict[int, _Slot] = {
-        place: outcome for place, outcome in enumerate(window) if not isinstance(outcome, PreparedSegment)
-    }
-    for role, budget in budgets.items():
-        contents = [
-            (place, outcome)
-            for place, outcome in enumerate(window)
-            if isinstance(outcome, PreparedSegment) and outcome.segment.role == role
-        ]
-        contents.sort(key=lambda content: content[1].cost)
-        for batch in cut([content.cost for _, content in contents], budget):
-            answers = lanes.submit(role, [content for _, content in contents[batch]])
-            for number, (place, content) in enumerate(contents[batch]):
-                slots[place] = _Awaited(content.segment, answers, number)
-    return [slots[place] for place in range(len(window))]
+@dataclass(eq=False)
+class _Batch:
+    """Contents of one cost and shape, which more may join until they are `sent`; `begun` is when the first came."""
+
+    begun: int
+    contents: list[PreparedSegment] = field(default_factory=list)
+    cost: int = 0
+    sent: "Future[Future[list[Answer]]]" = field(default_factory=Future)
+
+    def add(self, content: PreparedSegment) -> _Awaited:
+        self.contents.append(content)
+        self.cost += content.cost
+        return _Awaited(content.segment, self.sent, len(self.contents) - 1)
+
+
+@dataclass(eq=False)
+class _Batches:
+    """Batches that are being gathered, in the order in which they were begun. Time is counted in parts."""
+
+    lanes: Lanes
+    budgets: Mapping[Role, int]
+    wait: int
+    gathered: dict[tuple[Role, Hashable], _Batch] = field(default_factory=dict)
+    now: int = 0
+
+    def put(self, outcome: PreparedSegment | Failed) -> _Slot:
+        """The outcome's slot. What is full now, or has waited for `wait` parts, goes to the lanes."""
+        cost = outcome.cost if isinstance(outcome, PreparedSegment) else 1
+        parts = -(-PARTS * cost // self.budgets[outcome.segment.role])
+        self.now += parts
+        slot = _Slot(self._join(outcome) if isinstance(outcome, PreparedSegment) else outcome, parts)
+        for key in [key for key, batch in self.gathered.items() if self.now - batch.begun >= self.wait]:
+            self._send(key)
+        return slot
+
+    def send_all(self) -> None:
+        for key in list(self.gathered):
+            self._send(key)
+
+    def _join(self, content: PreparedSegment) -> _Awaited:
+        key = content.segment.role, content.shape
+        if key in self.gathered and self._is_full(key, content.cost):
+            self._send(key)
+        awaited = self.gathered.setdefault(key, _Batch(self.now)).add(content)
+        if self._is_full(key, content.cost):
+            self._send(key)
+        return awaited
+
+    def _is_full(self, key: tuple[Role, Hashable], cost: int) -> bool:
+        return self.gathered[key].cost + cost > self.lanes.allowed(key[0])
+
+    def _send(self, key: tuple[Role, Hashable]) -> None:
+        batch = self.gathered.pop(key)
+        batch.sent.set_result(self.lanes.submit(key[0], batch.contents))

@@ -6,10 +6,12 @@ A modality is a module of this package that bears its name and has `CODE_VERSION
 
 import importlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 
+from embedding_platform.media.limits import USUAL_LIMITS
 from embedding_platform.records import SEGMENTS_LAYOUT, Content, Item, Segment, digest
+from embedding_platform.settings import DecodingSettings
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,8 @@ class Cutting:
 
     `tokenizer_file` is the path of a Hugging Face tokenizer.json, None to count four bytes
     of UTF-8 as one token. `max_tokens` is the longest passage, special tokens included;
-    `overlap_tokens` is the most that a passage repeats of the one before it.
+    `overlap_tokens` is the most that a passage repeats of the one before it. `decoding` bounds
+    what a file may take; it decides whether there are segments, never which.
     """
 
     tokenizer_file: str | None
@@ -26,6 +29,7 @@ class Cutting:
     overlap_tokens: int
     audio_window_seconds: float = 30.0
     clip_seconds: float = 2.56
+    decoding: DecodingSettings = field(default_factory=DecodingSettings)
 
 
 def modality_module(modality: str) -> ModuleType:
@@ -43,7 +47,7 @@ def cut(modality: str, source: str, item: Item, cutting: Cutting) -> list[Segmen
     return segments
 
 
-def read(modality: str, segments: Sequence[Segment]) -> Iterator[Content]:
+def read(modality: str, segments: Sequence[Segment], limits: DecodingSettings = USUAL_LIMITS) -> Iterator[Content]:
     """Yield the decoded contents of segments of one file, which are in order of position.
 
     The file is decoded in one pass, and memory holds one content at a time.
@@ -51,7 +55,7 @@ def read(modality: str, segments: Sequence[Segment]) -> Iterator[Content]:
     Raises:
         RejectedError: if the file cannot be decoded, or has changed since it was cut.
     """
-    contents: Iterator[Content] = modality_module(modality).read(segments)
+    contents: Iterator[Content] = modality_module(modality).read(segments, limits)
     return contents
 
 

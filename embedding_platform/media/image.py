@@ -4,21 +4,22 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from embedding_platform.errors import RejectedError
+from embedding_platform.errors import RejectedError, first_line
 from embedding_platform.media.cutting import Cutting
-from embedding_platform.media.listing import open_media
+from embedding_platform.media.limits import USUAL_LIMITS, Deadline, over
+from embedding_platform.media.reading import open_media
 from embedding_platform.records import Content, Item, Segment, digest, segment_id
+from embedding_platform.settings import DecodingSettings
 
 CODE_VERSION = "1"
 
-MAX_PIXELS = 178_956_970
-"""Largest image that is decoded: twice PIL's MAX_IMAGE_PIXELS, from where on PIL takes an
-image for a decompression bomb and refuses it too."""
+# The settings judge the size, which PIL's own limit would not let them raise.
+Image.MAX_IMAGE_PIXELS = None
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF")
 """What PIL may take a file for; others of its formats run programs (EPS) or are not images."""
@@ -38,13 +39,13 @@ _MALFORMED = (
 """What PIL and its codecs raise on damage, besides OSError without an errno."""
 
 
-def probe(uri: str) -> dict[str, Any]:
+def probe(uri: str, limits: DecodingSettings = USUAL_LIMITS) -> dict[str, Any]:
     """Width and height in pixels as seen, format and mode, from the header alone.
 
     Raises:
         RejectedError: if the header is unreadable or claims too many pixels.
     """
-    with _opened(uri) as image:
+    with _opened(uri, limits) as image:
         width, height = image.size
         if _orientation(image) >= 5:
             width, height = height, width
@@ -57,7 +58,7 @@ def cut(source: str, item: Item, cutting: Cutting) -> list[Segment]:
     Raises:
         RejectedError: if it cannot be decoded to its last pixel.
     """
-    open_image(item.uri)
+    open_image(item.uri, cutting.decoding)
     return [
         Segment(
             segment_id=segment_id(source, item.path, "image", 0),
@@ -74,10 +75,10 @@ def cut(source: str, item: Item, cutting: Cutting) -> list[Segment]:
     ]
 
 
-def read(segments: Sequence[Segment]) -> Iterator[Content]:
+def read(segments: Sequence[Segment], limits: DecodingSettings = USUAL_LIMITS) -> Iterator[Content]:
     """Yield the RGB image of each segment."""
     for segment in segments:
-        yield open_image(segment.uri)
+        yield open_image(segment.uri, limits)
 
 
 def parameters(cutting: Cutting) -> tuple[str, ...]:
@@ -85,7 +86,7 @@ def parameters(cutting: Cutting) -> tuple[str, ...]:
     return ()
 
 
-def open_image(uri: str) -> Image.Image:
+def open_image(uri: str, limits: DecodingSettings = USUAL_LIMITS) -> Image.Image:
     """Decode an image to RGB of 8 bits: upright by its EXIF tag, on white where it is transparent.
 
     Of an animation or a document of several pages it is the first. 16-bit grey is scaled to
@@ -94,30 +95,28 @@ def open_image(uri: str) -> Image.Image:
     Raises:
         RejectedError: if it cannot be decoded to its last pixel.
     """
-    with _opened(uri) as image:
+    with _opened(uri, limits) as image:
         image.load()
         return _to_rgb(_upright(image))
 
 
 @contextmanager
-def _opened(uri: str) -> Iterator[Image.Image]:
-    with open_media(uri) as file:
+def _opened(uri: str, limits: DecodingSettings) -> Iterator[Image.Image]:
+    with open_media(uri, Deadline(limits)) as file:
         try:
-            with Image.open(file, formats=_FORMATS) as image:
+            with Image.open(cast("BinaryIO", file), formats=_FORMATS) as image:
                 width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise RejectedError(f"has too many pixels: {width} x {height}, the limit is {MAX_PIXELS}")
+                if width * height > limits.max_pixels:
+                    raise over(limits, "max_pixels", f"has too many pixels, {width} x {height}")
                 yield image
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise RejectedError(f"has too many pixels: {error}") from error
         except UnidentifiedImageError as error:
             raise RejectedError("is damaged, or an image of a format that cannot be decoded here") from error
         except OSError as error:
             if error.errno is not None:
                 raise  # The disk or the network failed, not the image.
-            raise RejectedError(f"is damaged or cut short: {error}") from error
+            raise RejectedError(f"is damaged or cut short: {first_line(error)}") from error
         except _MALFORMED as error:
-            raise RejectedError(f"is damaged: {error}") from error
+            raise RejectedError(f"is damaged: {first_line(error)}") from error
 
 
 def _orientation(image: Image.Image) -> int:

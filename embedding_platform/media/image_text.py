@@ -5,14 +5,16 @@ from typing import Any
 
 from embedding_platform.media import image
 from embedding_platform.media.cutting import Cutting
+from embedding_platform.media.limits import USUAL_LIMITS
 from embedding_platform.records import Content, Item, Segment, digest, segment_id
+from embedding_platform.settings import DecodingSettings
 
 CODE_VERSION = f"1+image-{image.CODE_VERSION}"
 
 
-def probe(uri: str) -> dict[str, Any]:
+def probe(uri: str, limits: DecodingSettings = USUAL_LIMITS) -> dict[str, Any]:
     """The attributes of the image; see `image.probe`."""
-    return image.probe(uri)
+    return image.probe(uri, limits)
 
 
 def cut(source: str, item: Item, cutting: Cutting) -> list[Segment]:
@@ -39,10 +41,10 @@ def cut(source: str, item: Item, cutting: Cutting) -> list[Segment]:
     return [*image.cut(source, item, cutting), *captions]
 
 
-def read(segments: Sequence[Segment]) -> Iterator[Content]:
+def read(segments: Sequence[Segment], limits: DecodingSettings = USUAL_LIMITS) -> Iterator[Content]:
     """Yield the RGB image or the caption of each segment."""
     for segment in segments:
-        yield image.open_image(segment.uri) if segment.text is None else segment.text
+        yield image.open_image(segment.uri, limits) if segment.text is None else segment.text
 
 
 def parameters(cutting: Cutting) -> tuple[str, ...]:

@@ -9,11 +9,18 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
 
-from embedding_platform.errors import RejectedError
+from embedding_platform.errors import PlatformError, RejectedError, first_line
+from embedding_platform.media import recognition
 from embedding_platform.media.cutting import modality_module
-from embedding_platform.media.listing import Entry, current_state, list_entries, open_media
+from embedding_platform.media.documents import storable
+from embedding_platform.media.limits import USUAL_LIMITS, check_size, not_readable_now, stands
+from embedding_platform.media.listing import Entry, current_state, list_entries
+from embedding_platform.media.reading import open_media
 from embedding_platform.media.recognition import CAPTIONS_FILE, claimed, recognise
-from embedding_platform.records import Item
+from embedding_platform.records import Item, digest
+from embedding_platform.settings import DecodingSettings
+
+CODE_VERSION = "1"
 
 RejectedRow: TypeAlias = tuple[str, str, str, str]
 """Path, uri, version and reason, as the table REJECTED has them."""
@@ -29,13 +36,14 @@ class Listing:
     """The items of one modality in a source, and what was done to know them.
 
     `skipped` counts the source's files of no known kind, `hashed` the files that had to be
-    read because they are new or changed.
+    read because they are new or changed, and `media` the files of all modalities.
     """
 
     items: list[Item]
     rejected: list[RejectedRow]
     skipped: int
     hashed: int
+    media: int = 0
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,7 @@ class _Sighting:
     captions: tuple[str, ...] = ()
     captions_modified: str = ""
     item: Item | None = None
+    last: Item | None = None
 
 
 @dataclass(frozen=True)
@@ -66,16 +75,20 @@ def list_items(
     source: str,
     known: Mapping[str, Sequence[Item]],
     known_rejected: Mapping[str, Sequence[RejectedRow]],
+    limits: DecodingSettings = USUAL_LIMITS,
 ) -> Listing:
     """All items of one modality in a source, and what had to be rejected.
 
     `known` and `known_rejected` map modality names to the last listings of this source. A
-    file that one of them shows with the size and change mark it has now is not opened.
+    file that one of them shows with the size and change mark it has now is not opened, unless
+    it was rejected by other code, by a lower limit, or because it could not be read. An item
+    that changed but cannot be read now stays as it was, and is rejected besides.
 
     Raises:
-        PlatformError: if a folder of the source may not be read.
+        PlatformError: if a folder of the source, or a file of captions, cannot be read.
     """
-    sightings, skipped = _survey(media_root, source, known, known_rejected)
+    standing = {name: [row for row in rows if stands(row[3], limits)] for name, rows in known_rejected.items()}
+    sightings, skipped = _survey(media_root, source, known, standing, limits)
     items: list[Item] = []
     rejected: list[RejectedRow] = []
     hashed = 0
@@ -83,24 +96,24 @@ def list_items(
         if sighting.modality != modality:
             continue
         if sighting.reason:
-            rejected.append(_rejected_row(sighting.entry, sighting.reason))
+            outcome: Item | RejectedRow = _rejected_row(modality, sighting.entry, sighting.reason)
         elif sighting.item is not None:
-            items.append(
-                dataclasses.replace(
-                    sighting.item,
-                    uri=sighting.entry.uri,
-                    captions=sighting.captions,
-                    captions_modified=sighting.captions_modified,
-                )
+            outcome = dataclasses.replace(
+                sighting.item,
+                uri=sighting.entry.uri,
+                captions=sighting.captions,
+                captions_modified=sighting.captions_modified,
             )
         else:
             hashed += 1
-            outcome = _examined(sighting)
-            if isinstance(outcome, Item):
-                items.append(outcome)
-            else:
-                rejected.append(outcome)
-    return Listing(items, rejected, skipped, hashed)
+            outcome = _examined(sighting, limits)
+        if isinstance(outcome, Item):
+            items.append(outcome)
+        else:
+            rejected.append(outcome)
+            if sighting.last is not None and not_readable_now(outcome[3]):
+                items.append(dataclasses.replace(sighting.last, uri=sighting.entry.uri))
+    return Listing(items, rejected, skipped, hashed, len(sightings))
 
 
 def classify(
@@ -108,20 +121,29 @@ def classify(
     source: str,
     known: Mapping[str, Sequence[Item]],
     known_rejected: Mapping[str, Sequence[RejectedRow]],
+    limits: DecodingSettings = USUAL_LIMITS,
 ) -> dict[str, dict[str, str]]:
     """The state of every file of a source by modality and path, without hashing any.
 
-    Only files that are new or changed are opened, to recognise what they hold. Compare
-    with `item_state` and `rejected_state` of the last listing to see what has changed.
+    Only files that are new or changed are opened, to recognise what they hold, and those
+    rejected by other code or a lower limit; one that could not be read waits for the next
+    listing. Compare with `item_state` and `rejected_state` of the last listing to see what
+    has changed.
 
     Raises:
-        PlatformError: if a folder of the source may not be read.
+        PlatformError: if a folder of the source, or a file of captions, cannot be read.
     """
-    sightings, _ = _survey(media_root, source, known, known_rejected)
+    standing = {
+        name: [row for row in rows if not_readable_now(row[3]) or stands(row[3], limits)]
+        for name, rows in known_rejected.items()
+    }
+    sightings, _ = _survey(media_root, source, known, standing, limits)
     states: dict[str, dict[str, str]] = {}
     for sighting in sightings:
-        captions_modified = "" if sighting.reason else sighting.captions_modified
-        state = f"{_file_state(sighting.entry)}-{captions_modified}"
+        if sighting.reason:
+            state = f"{_rejected_version(sighting.modality, sighting.entry)}-"
+        else:
+            state = f"{_file_state(sighting.entry)}-{sighting.captions_modified}"
         states.setdefault(sighting.modality, {})[sighting.entry.path] = state
     return states
 
@@ -141,12 +163,15 @@ def _survey(
     source: str,
     known: Mapping[str, Sequence[Item]],
     known_rejected: Mapping[str, Sequence[RejectedRow]],
+    limits: DecodingSettings,
 ) -> tuple[list[_Sighting], int]:
     """What every file of the source is, sorted by path, and how many are of no known kind."""
     entries = {entry.path: entry for entry in list_entries(media_root, source)}
     items: dict[str, list[tuple[str, Item]]] = {}
+    last: dict[str, tuple[str, Item]] = {}
     for modality, listed in known.items():
         for item in listed:
+            last[item.path] = (modality, item)
             entry = entries.get(item.path)
             if entry is not None and _file_state(entry) == _file_state(item):
                 items.setdefault(item.path, []).append((modality, item))
@@ -154,12 +179,15 @@ def _survey(
         row[0]: (modality, row[3])
         for modality, rows in known_rejected.items()
         for row in rows
-        if row[0] in entries and _file_state(entries[row[0]]) == row[2]
+        if row[0] in entries and _rejected_version(modality, entries[row[0]]) == row[2]
     }
     documents = set(filter(_may_caption, entries))
 
     def look(paths: Iterable[str]) -> dict[str, _Sighting | None]:
-        return {path: _sighting(entries[path], items.get(path, ()), reasons.get(path)) for path in paths}
+        return {
+            path: _sighting(entries[path], items.get(path, ()), reasons.get(path), last.get(path), limits)
+            for path in paths
+        }
 
     looked = look(entries.keys() - documents)
     images = {path for path, found in looked.items() if found is not None and found.modality == "image"}
@@ -168,18 +196,22 @@ def _survey(
     skipped = sum(found is None and posixpath.basename(path) != CAPTIONS_FILE for path, found in looked.items())
     sightings = {path: found for path, found in looked.items() if found is not None}
 
-    lines, faults = _captions_in_lines(entries, images)
+    lines, faults = _captions_in_lines(entries, images, limits)
     sightings |= faults
     for path in beside.keys() | lines.keys():
         caption_file = entries.get(beside.get(path, ""))
-        listed = [item for _, item in items.get(path, ())]
-        for found in _paired(sightings[path], listed, caption_file, reasons, lines.get(path, ())):
+        as_before = [item for _, item in items.get(path, ())]
+        for found in _paired(sightings[path], as_before, caption_file, reasons, lines.get(path, ()), limits):
             sightings[found.entry.path] = found
     return sorted(sightings.values(), key=lambda sighting: sighting.entry.path), skipped
 
 
 def _sighting(
-    entry: Entry, listed: Sequence[tuple[str, Item]], known_reason: tuple[str, str] | None
+    entry: Entry,
+    listed: Sequence[tuple[str, Item]],
+    known_reason: tuple[str, str] | None,
+    last: tuple[str, Item] | None,
+    limits: DecodingSettings,
 ) -> _Sighting | None:
     """What a file is by itself, captions apart."""
     if listed:
@@ -189,8 +221,12 @@ def _sighting(
     if known_reason is not None and not (known_reason[0] == "image_text" and _may_caption(entry.path)):
         modality, reason = known_reason
         return _Sighting(_unpaired(modality), entry, reason=reason)
-    modality, media_type, reason = _recognised(entry)
-    return _Sighting(modality, entry, media_type, reason) if modality else None
+    modality, media_type, reason = _recognised(entry, limits)
+    if not_readable_now(reason):
+        _recognised.cache_clear()
+        if last is not None:
+            modality = _unpaired(last[0])
+    return _Sighting(modality, entry, media_type, reason, last=last[1] if last else None) if modality else None
 
 
 def _may_caption(path: str) -> bool:
@@ -202,10 +238,10 @@ def _unpaired(modality: str) -> str:
 
 
 @lru_cache(maxsize=1 << 16)
-def _recognised(entry: Entry) -> tuple[str, str, str]:
+def _recognised(entry: Entry, limits: DecodingSettings) -> tuple[str, str, str]:
     """Modality, media type and reason to reject. Cached, because files of no known kind are in no listing."""
     try:
-        return (*(recognise(entry.path, entry.uri) or ("", "")), "")
+        return (*(recognise(entry.path, entry.uri, limits) or ("", "")), "")
     except RejectedError as error:
         # Only a container is rejected whatever its name, and most of those are video.
         claim = claimed(entry.path) or ("video", "")
@@ -220,7 +256,7 @@ def _captions_beside(documents: Iterable[str], images: Iterable[str]) -> dict[st
 
 
 def _captions_in_lines(
-    entries: Mapping[str, Entry], images: Set[str]
+    entries: Mapping[str, Entry], images: Set[str], limits: DecodingSettings
 ) -> tuple[dict[str, list[_Caption]], dict[str, _Sighting]]:
     """Image path -> captions from captions files; and the lines of those that are faulty."""
     captions: dict[str, list[_Caption]] = {}
@@ -228,7 +264,14 @@ def _captions_in_lines(
     for path, entry in entries.items():
         if posixpath.basename(path) != CAPTIONS_FILE:
             continue
-        for number, line in _numbered_lines(entry):
+        try:
+            content = _content_of_captions(entry, limits)
+        except RejectedError as error:
+            faults[path] = _Sighting("image_text", entry, reason=str(error))
+            continue
+        for number, line in enumerate(content.split(b"\n"), start=1):
+            if not line.strip():
+                continue
             try:
                 for caption in _captions_of_line(line, entry, images, entries):
                     captions.setdefault(caption.path, []).append(caption)
@@ -238,21 +281,27 @@ def _captions_in_lines(
     return captions, faults
 
 
-def _numbered_lines(entry: Entry) -> Iterator[tuple[int, bytes]]:
+def _content_of_captions(entry: Entry, limits: DecodingSettings) -> bytes:
+    """The bytes of a captions file; none if it went away since it was listed.
+
+    Raises:
+        RejectedError: if it is too large.
+        PlatformError: if it cannot be read: its captions would be taken for removed.
+    """
+    check_size(limits, "text", entry.size)
     try:
         with open_media(entry.uri) as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, line
-    except RejectedError:
-        return  # It went between listing and reading; so do its captions.
+            return file.read(limits.max_document_megabytes * 2**20)
+    except RejectedError as error:
+        _refuse_unread_captions(entry, str(error))
+        return b""
 
 
 def _captions_of_line(line: bytes, entry: Entry, images: Set[str], entries: Mapping[str, Entry]) -> list[_Caption]:
     try:
         row = json.loads(line.decode("utf-8-sig"))
     except ValueError as error:
-        raise RejectedError(f"is not JSON: {error}") from error
+        raise RejectedError(f"is not JSON: {first_line(error)}") from error
     except RecursionError as error:
         raise RejectedError("is not JSON that can be read: nested too deeply") from error
     if not isinstance(row, dict):
@@ -269,7 +318,7 @@ def _captions_of_line(line: bytes, entry: Entry, images: Set[str], entries: Mapp
     texts = [texts] if isinstance(texts, str) else texts
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise RejectedError('has no "text" that is a text or a list of texts')
-    texts = [text.encode("utf-8", "replace").decode("utf-8").strip() for text in texts]
+    texts = [storable(text).strip() for text in texts]
     if not texts or not all(texts):
         raise RejectedError("holds an empty caption")
     for text in texts:
@@ -283,6 +332,7 @@ def _paired(
     caption_file: Entry | None,
     reasons: Mapping[str, tuple[str, str]],
     lines: Sequence[_Caption],
+    limits: DecodingSettings,
 ) -> Iterator[_Sighting]:
     """Yield the image as a pair if it has a caption, and the caption file if it holds none."""
     states = [line.state for line in lines]
@@ -295,7 +345,7 @@ def _paired(
     else:
         captions = [line.text for line in lines]
         if caption_file is not None:
-            text, fault = _caption_of_file(caption_file, reasons.get(caption_file.path))
+            text, fault = _caption_of_file(caption_file, reasons.get(caption_file.path), limits)
             if fault:
                 yield _Sighting("image_text", caption_file, reason=fault)
                 modified = "+".join(dict.fromkeys(states[1:]))
@@ -306,16 +356,26 @@ def _paired(
         yield dataclasses.replace(image, modality="image_text", captions=unique, captions_modified=modified)
 
 
-def _caption_of_file(entry: Entry, known_reason: tuple[str, str] | None) -> tuple[str, str]:
-    """The caption that a text file holds, or why it holds none."""
+def _caption_of_file(entry: Entry, known_reason: tuple[str, str] | None, limits: DecodingSettings) -> tuple[str, str]:
+    """The caption that a text file holds, or why it holds none.
+
+    Raises:
+        PlatformError: if it cannot be read: its caption would be taken for removed.
+    """
     if known_reason is not None and known_reason[0] == "image_text":
         return "", known_reason[1]
     try:
-        text = modality_module("text").extract(entry.uri).text.strip()
+        text = modality_module("text").extract(entry.uri, limits).text.strip()
         _check_caption(text)
         return text, ""
     except RejectedError as error:
+        _refuse_unread_captions(entry, str(error))
         return "", f"is no caption: {error}"
+
+
+def _refuse_unread_captions(entry: Entry, reason: str) -> None:
+    if not_readable_now(reason):
+        raise PlatformError(f"captions in {entry.uri}: the file {reason}")
 
 
 def _check_caption(text: str) -> None:
@@ -326,33 +386,36 @@ def _check_caption(text: str) -> None:
         )
 
 
-def _examined(sighting: _Sighting) -> Item | RejectedRow:
+def _examined(sighting: _Sighting, limits: DecodingSettings) -> Item | RejectedRow:
     """Hash and probe a file; once more if it changed meanwhile."""
-    entry = sighting.entry
+    entry, modality = sighting.entry, sighting.modality
     try:
         before = current_state(entry.uri)
         for _ in range(2):
             try:
-                outcome: Item | RejectedRow = _item(sighting, entry)
+                outcome: Item | RejectedRow = _item(sighting, entry, limits)
             except RejectedError as error:
-                outcome = _rejected_row(entry, str(error))
+                outcome = _rejected_row(modality, entry, str(error))
             after = current_state(entry.uri)
             if after == before:
                 return outcome
             seen, before = entry, after
             entry = dataclasses.replace(entry, size=after[0], modified=after[1])
     except FileNotFoundError:
-        return _rejected_row(entry, "went away while it was read")
+        return _rejected_row(modality, entry, "went away while it was read")
+    except RejectedError as error:
+        return _rejected_row(modality, entry, str(error))
     # The version is that of a state which is past, so that the next listing tries again.
-    return _rejected_row(seen, "changed while it was read, twice; it is tried again at the next listing")
+    return _rejected_row(modality, seen, "changed while it was read, twice; it is tried again at the next listing")
 
 
-def _item(sighting: _Sighting, entry: Entry) -> Item:
+def _item(sighting: _Sighting, entry: Entry, limits: DecodingSettings) -> Item:
+    check_size(limits, sighting.modality, entry.size)
     hasher = hashlib.sha256()
     with open_media(entry.uri) as file:
         while block := file.read(_HASH_BLOCK_BYTES):
             hasher.update(block)
-    attributes: dict[str, Any] = modality_module(sighting.modality).probe(entry.uri)
+    attributes: dict[str, Any] = modality_module(sighting.modality).probe(entry.uri, limits)
     claim = claimed(entry.path)
     if claim is not None and claim[1].partition("/")[2] != sighting.media_type.partition("/")[2]:
         attributes["named_as"] = claim[1]
@@ -369,8 +432,16 @@ def _item(sighting: _Sighting, entry: Entry) -> Item:
     )
 
 
-def _rejected_row(entry: Entry, reason: str) -> RejectedRow:
-    return (entry.path, entry.uri, _file_state(entry), reason)
+def _rejected_row(modality: str, entry: Entry, reason: str) -> RejectedRow:
+    return (entry.path, entry.uri, _rejected_version(modality, entry), reason)
+
+
+def _rejected_version(modality: str, entry: Entry) -> str:
+    """What a verdict was passed on: the file, and the code that listed it."""
+    # The text beside an image is read as a document.
+    readers = ("image_text", "text") if modality == "image_text" else (modality,)
+    code = digest(CODE_VERSION, recognition.CODE_VERSION, *(modality_module(name).CODE_VERSION for name in readers))
+    return f"{_file_state(entry)}-{code[:8]}"
 
 
 def _file_state(file: Entry | Item) -> str:

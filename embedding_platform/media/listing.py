@@ -1,16 +1,20 @@
 """Sources and their files, on any fsspec URL, without opening one."""
 
+import errno
 import os
 import posixpath
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, BinaryIO, cast
+from typing import Any
 
+from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.spec import AbstractFileSystem
 
-from embedding_platform.errors import PlatformError, RejectedError
+from embedding_platform.errors import PlatformError
+from embedding_platform.media.limits import not_now
 from embedding_platform.storage import file_system, join
 
 _TEMPORARY_SUFFIXES = (
@@ -31,6 +35,10 @@ _TEMPORARY_PREFIXES = (".", "~$", "#")
 
 _CHANGE_MARKS = ("ETag", "etag", "md5", "generation", "LastModified", "last_modified", "updated", "mtime", "created")
 """What the fsspec file systems call the thing that changes with a file, the surest first."""
+
+_NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+"""What looking up a name says when it leads to no file: it has just gone, or is a link to nothing or to itself.
+Any other error says nothing about whether the file is there."""
 
 
 @dataclass(frozen=True)
@@ -78,21 +86,26 @@ def list_entries(media_root: str, source: str) -> list[Entry]:
     UTF-8 shows U+FFFD for each byte that could not be read.
 
     Raises:
-        PlatformError: if the root is not there or a folder may not be read. A disk that is
-            not mounted, taken for an empty one, would drop its vectors.
+        PlatformError: if the root is not there, or a folder or what is known of a file cannot be
+            read. A disk that is not mounted, taken for an empty one, would drop its vectors.
     """
     fs, root = file_system(join(media_root, source))
     fs.invalidate_cache(root)
-    if not fs.isdir(root):
-        _check_root(media_root)
-        return []
     if isinstance(fs, LocalFileSystem):
+        status = _status(root)
+        if status is None or not stat.S_ISDIR(status.st_mode):
+            _check_root(media_root)
+            return []
         return sorted(_local_entries(root), key=lambda entry: entry.path)
     try:
-        found = fs.find(root, detail=True)
+        if not _is_there(fs, root):
+            _check_root(media_root)
+            return []
+        found = _found(fs, root)
     except OSError as error:
         raise PlatformError(
-            f"source {source} under {media_root} cannot be listed: {error}; permit reading it"
+            f"source {source} under {media_root} cannot be listed: {error.strerror or error}; "
+            "permit reading it, or see to the network"
         ) from error
     entries = []
     for name, info in found.items():
@@ -102,34 +115,35 @@ def list_entries(media_root: str, source: str) -> list[Entry]:
     return sorted(entries, key=lambda entry: entry.path)
 
 
+def may_be_emptied(media_root: str, source: str) -> bool:
+    """Whether an empty listing can mean that what held the files is away, and not the source itself.
+
+    A disk that is not mounted leaves its folder behind. On object stores folders are made of
+    their objects, so that nothing tells one that was removed from one that cannot be seen.
+    """
+    fs, root = file_system(join(media_root, source))
+    return not isinstance(fs, LocalFileSystem) or _status(root) is not None
+
+
 def current_state(uri: str) -> tuple[int, str]:
     """Size and change mark of a file now, in the form that `Entry` has them.
 
     Raises:
         FileNotFoundError: if the file is gone.
-    """
-    fs, path = file_system(uri)
-    if isinstance(fs, LocalFileSystem):
-        status = os.stat(path)
-        return status.st_size, str(status.st_mtime_ns)
-    fs.invalidate_cache(posixpath.dirname(path))
-    info = fs.info(path)
-    return int(info["size"] or 0), _change_mark(info)
-
-
-def open_media(uri: str) -> BinaryIO:
-    """Open a media file for reading bytes.
-
-    Raises:
-        RejectedError: if it is gone or may not be read.
+        RejectedError: if the disk or the network does not tell.
     """
     fs, path = file_system(uri)
     try:
-        return cast("BinaryIO", fs.open(path, "rb"))
-    except FileNotFoundError as error:
-        raise RejectedError("is no longer there") from error
-    except PermissionError as error:
-        raise RejectedError("may not be read: permit it, then touch the file") from error
+        if isinstance(fs, LocalFileSystem):
+            status = os.stat(path)
+            return status.st_size, str(status.st_mtime_ns)
+        fs.invalidate_cache(posixpath.dirname(path))
+        info = fs.info(path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise not_now(error) from error
+    return int(info["size"] or 0), _change_mark(info)
 
 
 def _check_root(media_root: str) -> None:
@@ -152,11 +166,8 @@ def _local_entries(root: str) -> Iterator[Entry]:
     while links:
         # After the real folders, so that a linked folder goes by its own name where it has one.
         folder, prefix = links.pop(0)
-        try:
-            identity = _identity(os.stat(folder))
-        except OSError:
-            continue
-        if identity not in walked:
+        status = _status(folder)
+        if status is not None and _identity(status) not in walked:
             yield from _walk(folder, prefix, walked, links)
 
 
@@ -171,21 +182,75 @@ def _walk(folder: str, prefix: str, walked: set[tuple[int, int]], links: list[tu
             continue
         except OSError as error:
             raise PlatformError(
-                f"folder {folder} cannot be listed: {error.strerror}; permit reading it, or hide it by a leading dot"
+                f"folder {folder} cannot be listed: {error.strerror}; "
+                "permit reading it or mount it again, or hide it by a leading dot"
             ) from error
         for child in children:
             if _is_passing(child.name):
                 continue
-            try:
-                status = child.stat()
-            except OSError:
-                continue  # A link to nothing, a link to itself, or a file that has just gone.
+            status = _status(child)
+            if status is None:
+                continue
             path = prefix + child.name
             if stat.S_ISDIR(status.st_mode):
                 (links if child.is_symlink() else pending).append((child.path, path + "/"))
             elif stat.S_ISREG(status.st_mode):
                 shown = (_shown(path), _shown(child.path))
                 yield Entry(*shown, size=status.st_size, modified=str(status.st_mtime_ns))
+
+
+def _status(place: "str | os.DirEntry[str]") -> os.stat_result | None:
+    """What the file system knows of a file or folder; None where there is nothing.
+
+    Raises:
+        PlatformError: if it does not tell, which must not be taken for nothing.
+    """
+    try:
+        return place.stat() if isinstance(place, os.DirEntry) else os.stat(place)
+    except OSError as error:
+        if error.errno in _NOTHING_THERE:
+            return None
+        raise PlatformError(
+            f"{os.fspath(place)} cannot be looked at: {error.strerror}; "
+            "permit it or mount it again, or hide it by a leading dot"
+        ) from error
+
+
+def _is_there(fs: Any, folder: str) -> bool:
+    # `isdir` takes any error for an answer.
+    try:
+        return bool(fs.info(folder)["type"] == "directory")
+    except FileNotFoundError:
+        return False
+
+
+def _found(fs: Any, root: str) -> dict[str, dict[str, Any]]:
+    """All files below a folder that is not local.
+
+    The object stores list all objects at once, and raise when they cannot. What fsspec itself
+    walks for the others would leave out the folders that it cannot list.
+    """
+    if isinstance(fs, AsyncFileSystem):
+        at_once = type(fs)._find is not AsyncFileSystem._find
+    else:
+        at_once = type(fs).find is not AbstractFileSystem.find
+    if at_once:
+        return dict(fs.find(root, detail=True))
+    found: dict[str, dict[str, Any]] = {}
+    pending = [root.rstrip("/")]
+    while pending:
+        folder = pending.pop()
+        try:
+            children = fs.ls(folder, detail=True)
+        except FileNotFoundError:
+            continue
+        for child in children:
+            name = child["name"].rstrip("/")
+            if child["type"] != "directory":
+                found[child["name"]] = child
+            elif name != folder:
+                pending.append(name)
+    return found
 
 
 def _holders(folder: str) -> Iterator[str]:

@@ -5,7 +5,11 @@ import struct
 from typing import Final
 
 from embedding_platform.errors import RejectedError
-from embedding_platform.media.listing import open_media
+from embedding_platform.media.limits import USUAL_LIMITS, Deadline
+from embedding_platform.media.reading import open_media
+from embedding_platform.settings import DecodingSettings
+
+CODE_VERSION = "1"
 
 CAPTIONS_FILE = "captions.jsonl"
 
@@ -100,7 +104,7 @@ _BITMAP_HEADERS: Final = frozenset({12, 40, 52, 56, 64, 108, 124})
 """Sizes that the header after a BMP's file header has had in the format's history."""
 
 
-def recognise(path: str, uri: str) -> tuple[str, str] | None:
+def recognise(path: str, uri: str, limits: DecodingSettings = USUAL_LIMITS) -> tuple[str, str] | None:
     """Modality (text, image, audio, video) and media type of a file; None for other files.
 
     A signature in the content wins over the name. A container that can hold both is sound
@@ -122,7 +126,7 @@ def recognise(path: str, uri: str) -> tuple[str, str] | None:
         return _by_name(path, head)
     kind, _, subtype = media_type.partition("/")
     if kind == "container":
-        kind = _container_kind(uri)
+        kind = _container_kind(uri, limits)
         media_type = f"{kind}/{subtype}"
     return ("text" if kind == "application" else kind), media_type
 
@@ -235,10 +239,10 @@ def _mpeg_length(header: bytes) -> int:
     return samples // 8 * bit_rate // _SAMPLE_RATES[version][sample_index] + padding
 
 
-def _container_kind(uri: str) -> str:
+def _container_kind(uri: str, limits: DecodingSettings) -> str:
     from embedding_platform.media.streams import open_container, picture_stream, sound_stream
 
-    with open_container(uri) as container:
+    with open_container(uri, Deadline(limits)) as container:
         if picture_stream(container) is not None:
             return "video"
         if sound_stream(container) is not None:

@@ -4,14 +4,15 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from typing import Any
 
 import av
 import numpy as np
 from av.stream import Disposition
 
 from embedding_platform.errors import RejectedError
-from embedding_platform.media.listing import open_media
+from embedding_platform.media.limits import Deadline
+from embedding_platform.media.reading import MediaFile, open_media
 
 _OPTIONS = {
     "format_whitelist": "mov,mp4,m4a,3gp,matroska,webm,ogg,avi,asf,flv,mpeg,mpegts,mpegvideo,wav,flac,mp3,aac,aiff"
@@ -33,19 +34,22 @@ _SHORTFALL_SHARE = 0.01
 
 
 @contextmanager
-def open_container(uri: str) -> Iterator[Any]:
+def open_container(uri: str, deadline: Deadline) -> Iterator[Any]:
     """Open a media container; decoding errors inside the block become rejections.
 
     Raises:
-        RejectedError: if FFmpeg cannot read it, or what is done with it inside the block.
+        RejectedError: if FFmpeg cannot read it, or what is done with it inside the block, or
+            the time is up.
     """
-    with open_media(uri) as file:
+    with open_media(uri, deadline) as file:
         _check_size(file)
         try:
             with av.open(file, mode="r", metadata_errors="ignore", options=_OPTIONS) as container:
                 yield container
         except av.FFmpegError as error:
-            raise RejectedError(f"is damaged or cut short: {error.strerror}") from error
+            raise file.stopped or RejectedError(f"is damaged or cut short: {error.strerror}") from error
+        if file.stopped is not None:
+            raise file.stopped
 
 
 def picture_stream(container: Any) -> Any | None:
@@ -66,25 +70,38 @@ def duration_seconds(container: Any) -> float | None:
     return None if container.duration is None else container.duration / av.time_base
 
 
-def check_length(declared: float | None, held: float) -> None:
+def check_length(declared: float | None, held: float, shortfall: float | None = None) -> None:
     """Compare a declared length with what was decoded, both in seconds.
+
+    `shortfall` is what may be missing, where a format is stricter than most.
 
     Raises:
         RejectedError: if more is missing than rounding explains.
     """
-    if declared is not None and held < declared - max(_SHORTFALL_SECONDS, _SHORTFALL_SHARE * declared):
-        raise RejectedError(f"is cut short: declares {declared:.1f} s but holds {held:.1f} s")
+    if declared is None:
+        return
+    allowed = max(_SHORTFALL_SECONDS, _SHORTFALL_SHARE * declared) if shortfall is None else shortfall
+    if held < declared - allowed:
+        raise RejectedError(f"is cut short or damaged: declares {declared:.2f} s but holds {held:.2f} s")
 
 
-def decoded_sound(container: Any, stream: Any, sample_rate: int) -> Iterator[tuple[float, np.ndarray]]:
+def decoded_sound(
+    container: Any, stream: Any, sample_rate: int, deadline: Deadline
+) -> Iterator[tuple[float, np.ndarray]]:
     """Yield the sound of a stream piece by piece: its time in seconds, and float32 mono samples [n].
 
     Pieces follow each other without a gap unless the stream itself has one.
+
+    Raises:
+        RejectedError: if the time is up, or more is decoded than the longest sound holds.
     """
+    played = 0.0
     resampler: Any = None
     setup: tuple[str, str, int] | None = None
     origin, received, sent = 0.0, 0.0, 0
     for frame in container.decode(stream):
+        played += frame.samples / frame.sample_rate
+        deadline.check(played)
         expected = origin + received
         arrived = expected if frame.time is None else frame.time
         frame_setup = (frame.format.name, frame.layout.name, frame.sample_rate)
@@ -105,7 +122,7 @@ def decoded_sound(container: Any, stream: Any, sample_rate: int) -> Iterator[tup
             sent += len(samples)
 
 
-def _check_size(file: BinaryIO) -> None:
+def _check_size(file: MediaFile) -> None:
     """Reject a RIFF or Ogg file that ends before its last chunk or page: FFmpeg plays what is left."""
     head = file.read(12)
     size = file.seek(0, os.SEEK_END)

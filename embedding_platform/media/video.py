@@ -8,6 +8,7 @@ import numpy as np
 
 from embedding_platform.errors import PlatformError, RejectedError
 from embedding_platform.media.cutting import Cutting
+from embedding_platform.media.limits import USUAL_LIMITS, Deadline, check_duration, over
 from embedding_platform.media.streams import (
     check_length,
     decoded_sound,
@@ -28,11 +29,9 @@ from embedding_platform.records import (
     digest,
     segment_id,
 )
+from embedding_platform.settings import DecodingSettings
 
 CODE_VERSION = "1"
-
-MAX_FRAME_PIXELS = 2**26
-"""Largest frame that is decoded: twice 8K. Beyond that a header is damaged or hostile."""
 
 SHORT_SIDE = 256
 """Frames are scaled down to this short side in pixels: models read 224, and memory is bounded."""
@@ -41,10 +40,13 @@ LONGEST_STILL_SECONDS = 600.0
 """Longest time that one frame may stand. A damaged clock jumps by hours or days, and would
 cut one frame into thousands of clips."""
 
+_MOST_SECONDS_PER_FRAME = 1.0
+"""Of the time that a frame stands, what counts as played: time stamps may claim any."""
+
 WINDOW_SECONDS = CLIP_FRAMES / CLIP_FRAME_RATE
 
 
-def probe(uri: str) -> dict[str, Any]:
+def probe(uri: str, limits: DecodingSettings = USUAL_LIMITS) -> dict[str, Any]:
     """Attributes of the video from its headers and first frame.
 
     They are duration_seconds (None where undeclared), width and height as seen, frame_rate,
@@ -53,9 +55,10 @@ def probe(uri: str) -> dict[str, Any]:
     Raises:
         RejectedError: if there is no video stream, no frame in it, or an absurd frame size.
     """
-    with open_container(uri) as container:
-        stream, sound = _pictures(container), sound_stream(container)
+    with open_container(uri, Deadline(limits)) as container:
+        stream, sound = _pictures(container, limits), sound_stream(container)
         duration = duration_seconds(container)
+        check_duration(limits, duration)
         frame = next(container.decode(stream), None)
         if frame is None or (duration is not None and duration <= 0):
             raise RejectedError("holds no pictures: its duration is zero")
@@ -87,7 +90,7 @@ def cut(source: str, item: Item, cutting: Cutting) -> list[Segment]:
     first: float | None = None
     last: float | None = None
     widest_gap, shown_for = 0.0, 0.0
-    for time, frame in _timed_frames(item.uri):
+    for time, frame in _timed_frames(item.uri, Deadline(cutting.decoding), cutting.decoding):
         first = time if first is None else first
         widest_gap = max(widest_gap, time - (first if last is None else last))
         if widest_gap > LONGEST_STILL_SECONDS:
@@ -97,12 +100,13 @@ def cut(source: str, item: Item, cutting: Cutting) -> list[Segment]:
     if first is None or last is None:
         raise RejectedError("holds no pictures: its duration is zero")
     seconds = last - first + (min(shown_for, LONGEST_STILL_SECONDS) or 1 / CLIP_FRAME_RATE)
-    with open_container(item.uri) as container:
+    deadline = Deadline(cutting.decoding)
+    with open_container(item.uri, deadline) as container:
         declared = duration_seconds(container)
         sound = sound_stream(container)
         sound_ends = 0.0
         if sound is not None:
-            for time, samples in decoded_sound(container, sound, CLIP_SAMPLE_RATE):
+            for time, samples in decoded_sound(container, sound, CLIP_SAMPLE_RATE, deadline):
                 sound_ends = time + len(samples) / CLIP_SAMPLE_RATE
     # How long the last frame is shown is often not written down.
     check_length(declared, max(seconds + widest_gap, sound_ends - first))
@@ -118,7 +122,7 @@ def cut(source: str, item: Item, cutting: Cutting) -> list[Segment]:
     ]
 
 
-def read(segments: Sequence[Segment]) -> Iterator[Content]:
+def read(segments: Sequence[Segment], limits: DecodingSettings = USUAL_LIMITS) -> Iterator[Content]:
     """Yield each segment as a clip: 16 frames at 25 a second, and the sound that goes with them.
 
     A frame is the one being shown at the middle of its twenty-fifth of a second, so a
@@ -131,7 +135,8 @@ def read(segments: Sequence[Segment]) -> Iterator[Content]:
     """
     starts = [max(0.0, (segment.start + segment.end - WINDOW_SECONDS) / 2) for segment in segments]
     instants = [start + (frame + 0.5) / CLIP_FRAME_RATE for start in starts for frame in range(CLIP_FRAMES)]
-    timed = _timed_frames(segments[0].uri)
+    deadline = Deadline(limits)
+    timed = _timed_frames(segments[0].uri, deadline, limits)
     first = next(timed, None)
     if first is None:
         raise RejectedError("holds no pictures: its duration is zero")
@@ -139,9 +144,10 @@ def read(segments: Sequence[Segment]) -> Iterator[Content]:
     # Sound has its own pass: in a badly interleaved file a common one would have to hold
     # all pictures until their sound comes.
     pictures = _shown_at(itertools.chain([first], timed), [origin + instant for instant in instants])
-    sounds = _sounding_at(segments[0].uri, [origin + start for start in starts])
+    sounds = _sounding_at(segments[0].uri, [origin + start for start in starts], deadline)
     for sound in sounds:
         yield VideoClip(frames=np.stack(list(itertools.islice(pictures, CLIP_FRAMES))), sound=sound)
+        deadline.restart()
 
 
 def parameters(cutting: Cutting) -> tuple[str, ...]:
@@ -149,28 +155,33 @@ def parameters(cutting: Cutting) -> tuple[str, ...]:
     return (str(cutting.clip_seconds),)
 
 
-def _pictures(container: Any) -> Any:
+def _pictures(container: Any, limits: DecodingSettings) -> Any:
     stream = picture_stream(container)
     if stream is None or stream.codec_context is None:
         raise RejectedError("holds no moving pictures that can be decoded")
     width, height = stream.codec_context.width, stream.codec_context.height
-    if width * height > MAX_FRAME_PIXELS:
-        raise RejectedError(f"has too large frames: {width} x {height}, the limit is {MAX_FRAME_PIXELS} pixels")
+    if width * height > limits.max_frame_pixels:
+        raise over(limits, "max_frame_pixels", f"has too large frames, {width} x {height}")
     stream.thread_type = "AUTO"
     return stream
 
 
-def _timed_frames(uri: str) -> Iterator[tuple[float, Any]]:
+def _timed_frames(uri: str, deadline: Deadline, limits: DecodingSettings) -> Iterator[tuple[float, Any]]:
     """Yield the frames with their times in seconds, which never run back."""
-    with open_container(uri) as container:
-        stream = _pictures(container)
+    with open_container(uri, deadline) as container:
+        stream = _pictures(container, limits)
         step = 1 / float(stream.average_rate) if stream.average_rate else 1 / CLIP_FRAME_RATE
         last: float | None = None
+        played = 0.0
         for frame in container.decode(stream):
+            if frame.width * frame.height > limits.max_frame_pixels:
+                raise over(limits, "max_frame_pixels", f"has too large frames, {frame.width} x {frame.height}")
             time = frame.time
             if last is not None:
                 time = last + step if time is None else max(time, last)
+                played += min(time - last, _MOST_SECONDS_PER_FRAME)
             last = time or 0.0
+            deadline.check(played)
             yield last, frame
 
 
@@ -189,14 +200,14 @@ def _shown_at(timed: Iterator[tuple[float, Any]], instants: Iterable[float]) -> 
         yield picture
 
 
-def _sounding_at(uri: str, starts: Sequence[float]) -> Iterator[np.ndarray | None]:
+def _sounding_at(uri: str, starts: Sequence[float], deadline: Deadline) -> Iterator[np.ndarray | None]:
     """Yield the sound of the window at each of the ascending starts; None without a stream."""
-    with open_container(uri) as container:
+    with open_container(uri, deadline) as container:
         stream = sound_stream(container)
         if stream is None:
             yield from itertools.repeat(None, len(starts))
             return
-        pieces = decoded_sound(container, stream, CLIP_SAMPLE_RATE)
+        pieces = decoded_sound(container, stream, CLIP_SAMPLE_RATE, deadline)
         piece = next(pieces, None)
         for start in starts:
             window = np.zeros(CLIP_SOUND_SAMPLES, np.float32)

@@ -1,6 +1,6 @@
 """What Milvus Lite, a Milvus server and Zilliz Cloud do differently; nothing else asks which of them answers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ class Deployment:
     several times faster. `describes_index` tells whether the build parameters of an index can
     be read back, `chooses_index` whether it builds AUTOINDEX whatever is asked.
     `releases_partitions` tells whether a partition has to be released before it is dropped.
+    `upserts_by_key` tells whether an upsert finds its partition by the partition key.
     `imports_files` tells whether it loads Parquet files from its object storage.
     """
 
@@ -28,6 +29,7 @@ class Deployment:
     describes_index: bool
     chooses_index: bool
     releases_partitions: bool
+    upserts_by_key: bool
     imports_files: bool
 
 
@@ -39,6 +41,7 @@ LITE = Deployment(
     describes_index=False,
     chooses_index=False,
     releases_partitions=False,
+    upserts_by_key=True,
     imports_files=False,
 )
 
@@ -49,6 +52,7 @@ SERVER = Deployment(
     describes_index=True,
     chooses_index=False,
     releases_partitions=True,
+    upserts_by_key=True,
     imports_files=True,
 )
 
@@ -59,6 +63,7 @@ CLOUD = Deployment(
     describes_index=True,
     chooses_index=True,
     releases_partitions=True,
+    upserts_by_key=True,
     # It imports through an interface of its own, with credentials of the cloud's storage.
     imports_files=False,
 )
@@ -71,4 +76,7 @@ def deployment_of(client: "MilvusClient") -> Deployment:
         return CLOUD
     with explaining("tell its version"):
         version = str(client.get_server_version(timeout=CALL_SECONDS))
-    return LITE if version.startswith("milvus_lite") else SERVER
+    if version.startswith("milvus_lite"):
+        return LITE
+    # Milvus 2.3 puts upserted rows where no filter on the key finds them (2.3.5, measured).
+    return replace(SERVER, upserts_by_key=not version.startswith("v2.3."))

@@ -1,9 +1,9 @@
 """Where the rows of one source lie: in a Milvus partition of their own, or among others by a partition key."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from embedding_platform.errors import PlatformError
 from embedding_platform.milvus.connection import CALL_SECONDS, explaining
@@ -95,7 +95,7 @@ def has_partition(client: "MilvusClient", partition: Partition) -> bool:
         if partition.name:
             return bool(client.has_partition(partition.collection, partition.name, timeout=CALL_SECONDS))
     ensure_loaded(client, partition.collection)
-    return bool(_ids(client, partition.collection, partition.where(), most=1))
+    return bool(_rows(client, partition.collection, partition.where(), most=1))
 
 
 def drop_partition(client: "MilvusClient", partition: Partition) -> None:
@@ -103,24 +103,29 @@ def drop_partition(client: "MilvusClient", partition: Partition) -> None:
     if partition.name:
         _drop(client, partition.collection, partition.name)
     else:
-        _delete_where(client, partition.collection, partition.where())
+        _delete_all(client, partition.collection, lambda: _rows(client, partition.collection, partition.where()))
 
 
-def drop_other_partitions(client: "MilvusClient", collection: str, layout: Layout, sources: Iterable[str]) -> Removed:
-    """Remove the rows of all sources but these, and those that somebody put outside our partitions.
+def drop_other_partitions(
+    client: "MilvusClient", collection: str, layout: Layout, known: Callable[[], Sequence[str]]
+) -> Removed:
+    """Remove the rows of all sources but those `known`, and those that somebody put outside our partitions.
+
+    `known` is asked after Milvus: a source that comes while this runs is known before it has rows.
 
     Raises:
         PlatformError: if Milvus fails, or rows are still there after they were deleted.
     """
     ensure_loaded(client, collection)
     if layout == "keyed":
-        return Removed(0, _delete_where(client, collection, f"not ({source_filter(sources)})"))
-    kept = {_DEFAULT_PARTITION, *map(partition_name, sources)}
+        return Removed(0, _delete_strays(client, collection, known))
     with explaining(f"list the partitions of {collection}"):
-        others = [name for name in client.list_partitions(collection, timeout=CALL_SECONDS) if name not in kept]
+        present = client.list_partitions(collection, timeout=CALL_SECONDS)
+    kept = {_DEFAULT_PARTITION, *map(partition_name, known())}
+    others = [name for name in present if name not in kept]
     for name in others:
         _drop(client, collection, name)
-    return Removed(len(others), _delete_where(client, collection, "", _DEFAULT_PARTITION))
+    return Removed(len(others), _delete_strays(client, collection, lambda: (), _DEFAULT_PARTITION))
 
 
 def _drop(client: "MilvusClient", collection: str, name: str) -> None:
@@ -136,11 +141,31 @@ def _drop(client: "MilvusClient", collection: str, name: str) -> None:
         client.drop_partition(collection, name, timeout=CALL_SECONDS)
 
 
-def _delete_where(client: "MilvusClient", collection: str, condition: str, partition: str | None = None) -> int:
+def _delete_strays(
+    client: "MilvusClient", collection: str, known: Callable[[], Sequence[str]], partition: str | None = None
+) -> int:
+    """Delete the rows of a collection, or of one of its partitions, whose source is none of those known."""
+    sources = known()
+    condition = f"not ({source_filter(sources)})" if sources else ""
+
+    def strays() -> list[Mapping[str, Any]]:
+        rows = _rows(client, collection, condition, partition=partition)
+        now = known() if rows else ()
+        return [row for row in rows if row["source"] not in now]
+
+    return _delete_all(client, collection, strays, partition)
+
+
+def _delete_all(
+    client: "MilvusClient",
+    collection: str,
+    page: Callable[[], Sequence[Mapping[str, Any]]],
+    partition: str | None = None,
+) -> int:
     """Delete rows by their keys, a page at a time: a filter would reach into other partitions on Milvus Lite."""
     deleted = 0
     last: list[str] = []
-    while ids := sorted(_ids(client, collection, condition, DELETED_AT_ONCE, partition)):
+    while ids := sorted(row["id"] for row in page()):
         if ids == last:
             raise PlatformError(
                 f"{len(ids)} rows of {collection} are still there after they were deleted, such as {ids[0]}; "
@@ -152,15 +177,18 @@ def _delete_where(client: "MilvusClient", collection: str, condition: str, parti
     return deleted
 
 
-def _ids(client: "MilvusClient", collection: str, condition: str, most: int, partition: str | None = None) -> list[str]:
+def _rows(
+    client: "MilvusClient", collection: str, condition: str, most: int = DELETED_AT_ONCE, partition: str | None = None
+) -> list[Mapping[str, Any]]:
+    """Id and source of rows that meet a condition."""
     with explaining(f"read ids of {collection}"):
         answer = client.query(
             collection,
             filter=condition or 'id >= ""',
-            output_fields=["id"],
+            output_fields=["id", "source"],
             partition_names=[partition] if partition else None,
             limit=most,
             consistency_level="Strong",
             timeout=CALL_SECONDS,
         )
-    return [row["id"] for row in answer]
+    return list(answer)

@@ -230,10 +230,18 @@ def _apply(
         ensure_partition(client, partition)
         for batch in _batches(itertools.chain.from_iterable(rows(written))):
             before_write()
-            with explaining(f"write {len(batch)} rows of {partition}"):
-                client.upsert(partition.collection, batch, partition_name=partition.name or None, timeout=CALL_SECONDS)
+            _write(client, partition, batch)
             yield _Call("upsert", len(batch), (batch[0],))
     yield from _delete(client, partition, increment.orphaned, before_write)
+
+
+def _write(client: "MilvusClient", partition: Partition, batch: Sequence[Mapping[str, Any]]) -> None:
+    with explaining(f"write {len(batch)} rows of {partition}"):
+        if partition.name or deployment_of(client).upserts_by_key:
+            client.upsert(partition.collection, batch, partition_name=partition.name or None, timeout=CALL_SECONDS)
+        else:
+            client.delete(partition.collection, ids=[row["id"] for row in batch], timeout=CALL_SECONDS)
+            client.insert(partition.collection, batch, timeout=CALL_SECONDS)
 
 
 def _delete(

@@ -49,7 +49,7 @@ class ClipNetwork:
         Text needs no mask: no token sees those after it, and the end token is before the padding.
         """
         if role == "text":
-            return {"input_ids": Input("int64", (None,), self.tokenizer.pad_token_id)}
+            return {"input_ids": Input("int64", (None,), self.tokenizer.pad_token_id, self._longest)}
         return {"pixels": self.preparation.input}
 
     def prepare(self, role: Role, content: Content, purpose: Purpose) -> Prepared:

@@ -1,6 +1,6 @@
 """What a model is to the rest of the platform, and what a model family has to bring."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
@@ -26,13 +26,15 @@ Prepared: TypeAlias = Mapping[str, np.ndarray]
 class Input:
     """One argument of a network: numpy type, and shape without the batch axis.
 
-    None in `shape` is an axis that varies from content to content; there, a batch is padded
-    to its longest with `padding`.
+    None in `shape` is an axis that varies from content to content, up to `longest`; there,
+    contents are padded with `padding` (`inference.padding`). Where `longest` is None they
+    are not, and only those of one length are embedded together.
     """
 
     dtype: str
     shape: tuple[int | None, ...] = ()
     padding: float = 0
+    longest: int | None = None
 
 
 class Network(Protocol):
@@ -113,7 +115,16 @@ class Encoder(Protocol):
         """
 
     def cost(self, role: Role, prepared: Prepared) -> int:
-        """What a prepared content weighs in a batch: its tokens for text, otherwise 1."""
+        """What a prepared content weighs in a batch: for text the tokens that it is padded to, otherwise 1."""
+
+    def shape(self, role: Role, prepared: Prepared) -> Hashable | None:
+        """What the shape of a content's batch is decided by, besides the budget; it depends on the content alone.
+
+        A network gives other last bits in a batch of another shape, but not with other
+        contents in a batch of the same shape. So `inference.stream` puts only contents of one
+        shape and cost into a batch, and fills each batch up to the budget. None says that
+        batches may mix and are not to be filled up, as with a server, which is paid for each.
+        """
 
     def budget(self, role: Role) -> int:
         """The summed cost of a batch that suits model and device."""
@@ -121,7 +132,9 @@ class Encoder(Protocol):
     def embed(self, role: Role, batch: Sequence[Content], purpose: Purpose = "document") -> np.ndarray:
         """Float32 vectors [len(batch), dimension], in order, as the model's own chain gives them.
 
-        For a few contents at once, such as a query; `inference.stream` is for many.
+        For a few contents at once, such as a query; `inference.stream` is for many. The batch
+        is not filled up, since a query should not wait for that: its last bits are those of a
+        batch of so many contents, and not those that the stream gives.
 
         Raises:
             PlatformError: for a role that the model lacks.

@@ -180,6 +180,9 @@ class OpenAIEncoder:
         """
         return len(prepared["text"])
 
+    def shape(self, role: Role, prepared: Prepared) -> None:
+        """See `Encoder.shape`: texts of all lengths share a request, and none is sent twice."""
+
     def budget(self, role: Role) -> int:
         """See `Encoder.budget`."""
         return self.endpoint.tokens_per_request

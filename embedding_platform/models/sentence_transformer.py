@@ -59,7 +59,8 @@ class SentenceTransformerNetwork:
         paddings = {"input_ids": self.chain.tokenizer.pad_token_id or 0}
         features = self.chain.preprocess([""])
         names = [name for name, value in features.items() if isinstance(value, torch.Tensor)]
-        return {name: Input("int64", (None,), paddings.get(name, 0)) for name in names}
+        longest = self.chain.max_seq_length
+        return {name: Input("int64", (None,), paddings.get(name, 0), longest) for name in names}
 
     def _prompt(self, purpose: Purpose) -> str | None:
         prompts = self.chain.prompts

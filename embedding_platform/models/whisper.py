@@ -56,7 +56,7 @@ class WhisperNetwork:
     def inputs(self, role: Role) -> Mapping[str, Input]:
         """See `Network.inputs`: the log-mel spectrogram, and how many encoder states of it hold sound."""
         bins, frames = self.extractor.feature_size, self.extractor.nb_max_frames
-        mel = Input("float32", (bins, None if self.pooling == "true_length" else frames))
+        mel = Input("float32", (bins, None if self.pooling == "true_length" else frames), longest=frames)
         return {"mel": mel} if self.pooling == "decoder" else {"mel": mel, "states": Input("int64")}
 
     def prepare(self, role: Role, content: Content, purpose: Purpose) -> Prepared:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from embedding_platform import layout, records, storage
 from embedding_platform.errors import RejectedError
-from embedding_platform.increments import Increment, diff, index_of
+from embedding_platform.increments import Increment, index_of, presence
 from embedding_platform.inference.stream import Embedded, Failed, embed_stream
 from embedding_platform.media.cutting import Cutting, code_version, read
 from embedding_platform.models.encoder import Encoder
@@ -85,8 +85,7 @@ def reconcile_embeddings(
     done and contents to do.
     """
     folder = layout.vectors_folder(store, space.key, fingerprint, source)
-    contents = _contents(store, space, source, cutting)
-    desired = index_of(contents.unique())
+    desired, segments, repeated = _distinct(_contents(store, space, source, cutting))
     last_rejects = rejected_contents(store, space, source, fingerprint)
     lasting = _lasting(last_rejects, desired)
     increment = _increment(folder, fingerprint, desired, list(lasting))
@@ -96,7 +95,7 @@ def reconcile_embeddings(
     if len(increment.new):
         space_folder = layout.space_folder(store, space.key, fingerprint)
         reused = vector_store.reuse(space_folder, folder, space.model.dimension, increment.new, fingerprint)
-    needed = increment.new.difference(reused)
+    needed = _without(increment.new, reused)
     seconds: dict[str, float] = {}
     rejects = lasting
     embedded, device, runtime, precision = 0, "", "", ""
@@ -134,9 +133,9 @@ def reconcile_embeddings(
         increment=increment,
         embedded=embedded,
         reused=len(reused),
-        segments=len(contents),
+        segments=segments,
         contents=len(desired),
-        missing=desired[~judged.held].difference(list(rejects)).to_list(),
+        missing=_without(desired[~judged.held], pd.Index(list(rejects), dtype="str")).to_list(),
         rejected=sorted(rejects.values()),
         faults=faults,
         judged=judged,
@@ -144,8 +143,8 @@ def reconcile_embeddings(
         device=device,
         runtime=runtime,
         precision=precision,
-        duplicates=len(contents) - len(desired),
-        repeated=_repeated(contents),
+        duplicates=segments - len(desired),
+        repeated=repeated,
         data_version=records.digest(fingerprint, records.column_digest(held)),
     )
 
@@ -165,7 +164,7 @@ def _increment(folder: str, fingerprint: str, desired: pd.Index, rejected: list[
     dealt_with = vector_store.stored_hashes(folder, fingerprint)
     if rejected:
         dealt_with = dealt_with.append(pd.Index(rejected, dtype="str")).unique()
-    return diff(_flat(desired), _flat(dealt_with))
+    return presence(desired, dealt_with)
 
 
 def rejected_contents(store: str, space: Space, source: str, fingerprint: str) -> list[Reject]:
@@ -179,6 +178,7 @@ class _Files:
 
     def __init__(self, store: str, space: Space, source: str, cutting: Cutting, needed: pd.Index) -> None:
         self._space = space
+        self._cutting = cutting
         self._needed = vector_store.Wanted(needed)
         self._parts = partial(iterate_live_segments, store, space.modality, source, cutting)
         # Text was taken from the file when it was cut.
@@ -210,7 +210,7 @@ class _Files:
         version of the file.
         """
         state = self._states.pop(group[0].segment_id, None)
-        for segment, content in zip(group, read(self._space.modality, group), strict=False):
+        for segment, content in zip(group, read(self._space.modality, group, self._cutting.decoding), strict=False):
             if segment.role != "text":
                 # A listing that overlaps with this run may know files that this run does not.
                 if state is None:
@@ -286,11 +286,16 @@ def _contents(store: str, space: Space, source: str, cutting: Cutting) -> pa.Chu
     return pa.chunked_array([chunk for part in parts for chunk in part["content_hash"].chunks], pa.string())
 
 
-def _repeated(contents: pa.ChunkedArray) -> list[str]:
+def _distinct(contents: pa.ChunkedArray) -> tuple[pd.Index, int, list[str]]:
+    """Each content once, the number of segments, and the contents that most segments share."""
     counts = contents.value_counts()
     shared = counts.filter(pc.greater(counts.field("counts"), 1))
     pairs = sorted((-pair["counts"], pair["values"]) for pair in shared.to_pylist())
-    return [content for _, content in pairs[:MOST_REPEATED]]
+    return index_of(counts.field("values")), len(contents), [content for _, content in pairs[:MOST_REPEATED]]
+
+
+def _without(contents: pd.Index, others: pd.Index) -> pd.Index:
+    return presence(contents, others).new
 
 
 def _lasting(rejects: list[Reject], live: pd.Index) -> dict[str, Reject]:
@@ -300,15 +305,10 @@ def _lasting(rejects: list[Reject], live: pd.Index) -> dict[str, Reject]:
     dimension than the space: that is no fault of the content.
     """
     lasting = [row for row in rejects if row[3].split(": ")[0] not in (UNREADABLE, judgement.DIMENSION)]
-    held = pd.Index([row[2] for row in lasting], dtype="str").isin(live)
-    return {row[2]: row for row, is_live in zip(lasting, held, strict=True) if is_live}
+    held = pc.is_in(pa.array([row[2] for row in lasting], pa.string()), pa.array(live, pa.string())) if lasting else []
+    return {row[2]: row for row, is_live in zip(lasting, held, strict=True) if is_live.as_py()}
 
 
 def _write_rejects(store: str, space: Space, source: str, fingerprint: str, rejects: Mapping[str, Reject]) -> None:
     url = layout.rejected_vectors_url(store, space.key, fingerprint, source)
     storage.write_table(url, records.rejected_table(list(rejects.values())))
-
-
-def _flat(contents: pd.Index) -> pd.Series:
-    """A content is its own version: it is there or it is not."""
-    return pd.Series(contents, index=contents)

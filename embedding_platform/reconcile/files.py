@@ -10,9 +10,13 @@ from embedding_platform import layout, records, storage
 from embedding_platform.errors import PlatformError
 from embedding_platform.increments import Increment, diff
 from embedding_platform.media.items import Listing, classify, item_state, list_items, rejected_state
-from embedding_platform.media.listing import list_sources
+from embedding_platform.media.limits import USUAL_LIMITS
+from embedding_platform.media.listing import list_entries, list_sources, may_be_emptied
 from embedding_platform.records import ITEMS, REJECTED, Item
+from embedding_platform.settings import DecodingSettings, ListingSettings
 from embedding_platform.spaces import MODALITIES
+
+USUAL_GUARD = ListingSettings()
 
 
 @dataclass(frozen=True)
@@ -31,23 +35,32 @@ class FilesReport:
         return records.digest(*(part for item in self.items for part in (item.path, item.version)))
 
 
-def reconcile_files(store: str, media_root: str, modality: str, source: str) -> FilesReport:
+def reconcile_files(
+    store: str,
+    media_root: str,
+    modality: str,
+    source: str,
+    guard: ListingSettings = USUAL_GUARD,
+    limits: DecodingSettings = USUAL_LIMITS,
+) -> FilesReport:
     """List one modality of a source and replace its tables where something changed.
 
     Raises:
-        PlatformError: if the media root cannot be reached, or holds no folder any more; the
-            last listing stays.
+        PlatformError: if the media root cannot be reached, or holds no folder any more, or the
+            source was large and is found empty; the last listing stays.
     """
     while True:
         age = listing_age(store, modality, source)
         known = {name: stored_items(store, name, source) for name in MODALITIES}
         known_rejected = {name: stored_rejects(store, name, source) for name in MODALITIES}
-        listing: Listing = list_items(modality, media_root, source, known, known_rejected)
+        listing: Listing = list_items(modality, media_root, source, known, known_rejected, limits)
         # A run that was held up must not put an older listing in the place of a newer one.
         if listing_age(store, modality, source) == age:
             break
     if not (listing.items or listing.rejected):
         present_sources(store, media_root)
+    if not listing.media:
+        refuse_emptied(store, media_root, source, guard)
     increment = diff(_versions(listing.items), _versions(known[modality]))
     if listing.items != known[modality]:
         storage.write_table(layout.items_url(store, modality, source), records.items_table(listing.items))
@@ -75,17 +88,40 @@ def present_sources(store: str, media_root: str) -> list[str]:
     return present
 
 
-def classify_source(store: str, media_root: str, source: str) -> dict[str, dict[str, str]]:
+def refuse_emptied(store: str, media_root: str, source: str, guard: ListingSettings) -> None:
+    """Refuse to believe that a large source, which was just found empty, is meant to be.
+
+    A local folder that is gone altogether was removed by someone, and is believed.
+
+    Raises:
+        PlatformError: if the last listings of the source hold as many files as a large one has,
+            and `guard` does not allow it to be emptied.
+    """
+    if source in guard.allow_emptied or not may_be_emptied(media_root, source):
+        return
+    files = {item.path for modality in MODALITIES for item in stored_items(store, modality, source)}
+    files |= {row[0] for modality in MODALITIES for row in stored_rejects(store, modality, source)}
+    if len(files) >= guard.large_source:
+        raise PlatformError(
+            f"source {source} under {media_root} holds no media, but {len(files)} files were listed there before; "
+            f"mount it again, or name {source} in listing.allow_emptied if all of them are meant to go"
+        )
+
+
+def classify_source(
+    store: str, media_root: str, source: str, limits: DecodingSettings = USUAL_LIMITS
+) -> dict[str, dict[str, str]]:
     """State by path by modality of the files that a source holds now, without hashing known ones."""
     known = {name: stored_items(store, name, source) for name in MODALITIES}
     rejected = {name: stored_rejects(store, name, source) for name in MODALITIES}
-    return classify(media_root, source, known, rejected)
+    return classify(media_root, source, known, rejected, limits)
 
 
 def files_increment(store: str, modality: str, source: str, seen: Mapping[str, str]) -> Increment:
     """What changed since the last listing; `seen` is the state by path now, and nothing is hashed."""
-    last = {row[0]: rejected_state(row) for row in stored_rejects(store, modality, source)}
-    last |= {item.path: item_state(item) for item in stored_items(store, modality, source)}
+    last = {item.path: item_state(item) for item in stored_items(store, modality, source)}
+    # An item that changed and cannot be read now is among both.
+    last |= {row[0]: rejected_state(row) for row in stored_rejects(store, modality, source)}
     return diff(pd.Series(dict(seen), dtype=object), pd.Series(last, dtype=object))
 
 
@@ -95,16 +131,26 @@ def listing_age(store: str, modality: str, source: str) -> str:
     return " ".join(storage.change_mark(url) for url in urls)
 
 
+def source_mark(store: str, media_root: str, source: str) -> str:
+    """A mark that changes whenever a file of the source does, or one of its last listings; nothing is opened.
+
+    Raises:
+        PlatformError: if a folder of the source may not be read.
+    """
+    ages = (listing_age(store, modality, source) for modality in MODALITIES)
+    entries = list_entries(media_root, source)
+    return records.digest(*ages, *(part for entry in entries for part in (entry.path, str(entry.size), entry.modified)))
+
+
 def listed_sources(store: str, modality: str) -> list[str]:
     """Sources whose last listing holds files of the modality, readable or not."""
     names = {
         *storage.table_names(layout.items_folder(store, modality)),
         *storage.table_names(layout.rejected_items_folder(store, modality)),
     }
+    tables = (layout.items_url, layout.rejected_items_url)
     sources = sorted(layout.source_name(name) for name in names)
-    return [
-        source for source in sources if stored_items(store, modality, source) or stored_rejects(store, modality, source)
-    ]
+    return [source for source in sources if any(storage.row_count(url(store, modality, source)) for url in tables)]
 
 
 def stored_items(store: str, modality: str, source: str) -> list[Item]:

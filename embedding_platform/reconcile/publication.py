@@ -86,7 +86,7 @@ def publish(
     target: Target,
     sources: Sequence[LiveRows],
     quality: QualitySettings,
-    known: Sequence[str] = (),
+    known: Callable[[], Sequence[str]],
     golden: Callable[[], float | None] = lambda: None,
     held_out: Callable[[], np.ndarray | None] = lambda: None,
 ) -> PublicationReport:
@@ -96,9 +96,9 @@ def publish(
     or a recorded rejection, the Milvus partition holds exactly the desired rows, and recall
     reaches the floors; and of the model, that it still gives its golden vectors. An alias that
     already points there is left alone, and so is one whose target was rolled back from.
-    Partitions of sources that are neither in `sources` nor in `known` go first, and rows
-    outside of all partitions: one that was deleted while another collection was published is
-    otherwise still in this one.
+    Partitions of sources that are not `known` by then go first, and rows outside of all
+    partitions: one that was deleted while another collection was published is otherwise still
+    in this one.
 
     Raises:
         PlatformError: if the alias leads to a collection that is not ours, golden vectors differ,
@@ -106,9 +106,8 @@ def publish(
     """
     alias, name = target.alias, target.collection
     previous = alias_target(client, alias)
-    kept = [*(live.source for live in sources), *known]
     if previous == name:
-        removed = drop_other_partitions(client, name, target.layout, kept)
+        removed = drop_other_partitions(client, name, target.layout, known)
         note_published(client, name)
         return PublicationReport(alias, name, previous, moved=False, removed=removed)
     if previous:
@@ -137,7 +136,7 @@ def publish(
             f"somebody else moved the alias {alias} while {name} was looked at; "
             "run again: the next run publishes what the settings name then"
         )
-    removed = drop_other_partitions(client, name, target.layout, kept)
+    removed = drop_other_partitions(client, name, target.layout, known)
     moved = point_alias(client, alias, name)
     note_published(client, name)
     return PublicationReport(alias, name, previous, moved, removed=removed, gate=gate)

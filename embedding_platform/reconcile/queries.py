@@ -13,7 +13,8 @@ from embedding_platform import layout, storage
 from embedding_platform.errors import PlatformError, RejectedError
 from embedding_platform.inference.query import Query, encode, read_query, text_query
 from embedding_platform.media.cutting import Cutting, code_version
-from embedding_platform.media.listing import list_entries, open_media
+from embedding_platform.media.listing import list_entries
+from embedding_platform.media.reading import open_media
 from embedding_platform.media.recognition import recognise
 from embedding_platform.models.encoder import Encoder
 from embedding_platform.records import digest
@@ -99,7 +100,7 @@ def _of_file(space: Space, uri: str, cutting: Cutting) -> Iterator[_Waiting]:
             for line in _lines(space, uri):
                 yield _Waiting("text", digest("text", line), partial(text_query, line))
             return
-        known = recognise(posixpath.basename(uri), uri)
+        known = recognise(posixpath.basename(uri), uri, cutting.decoding)
         if known is None:
             raise PlatformError(
                 f"quality.queries.{space.key}: {uri} is neither .txt nor media; take it away, or begin its name with "

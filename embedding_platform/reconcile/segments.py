@@ -16,6 +16,7 @@ from embedding_platform import layout, records, storage
 from embedding_platform.errors import RejectedError
 from embedding_platform.increments import Increment, diff, series_of
 from embedding_platform.media.cutting import Cutting, code_version, cut
+from embedding_platform.media.limits import stands
 from embedding_platform.media.listing import current_state
 from embedding_platform.reconcile.files import items_table
 from embedding_platform.records import ITEMS, REJECTED, SEGMENTS, Item, Segment
@@ -72,8 +73,8 @@ def reconcile_segments(
     older = storage.sibling_folders(folder)
     items, cut_versions = listed(), _cut_versions(folder)
     last_rejects = rejected_items(store, modality, source, cutting)
-    rejects = {(row[0], row[2]): row for row in last_rejects if row[3] != CHANGED}
-    increment = _increment(items, cut_versions, last_rejects)
+    rejects = {(row[0], row[2]): row for row in last_rejects if _lasts(row[3], cutting)}
+    increment = _increment(items, cut_versions, rejects.values())
     needed = increment.new.append(increment.stale)
 
     done = 0
@@ -108,7 +109,8 @@ def segments_increment(store: str, modality: str, source: str, cutting: Cutting)
     """Which items are to be cut, or their segments dropped; nothing is done."""
     items = items_table(store, modality, source, _LISTED)
     folder = layout.segments_folder(store, modality, source, code_version(modality, cutting))
-    return _increment(items, _cut_versions(folder), rejected_items(store, modality, source, cutting))
+    rejects = rejected_items(store, modality, source, cutting)
+    return _increment(items, _cut_versions(folder), [row for row in rejects if _lasts(row[3], cutting)])
 
 
 def live_segments(
@@ -195,6 +197,11 @@ def check_unchanged(uri: str, size: int, modified: str) -> None:
         raise RejectedError(CHANGED)
 
 
+def _lasts(reason: str, cutting: Cutting) -> bool:
+    """Whether a verdict stands until the item or our code changes."""
+    return reason != CHANGED and stands(reason, cutting.decoding)
+
+
 def _cut_one(modality: str, source: str, cutting: Cutting, item: Item) -> list[Segment] | Reject:
     outcome: list[Segment] | Reject
     try:
@@ -254,7 +261,7 @@ def _chunks(
 
 def _increment(items: pa.Table, cut_versions: pa.Table, rejects: Iterable[Reject]) -> Increment:
     """Items against those that were cut or rejected. Dead rows of an item that was cut anew do not make it stale."""
-    dealt_with = pa.concat_tables([cut_versions, _versions([row for row in rejects if row[3] != CHANGED])])
+    dealt_with = pa.concat_tables([cut_versions, _versions(list(rejects))])
     current = _is_live(dealt_with, items)
     # Of each item one row: the present version where it is there, any other where not.
     ordered = dealt_with.take(pa.array(np.argsort(~current, kind="stable")))

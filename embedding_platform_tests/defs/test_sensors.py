@@ -12,6 +12,7 @@ from dagster._core.test_utils import create_run_for_test
 
 from embedding_platform.definitions import build_definitions
 from embedding_platform.platform import Platform
+from embedding_platform.reconcile.files import reconcile_files
 from embedding_platform.runs import run_sources
 from embedding_platform_tests.conftest import open_platform
 
@@ -68,6 +69,30 @@ def test_nothing_is_requested_while_nothing_changes(
     assert isinstance(tick(platform, instance), dg.SkipReason)
 
 
+def test_a_source_is_classified_again_only_when_its_files_or_its_listings_change(
+    platform: Platform, texts: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[str] = []
+    seen = Platform.seen
+
+    def counted(self: Platform, modality: str, source: str) -> dict[str, str]:
+        looked.append(source)
+        return seen(self, modality, source)
+
+    monkeypatch.setattr(Platform, "seen", counted)
+    first = requested(tick(platform, instance))
+    assert requested(tick(platform, instance)) == first
+    assert looked == ["letters"]
+    list(run_sources(platform, instance))
+    looked.clear()
+    for _ in range(3):
+        assert isinstance(tick(platform, instance), dg.SkipReason)
+    assert looked == ["letters"]
+    (texts / "two.txt").write_text("The winter came early.")
+    assert set(requested(tick(platform, instance))) == {"letters"}
+    assert looked == ["letters"] * 2
+
+
 @pytest.mark.parametrize("change", ["add", "edit", "remove", "touch"])
 def test_each_kind_of_change_is_noticed(
     platform: Platform, texts: Path, instance: dg.DagsterInstance, change: str
@@ -118,6 +143,26 @@ def test_an_unreachable_media_root_is_a_reason_to_wait_and_to_remove_nothing(
     result = tick(platform, instance)
     assert isinstance(result, dg.SkipReason)
     assert "media_root" in (result.skip_message or "")
+
+
+def test_a_large_source_that_is_found_empty_gets_no_run_but_a_line_that_says_why(
+    platform: Platform, texts: Path, instance: dg.DagsterInstance, capfd: pytest.CaptureFixture[str]
+) -> None:
+    guarded = open_platform(platform.settings.base, listing={"large_source": 1})
+    reconcile_files(guarded.store, guarded.settings.media_url, "text", "letters")
+    instance.add_dynamic_partitions("text_sources", ["letters"])
+    shutil.rmtree(texts)
+    texts.mkdir()
+    other = texts.parent / "other"
+    other.mkdir()
+    (other / "one.txt").write_text("Another source goes on.")
+    assert set(requested(tick(guarded, instance))) == {"other"}
+    told = capfd.readouterr().err
+    assert "WARNING - letters: source letters under" in told
+    assert "listing.allow_emptied" in told
+    assert guarded.sources()["text"] == ["letters", "other"]
+    allowed = open_platform(platform.settings.base, listing={"large_source": 1, "allow_emptied": ["letters"]})
+    assert set(requested(tick(allowed, instance))) == {"letters", "other"}
 
 
 def fail_on_milvus(platform: Platform) -> Platform:

@@ -4,28 +4,32 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedding_platform.inference.batch_size import PATIENCE, BatchSize, cut, padded_cost
+from embedding_platform.inference.batch_size import PATIENCE, BatchSize, cut, rows
 
 
-@given(costs=st.lists(st.integers(1, 50)).map(sorted), budget=st.integers(1, 200))
+@given(costs=st.lists(st.integers(1, 50)), budget=st.integers(1, 200))
 def test_batches_cover_all_in_order_and_none_could_take_the_next(costs, budget):
     batches = [costs[batch] for batch in cut(costs, budget)]
     assert [cost for batch in batches for cost in batch] == costs
-    assert all(len(batch) == 1 or padded_cost(batch) <= budget for batch in batches)
+    assert all(len(batch) == 1 or sum(batch) <= budget for batch in batches)
     for batch, following in itertools.pairwise(batches):
-        assert padded_cost([*batch, following[0]]) > budget
+        assert sum(batch) + following[0] > budget
 
 
-def test_a_batch_costs_what_its_longest_costs_for_each():
-    assert padded_cost([2, 7, 3]) == 21
+@given(cost=st.integers(0, 50), count=st.integers(1, 100), budget=st.integers(1, 200))
+def test_contents_of_one_cost_are_cut_into_full_batches_and_a_rest(cost, count, budget):
+    full = rows(cost, budget)
+    lengths = [len(range(count)[batch]) for batch in cut([max(1, cost)] * count, budget)]
+    assert all(length == full for length in lengths[:-1])
+    assert 1 <= lengths[-1] <= full
 
 
-def test_a_lack_of_memory_halves_what_was_asked_for():
+def test_a_lack_of_memory_halves_the_budget():
     size = BatchSize(100)
-    size.ran_out([10] * 6)
-    assert size.allowed == 30
-    size.ran_out([10] * 3)
-    assert size.allowed == 15
+    size.ran_out([30] * 3)
+    assert size.allowed == 50
+    size.ran_out([30])
+    assert size.allowed == 25
 
 
 def test_two_batches_that_ran_out_at_once_halve_it_once():
@@ -35,15 +39,25 @@ def test_two_batches_that_ran_out_at_once_halve_it_once():
     assert size.allowed == 50
 
 
-def test_it_grows_by_a_tenth_after_enough_full_batches_and_never_over_the_budget():
+def test_it_doubles_after_enough_full_batches_and_never_over_the_budget():
     size = BatchSize(100)
-    size.ran_out([100])
+    for _ in range(3):
+        size.ran_out([size.allowed])
     grown = []
-    for _ in range(10 * PATIENCE):
+    for _ in range(4 * PATIENCE):
         size.went_well([size.allowed])
         grown.append(size.allowed)
-    assert grown[PATIENCE - 2 : PATIENCE + 1] == [50, 55, 55]
-    assert sorted(set(grown)) == [50, 55, 60, 66, 72, 79, 86, 94, 100]
+    assert grown == [12] * (PATIENCE - 1) + [25] * PATIENCE + [50] * PATIENCE + [100] * (PATIENCE + 1)
+
+
+def test_a_device_that_is_always_too_small_keeps_to_one_size():
+    size = BatchSize(1000)
+    tried = []
+    for _ in range(20 * PATIENCE):
+        tried.append(size.allowed)
+        (size.went_well if size.allowed <= 300 else size.ran_out)([size.allowed])
+    assert set(tried) == {1000, 500, 250}
+    assert tried.count(250) > 0.98 * len(tried)
 
 
 def test_the_smallest_size_grows_too():
@@ -70,9 +84,8 @@ def test_growth_that_was_too_much_is_tried_again_later_each_time(failures):
     for failure in range(failures):
         for _ in range(PATIENCE * 2**failure):
             size.went_well([size.allowed])
-        assert size.allowed > 500
+        assert size.allowed == 1000
         size.ran_out([1000])
-        size.allowed = 500
     waited = 0
     while size.allowed == 500:
         size.went_well([500])
@@ -86,7 +99,7 @@ def test_halving_several_times_in_a_row_does_not_make_the_waiting_longer():
         size.ran_out([cost])
     for _ in range(PATIENCE):
         size.went_well([128])
-    assert size.allowed == 140
+    assert size.allowed == 256
 
 
 @given(
@@ -98,7 +111,6 @@ def test_whatever_happens_the_size_stays_between_one_and_the_budget(budget, even
     for went_well, costs in events:
         before = size.allowed
         (size.went_well if went_well else size.ran_out)(costs)
-        assert 1 <= size.allowed <= budget
+        assert size.allowed in {max(1, budget >> halvings) for halvings in range(11)}
         if not went_well:
-            assert size.allowed <= max(1, before, padded_cost(costs) // 2)
-            assert size.allowed < padded_cost(costs) or padded_cost(costs) == 1
+            assert size.allowed == (before if sum(costs) > before else max(1, before // 2))

@@ -12,8 +12,8 @@ from PIL import Image
 
 from embedding_platform.errors import PlatformError, RejectedError
 from embedding_platform.inference import stream
-from embedding_platform.inference.batch_size import padded_cost
-from embedding_platform.inference.stream import WINDOW_BATCHES, Embedded, Failed, embed_stream
+from embedding_platform.inference.lanes import QUEUED
+from embedding_platform.inference.stream import WAIT_BATCHES, Embedded, Failed, embed_stream
 from embedding_platform.records import Content, Segment
 from embedding_platform_tests.inference.small_encoder import SmallEncoder, nothing_refused, vector_of, words
 
@@ -28,11 +28,6 @@ def no_thread_is_left():
     before = set(threading.enumerate())
     yield
     assert set(threading.enumerate()) == before
-
-
-@pytest.fixture
-def even_windows(monkeypatch):
-    monkeypatch.setattr(stream, "TEXT_WINDOW_BATCHES", WINDOW_BATCHES)
 
 
 def segment(path: str, position: int, text: str, role: str = "text") -> Segment:
@@ -113,7 +108,9 @@ def test_every_segment_comes_back_once_in_order_with_its_own_vector_or_its_own_f
         else:
             np.testing.assert_array_equal(outcome.vector, vector_of(outcome.segment.text))
     for batch in encoder.batches:
-        assert len(batch) == 1 or padded_cost(list(map(words, batch))) <= budget
+        costs = set(map(words, batch))
+        assert len(costs) == 1
+        assert len(batch) == 1 or sum(map(words, batch)) <= budget
 
 
 @settings(deadline=None, max_examples=30)
@@ -162,7 +159,7 @@ def test_a_content_above_the_budget_is_embedded_alone():
     encoder = SmallEncoder()
     outcomes = list(embed_stream(texts_of([[3, 50, 3]]), read, encoder, {"text": 6}))
     assert [type(outcome) for outcome in outcomes] == [Embedded] * 3
-    assert [list(map(words, batch)) for batch in encoder.batches] == [[3], [50], [3]]
+    assert [list(map(words, batch)) for batch in encoder.batches] == [[50], [3, 3]]
 
 
 @pytest.mark.parametrize("good", [0, 1, 3])
@@ -327,23 +324,22 @@ def eventually(holds: Callable[[], bool]) -> bool:
     return holds()
 
 
-@pytest.mark.usefixtures("even_windows")
-@pytest.mark.parametrize(("lane_count", "windows"), [(1, 3), (2, 3), (4, 3), (5, 4), (16, 6)])
-def test_prepared_contents_are_bounded_however_slow_the_model_is(lane_count, windows, monkeypatch):
-    """One window is awaited, one is collected, and between them stands a batch for each lane."""
+@pytest.mark.parametrize("lane_count", [1, 2, 5])
+def test_prepared_contents_are_bounded_however_slow_the_model_is(lane_count, monkeypatch):
+    """They are in the batches that run or wait for a lane, in those being gathered, or read ahead."""
 
     class Stuck(Weighed):
         def run(self, lane, role, batch):
-            assert eventually(lambda: self.most >= bound - readers), "the room is not used"
+            assert eventually(lambda: self.most >= bound - readers - rows), "the room is not used"
             time.sleep(0.02)
             return super().run(lane, role, batch)
 
-    budget, readers, ahead = 3, 2, 5
+    rows, readers, ahead = 3, 2, 5
     monkeypatch.setattr(stream, "READ_AHEAD_BYTES", ahead * (1_000_000 + stream.SEGMENT_BYTES))
-    bound = windows * WINDOW_BATCHES * budget + ahead + readers
+    bound = (QUEUED * lane_count + 1) * rows + ahead + readers
     encoder = Stuck(lane_count=lane_count)
-    # Of texts of two words, batches hold as many as `budget`.
-    outcomes = embed_stream(endless(), read, encoder, {"text": 2 * budget}, readers)
+    # Of texts of two words, batches hold as many as `rows`.
+    outcomes = embed_stream(endless(), read, encoder, {"text": 2 * rows}, readers)
     assert len(list(itertools.islice(outcomes, 100))) == 100
     outcomes.close()
     # One more is in the hand of the collector.
@@ -351,22 +347,23 @@ def test_prepared_contents_are_bounded_however_slow_the_model_is(lane_count, win
     assert encoder.alive == 0
 
 
-@pytest.mark.usefixtures("even_windows")
-def test_prepared_contents_that_were_embedded_are_let_go_however_slow_the_consumer_is(monkeypatch):
+def test_no_more_is_embedded_ahead_of_a_slow_consumer_than_may_wait(monkeypatch):
+    """And what was embedded is let go."""
     ahead, readers = 5, 2
     monkeypatch.setattr(stream, "READ_AHEAD_BYTES", ahead * (1_000_000 + stream.SEGMENT_BYTES))
+    monkeypatch.setattr(stream, "WAIT_BATCHES", 8)
     encoder = Weighed()
     outcomes = embed_stream(endless(), read, encoder, {"text": 6}, readers)
     next(outcomes)
-    assert eventually(lambda: encoder.embedded == 3 * WINDOW_BATCHES * 3)
-    # One is in the hand of the collector.
-    assert eventually(lambda: encoder.alive <= ahead + readers + 1)
+    assert eventually(lambda: encoder.embedded == 8 * 3)
+    # One is in the hand of the collector, and one is the first of a batch.
+    assert eventually(lambda: encoder.alive <= ahead + readers + 2)
+    assert encoder.embedded == 8 * 3
     outcomes.close()
 
 
-@pytest.mark.usefixtures("even_windows")
 def test_readers_and_collector_go_on_while_a_lane_is_busy_and_the_consumer_waits(monkeypatch):
-    """The first batch ends only when all texts of the window after the next have been read."""
+    """The first batch ends only when as many have been read as may wait for a lane."""
     monkeypatch.setattr(stream, "READ_AHEAD_BYTES", 1)
 
     class Busy(SmallEncoder):
@@ -375,7 +372,7 @@ def test_readers_and_collector_go_on_while_a_lane_is_busy_and_the_consumer_waits
             return super().run(lane, role, batch)
 
     def watched(segments: Sequence[Segment]) -> Iterator[Content]:
-        if segments[0].path == f"{3 * WINDOW_BATCHES - 1}.txt":
+        if segments[0].path == f"{QUEUED}.txt":
             far_ahead.set()
         yield segments[0].text
 
@@ -385,14 +382,13 @@ def test_readers_and_collector_go_on_while_a_lane_is_busy_and_the_consumer_waits
     outcomes.close()
 
 
-@pytest.mark.usefixtures("even_windows")
 def test_lanes_run_on_while_the_consumer_is_busy():
-    """The consumer has the first vector and asks for no other until two more windows have been embedded."""
+    """The consumer has the first vector and asks for no other until as many were embedded as may wait."""
 
     class Watched(SmallEncoder):
         def run(self, lane, role, batch):
             vectors = super().run(lane, role, batch)
-            if self.embedded >= 3 * WINDOW_BATCHES:
+            if self.embedded >= WAIT_BATCHES:
                 embedded.set()
             return vectors
 
@@ -415,9 +411,8 @@ def test_lanes_run_side_by_side():
     assert names(outcomes) == names_in(files)
 
 
-@pytest.mark.usefixtures("even_windows")
 def test_vectors_are_given_as_soon_as_those_before_them_are_there():
-    """Not only when their whole window, or the next file, is."""
+    """Not only when the next file is, or others that came later."""
 
     class Stuck(SmallEncoder):
         def run(self, lane, role, batch):
@@ -426,17 +421,16 @@ def test_vectors_are_given_as_soon_as_those_before_them_are_there():
             return super().run(lane, role, batch)
 
     def files() -> Iterator[list[Segment]]:
-        yield from texts_of([[1]] * WINDOW_BATCHES)
+        yield from texts_of([[1]] * 4)
         assert taken.wait(SOON), "the first vector was held back"
 
     taken = threading.Event()
     for number, outcome in enumerate(embed_stream(files(), read, Stuck(), {"text": 1})):
         assert outcome.segment.path == f"{number}.txt"
         taken.set()
-    assert number == WINDOW_BATCHES - 1
+    assert number == 3
 
 
-@pytest.mark.usefixtures("even_windows")
 def test_failures_are_given_without_waiting_for_a_content_that_can_be_embedded(monkeypatch):
     monkeypatch.setattr(stream, "READ_AHEAD_BYTES", 1)
     rejected = 0
@@ -449,7 +443,7 @@ def test_failures_are_given_without_waiting_for_a_content_that_can_be_embedded(m
 
     outcomes = embed_stream(texts_of([[1]] * 2000), reject, SmallEncoder(), {"text": 8}, readers=1)
     assert names(itertools.islice(outcomes, 100)) == [f"{number}.txt#0" for number in range(100)]
-    assert rejected <= 100 + 4 * WINDOW_BATCHES * 8
+    assert rejected <= 100 + (WAIT_BATCHES + 1) * 8
     outcomes.close()
 
 
@@ -458,15 +452,56 @@ def test_no_segments_give_nothing(files):
     assert list(embed_stream(files, read, SmallEncoder(), {"text": 8})) == []
 
 
-def test_windows_of_texts_grow_so_that_more_of_them_find_others_of_their_length():
-    encoder = SmallEncoder(lane_count=1)
-    lengths = [[1 + number * 37 % 50] for number in range(3000)]
+def test_contents_wait_for_others_of_their_shape_but_not_for_longer_than_told(monkeypatch):
+    monkeypatch.setattr(stream, "WAIT_BATCHES", 5)
+    encoder = SmallEncoder()
+    # Ten texts of ten words make a batch, and so would the rare ones, of which there are too few.
+    lengths = [[10] * 30, [50], [10] * 40, [50], [10] * 19, [50], [10]]
     outcomes = list(embed_stream(texts_of(lengths), read, encoder, {"text": 100}))
-    assert names(outcomes) == [f"{number}.txt#0" for number in range(3000)]
+    assert names(outcomes) == names_in(texts_of(lengths))
+    assert [list(map(words, batch)) for batch in encoder.batches] == [
+        *[[10] * 10] * 7,
+        [50, 50],
+        *[[10] * 10] * 2,
+        [50],
+    ]
 
-    def efficiency(batches):
-        counts = [[len(text.split()) for text in batch] for batch in batches]
-        return sum(map(sum, counts)) / sum(padded_cost(count) for count in counts)
 
-    first, last = len(encoder.batches) // 10, len(encoder.batches) // 2
-    assert efficiency(encoder.batches[last:]) > 0.95 > efficiency(encoder.batches[:first])
+def test_a_rare_content_does_not_hold_up_the_stream_for_ever(monkeypatch):
+    monkeypatch.setattr(stream, "WAIT_BATCHES", 5)
+    files = itertools.chain(texts_of([[3]]), endless())
+    outcomes = embed_stream(files, read, SmallEncoder(), {"text": 100})
+    assert isinstance(next(outcomes), Embedded)
+    outcomes.close()
+
+
+class ByShape(SmallEncoder):
+    """Adds to each vector what tells the shape of its batch, as networks do in their last bits."""
+
+    def run(self, lane, role, batch):
+        padded = max(self.cost(role, one) for one in batch)
+        return super().run(lane, role, batch) + np.float32(len(batch) + padded / 1000)
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data(), lengths=lengths_of_files, budget=st.integers(1, 60))
+def test_a_vector_does_not_depend_on_what_else_the_stream_holds(data, lengths, budget):
+    files = texts_of(lengths)
+    places = [one.text.split()[0] for file in files for one in file]
+    bad = data.draw(st.sets(st.sampled_from(places), max_size=2)) if places else set()
+
+    def embed(files: Sequence[Sequence[Segment]]) -> dict[str, bytes | str]:
+        encoder = ByShape(refuse=refusing(bad, RuntimeError("no kernel")), lane_count=2)
+        outcomes = embed_stream(files, read, encoder, {"text": budget})
+        return {
+            one.segment.segment_id: one.vector.tobytes() if isinstance(one, Embedded) else one.reason
+            for one in outcomes
+        }
+
+    whole = embed(files)
+    segments = [one for file in files for one in file]
+    assert len(whole) == len(segments)
+    alone = {name: vector for one in segments for name, vector in embed([[one]]).items()}
+    some = data.draw(st.permutations(segments))[: data.draw(st.integers(0, len(segments)))]
+    assert alone == whole
+    assert embed([[one] for one in some]) == {one.segment_id: whole[one.segment_id] for one in some}

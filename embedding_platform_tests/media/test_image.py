@@ -11,6 +11,7 @@ from PIL import Image
 from embedding_platform.errors import RejectedError
 from embedding_platform.media import image, image_text
 from embedding_platform.records import digest
+from embedding_platform.settings import DecodingSettings
 
 from .made import CUTTING, encoded, item, picture
 
@@ -126,10 +127,12 @@ def test_absurd_headers_are_rejected_before_a_pixel_is_made(tmp_path: Path, size
             attempt(str(path))
 
 
-def test_the_pixel_limit_can_be_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image, "MAX_PIXELS", 40 * 30 - 1)
-    with pytest.raises(RejectedError, match="has too many pixels: 40 x 30, the limit is 1199"):
-        opened(tmp_path, picture())
+def test_the_pixel_limit_can_be_set(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(picture())
+    with pytest.raises(RejectedError, match=r"^has too many pixels, 40 x 30: the limit is decoding.max_pixels = 1199$"):
+        image.open_image(str(path), DecodingSettings(max_pixels=40 * 30 - 1))
+    assert image.open_image(str(path), DecodingSettings(max_pixels=40 * 30)).size == (40, 30)
 
 
 @pytest.mark.parametrize("payload", [b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n" + bytes(50), b"GIF89a", b"II*\x00" * 9])

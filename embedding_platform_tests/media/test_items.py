@@ -1,14 +1,18 @@
+import errno
 import hashlib
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 from uuid import uuid4
 
 import fsspec
 import pytest
 
-from embedding_platform.media import items, listing
+from embedding_platform.errors import PlatformError
+from embedding_platform.media import image, items, listing, reading, recognition
 from embedding_platform.media.items import (
     Listing,
     classify,
@@ -18,6 +22,7 @@ from embedding_platform.media.items import (
 )
 from embedding_platform.records import Item, items_table, rejected_table
 from embedding_platform.records import items as items_of_table
+from embedding_platform.settings import DecodingSettings
 from embedding_platform.spaces import MODALITIES
 
 from .made import picture, tone, write_sound, write_video
@@ -116,13 +121,13 @@ def test_a_listing_survives_its_table(source: Path) -> None:
 def openings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files opened through the file system, wherever the package does it."""
     opened: list[str] = []
-    real = listing.LocalFileSystem.open
+    real = reading._handle
 
-    def counting(self: object, path: str, *args: object, **options: object) -> object:
+    def counting(path: str) -> int:
         opened.append(os.path.basename(path))
-        return real(self, path, *args, **options)
+        return real(path)
 
-    monkeypatch.setattr(listing.LocalFileSystem, "open", counting)
+    monkeypatch.setattr(reading, "_handle", counting)
     return opened
 
 
@@ -363,3 +368,127 @@ def test_any_file_system_serves() -> None:
     assert (again.hashed, again.items) == (0, known["image_text"].items)
     fs.pipe_file(f"{root}/s/a.png", picture(size=(10, 10)))
     assert list_items("image_text", root, "s", {"image_text": again.items}, {}).hashed == 1
+
+
+@pytest.mark.parametrize("place", [items, recognition, image], ids=lambda module: module.__name__)
+def test_rejected_files_are_tried_again_by_other_code_and_good_ones_are_not_opened(
+    source: Path, openings: list[str], monkeypatch: pytest.MonkeyPatch, place: ModuleType
+) -> None:
+    (source / "good.png").write_bytes(picture())
+    (source / "bad.png").write_bytes(picture()[:20])
+    known = list_all(source)
+    assert states(known) == classified(source, known)
+    monkeypatch.setattr(place, "CODE_VERSION", "another")
+    assert states(known) != classified(source, known), "a run is due"
+    openings.clear()
+    again = list_all(source, known)
+    assert set(openings) == {"bad.png"}
+    assert (again["image"].hashed, reasons(again)) == (1, reasons(known))
+    assert states(again) == classified(source, again)
+    openings.clear()
+    list_all(source, again)
+    assert openings == []
+
+
+def test_a_file_over_a_limit_is_tried_again_when_the_limit_is_raised(source: Path) -> None:
+    (source / "a.png").write_bytes(picture())
+    (source / "bad.png").write_bytes(b"\xff")
+    root, low = str(source.parent), DecodingSettings(max_pixels=1000)
+    listed = list_items("image", root, "s", {}, {}, low)
+    assert {row[0]: row[3] for row in listed.rejected}["a.png"].endswith("the limit is decoding.max_pixels = 1000")
+    rejected = {"image": listed.rejected}
+    assert list_items("image", root, "s", {}, rejected, low).hashed == 0
+    assert list_items("image", root, "s", {}, rejected, DecodingSettings(max_pixels=900)).hashed == 0
+    was = {row[0]: rejected_state(row) for row in listed.rejected}
+    assert classify(root, "s", {}, rejected, low)["image"] == was
+    raised = DecodingSettings(max_pixels=1200)
+    assert classify(root, "s", {}, rejected, raised)["image"] != was, "a run is due"
+    again = list_items("image", root, "s", {}, rejected, raised)
+    assert (again.hashed, [item.path for item in again.items]) == (1, ["a.png"])
+
+
+class Locked:
+    """Files that cannot be read, whoever reads: tests may run as root, who reads everything."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, code: int) -> None:
+        real = reading._handle
+
+        def handle(path: str) -> int:
+            if os.path.basename(path) == name:
+                raise OSError(code, os.strerror(code), path)
+            return real(path)
+
+        monkeypatch.setattr(reading, "_handle", handle)
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO])
+def test_an_item_that_cannot_be_read_now_stays_as_it_was_until_it_can(
+    source: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    path = source / "song.jpg"
+    write_sound(source / "a.wav", tone(0.5, 16_000), rate=16_000).rename(path)
+    known = list_all(source)
+    os.utime(path, ns=(1, 1))
+    with monkeypatch.context() as patched:
+        Locked(patched, "song.jpg", code)
+        locked = list_all(source, known)
+        assert locked["audio"].items == known["audio"].items
+        assert reasons(locked)["audio"]["song.jpg"].startswith(f"cannot be read now: {os.strerror(code)}; ")
+        waiting = {row[0]: rejected_state(row) for row in locked["audio"].rejected}
+        assert classified(source, locked) == {"audio": waiting}, "no run is requested again and again"
+    mended = list_all(source, locked)
+    assert (reasons(mended), paths(mended)) == ({}, {"audio": ["song.jpg"]})
+    assert mended["audio"].items[0].modified == "1"
+
+
+@pytest.mark.parametrize("name", ["captions.jsonl", "a.txt"])
+def test_captions_that_cannot_be_read_now_are_not_taken_for_removed(
+    source: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (source / "a.png").write_bytes(picture())
+    content = json.dumps({"file_name": "a.png", "text": "words"}) if name == "captions.jsonl" else "words"
+    (source / name).write_text(content)
+    Locked(monkeypatch, name, errno.EIO)
+    with pytest.raises(PlatformError, match=rf"captions in .*{name}: the file cannot be read now: Input/output error"):
+        list_all(source)
+
+
+def test_a_file_that_grows_as_fast_as_it_is_read_comes_to_an_end(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = source / "a.png"
+    path.write_bytes(picture())
+    real = reading.MediaFile.read
+
+    def growing(self: reading.MediaFile, size: int = -1) -> bytes:
+        with path.open("ab") as file:
+            file.write(bytes(size if size == items._HASH_BLOCK_BYTES else 1))
+        return real(self, size)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(reading.MediaFile, "read", growing)
+        known = list_all(source)
+    assert "changed while it was read" in reasons(known)["image"]["a.png"]
+    assert paths(list_all(source, known)) == {"image": ["a.png"]}
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_remote_file_that_changes_while_it_is_read_is_read_again(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    root = f"memory://{uuid4().hex}"
+    fs = fsspec.url_to_fs(root)[0]
+    fs.pipe_file(f"{root}/s/a.png", picture())
+    real, payloads = items._item, [picture(size=(40 + number, 30)) for number in range(times)]
+    last = payloads[-1]
+
+    def changing(*arguments: Any) -> Item:
+        outcome = real(*arguments)
+        if payloads:
+            fs.pipe_file(f"{root}/s/a.png", payloads.pop(0))
+        return outcome
+
+    monkeypatch.setattr(items, "_item", changing)
+    listed = list_items("image", root, "s", {}, {})
+    if times == 1:
+        assert listed.items[0].content_hash == hashlib.sha256(last).hexdigest()
+    else:
+        assert ["twice" in row[3] for row in listed.rejected] == [True]
+        again = list_items("image", root, "s", {}, {"image": listed.rejected})
+        assert again.items[0].content_hash == hashlib.sha256(last).hexdigest()

@@ -1,13 +1,18 @@
+import errno
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
 import fsspec
 import pytest
+from fsspec.spec import AbstractFileSystem
 
 from embedding_platform.errors import PlatformError, RejectedError
-from embedding_platform.media.listing import current_state, list_entries, list_sources, open_media
+from embedding_platform.media import listing
+from embedding_platform.media.listing import current_state, list_entries, list_sources
+from embedding_platform.media.reading import open_media
 
 
 def paths(root: Path, source: str = "s") -> list[str]:
@@ -148,3 +153,117 @@ def test_remote_entries_change_their_mark_with_their_content() -> None:
 def test_opening_what_is_gone_rejects(tmp_path: Path) -> None:
     with pytest.raises(RejectedError, match="no longer there"):
         open_media(str(tmp_path / "gone.jpg"))
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EACCES])
+@pytest.mark.parametrize("failing", ["a.txt", "sub", "linked", "s"])
+def test_what_the_disk_does_not_tell_is_an_error_not_an_absence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, failing: str
+) -> None:
+    source = tmp_path / "s"
+    (source / "sub").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (source / "linked").symlink_to(tmp_path / "elsewhere")
+    (source / "a.txt").write_text("a")
+    (source / "sub" / "b.txt").write_text("b")
+    real_stat, real_scandir = os.stat, os.scandir
+
+    def fail_if_named(path: object) -> None:
+        if os.path.basename(os.fspath(path)) == failing:  # type: ignore[call-overload]
+            raise OSError(code, os.strerror(code), path)
+
+    def stat(path: object, *args: object, **options: object) -> os.stat_result:
+        fail_if_named(path)
+        return real_stat(path, *args, **options)  # type: ignore[arg-type]
+
+    class Child:
+        """A directory entry, which has its own way to the disk."""
+
+        def __init__(self, entry: os.DirEntry[str]) -> None:
+            self.entry, self.name, self.path = entry, entry.name, entry.path
+            self.is_symlink = entry.is_symlink
+
+        def __fspath__(self) -> str:
+            return self.path
+
+        def stat(self) -> os.stat_result:
+            fail_if_named(self.path)
+            return self.entry.stat()
+
+    def scandir(path: str) -> list[Child]:
+        fail_if_named(path)
+        return [Child(entry) for entry in real_scandir(path)]
+
+    assert paths(tmp_path) == ["a.txt", "sub/b.txt"]
+    monkeypatch.setattr(os, "stat", stat)
+    monkeypatch.setattr(os, "scandir", scandir)
+    monkeypatch.setattr(listing.os, "DirEntry", Child)
+    with pytest.raises(PlatformError, match=rf"{failing} cannot be (looked at|listed): .*; permit"):
+        list_entries(str(tmp_path), "s")
+
+
+def test_a_listing_that_fails_in_the_middle_is_no_shorter_listing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "s").mkdir()
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / "s" / name).write_text(name)
+    real = os.scandir
+
+    def failing(path: str) -> Iterator[os.DirEntry[str]]:
+        yield next(iter(real(path)))
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "scandir", failing)
+    with pytest.raises(PlatformError, match="cannot be listed: Input/output error; "):
+        list_entries(str(tmp_path), "s")
+
+
+@pytest.mark.parametrize("failing", ["s", "s/sub"])
+def test_a_remote_folder_that_cannot_be_listed_is_an_error(monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    root = f"memory://{uuid4().hex}"
+    fs = fsspec.url_to_fs(root)[0]
+    fs.pipe_file(f"{root}/s/a.txt", b"a")
+    fs.pipe_file(f"{root}/s/sub/b.txt", b"b")
+    # This file system finds all files at once; others walk.
+    monkeypatch.setattr(type(fs), "find", AbstractFileSystem.find)
+    real = type(fs).ls
+
+    def ls(self: object, path: str, *args: object, **options: object) -> object:
+        if path.rstrip("/").endswith(failing):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(self, path, *args, **options)
+
+    assert [entry.path for entry in list_entries(root, "s")] == ["a.txt", "sub/b.txt"]
+    monkeypatch.setattr(type(fs), "ls", ls)
+    with pytest.raises(PlatformError, match=r"source s under .* cannot be listed: Input/output error; permit"):
+        list_entries(root, "s")
+
+
+def test_a_remote_folder_whose_state_is_not_told_is_not_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = f"memory://{uuid4().hex}"
+    fs = fsspec.url_to_fs(root)[0]
+    fs.pipe_file(f"{root}/s/a.txt", b"a")
+
+    def info(self: object, path: str, **options: object) -> object:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(type(fs), "info", info)
+    with pytest.raises(PlatformError, match="cannot be listed: Permission denied"):
+        list_entries(root, "s")
+
+
+def test_a_rewrite_of_the_same_size_within_the_same_second_changes_the_state(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    states = set()
+    for nanoseconds in (1_700_000_000_000_000_001, 1_700_000_000_000_000_002):
+        path.write_text(str(nanoseconds % 10))
+        os.utime(path, ns=(nanoseconds, nanoseconds))
+        states.add(current_state(str(path)))
+    assert len(states) == 2
+
+
+def test_what_became_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.wav")
+    with pytest.raises(RejectedError, match="is no longer a file"):
+        open_media(str(tmp_path / "a.wav"))

@@ -19,6 +19,7 @@ from embedding_platform.errors import PlatformError, RejectedError
 from embedding_platform.media import text
 from embedding_platform.media.cutting import Cutting, code_version
 from embedding_platform.records import Segment, digest
+from embedding_platform.settings import DecodingSettings
 
 from .made import CUTTING, item
 
@@ -253,10 +254,9 @@ def test_what_holds_no_readable_text_is_rejected(tmp_path: Path, name: str, payl
             attempt(uri)
 
 
-def test_a_document_beyond_the_limit_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text, "MAX_BYTES", 2**20)
-    with pytest.raises(RejectedError, match="is larger than 1 MiB"):
-        text.extract(written(tmp_path, "a.txt", b"x" * (2**20 + 1)))
+def test_a_document_beyond_the_limit_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(RejectedError, match=r"^is too large, 1 MiB: .* decoding\.max_document_megabytes = 1$"):
+        text.extract(written(tmp_path, "a.txt", b"x" * (2**20 + 1)), DecodingSettings(max_document_megabytes=1))
 
 
 def test_any_file_system_serves() -> None:

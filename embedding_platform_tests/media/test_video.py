@@ -1,3 +1,4 @@
+import dataclasses
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from embedding_platform.errors import PlatformError, RejectedError
 from embedding_platform.media import video
 from embedding_platform.media.cutting import Cutting, code_version, cut, read
 from embedding_platform.records import CLIP_FRAMES, CLIP_SOUND_SAMPLES, VideoClip, digest
+from embedding_platform.settings import DecodingSettings
 
 from .made import CUTTING, item, tone, write_video
 
@@ -167,11 +169,12 @@ def test_files_cut_short_are_rejected(tmp_path: Path, name: str, share: float) -
         video.cut("s", item(path), CUTTING)
 
 
-def test_frames_beyond_the_limit_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frames_beyond_the_limit_are_rejected(tmp_path: Path) -> None:
     path = write_video(tmp_path / "v.mp4", [100] * 5)
-    monkeypatch.setattr(video, "MAX_FRAME_PIXELS", 64 * 48 - 1)
-    for attempt in (video.probe, lambda uri: video.cut("s", item(uri), CUTTING)):
-        with pytest.raises(RejectedError, match="has too large frames: 64 x 48"):
+    limits = DecodingSettings(max_frame_pixels=64 * 48 - 1)
+    cutting = dataclasses.replace(CUTTING, decoding=limits)
+    for attempt in (lambda uri: video.probe(uri, limits), lambda uri: video.cut("s", item(uri), cutting)):
+        with pytest.raises(RejectedError, match=r"too large frames, 64 x 48: .* decoding\.max_frame_pixels = 3071"):
             attempt(str(path))
 
 

@@ -140,7 +140,8 @@ def test_width_is_the_models_where_a_tower_carries_the_default(folders):
 
 def test_text_is_cut_at_the_longest_that_the_model_reads_and_keeps_its_end(encoder):
     prepared = [encoder.prepare("text", text) for text in ("", "ab", "word " * 400)]
-    assert [encoder.cost("text", one) for one in prepared] == [2, 4, 77]
+    assert [len(one["input_ids"]) for one in prepared] == [2, 4, 77]
+    assert [encoder.cost("text", one) for one in prepared] == [16, 16, 77]
     assert {one["input_ids"][-1] for one in prepared} == {encoder.network.tokenizer.eos_token_id}
     assert {one["input_ids"].dtype for one in prepared} == {np.dtype("int64")}
     assert encoder.cost("image", encoder.prepare("image", make_images()[0])) == 1

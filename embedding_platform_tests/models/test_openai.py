@@ -202,6 +202,7 @@ def test_a_text_costs_its_bytes_and_arrives_as_it_is(served, clock, text):
     encoder = encoder_of(server, clock)
     prepared = encoder.prepare("text", text, "query")
     assert encoder.cost("text", prepared) == len(text.encode())
+    assert encoder.shape("text", prepared) is None
     np.testing.assert_array_equal(encoder.lanes[0]("text", [prepared]), vectors_of([text], DIMENSION))
     assert server.requests[0].texts == [text]
 
@@ -256,6 +257,13 @@ def test_many_texts_stream_through_all_lanes_in_order(served, clock):
     np.testing.assert_array_equal([outcome.vector for outcome in outcomes], vectors_of(texts, DIMENSION))
     assert sum(server.counts) == 300
     assert max(sum(len(text) for text in request.texts) for request in server.requests) <= 400
+
+
+def test_a_stream_sends_no_text_twice_though_batches_are_not_full(served, clock):
+    server = served()
+    texts = [f"{place} " + "word " * (place % 7) for place in range(20)]
+    assert len(streamed(encoder_of(server, clock), texts)) == 20
+    assert [text for request in server.requests for text in request.texts] == texts
 
 
 def test_lanes_run_side_by_side(served, clock):

@@ -71,13 +71,18 @@ def test_a_vector_does_not_depend_on_its_batch(encoder):
     np.testing.assert_array_equal(together, encoder.embed("text", TEXTS))
 
 
-def test_cost_counts_tokens_up_to_the_longest_the_model_reads(encoder):
+def test_cost_counts_the_tokens_that_a_text_is_padded_to_and_no_more_than_the_model_reads(encoder):
     assert encoder.maximum("text") == "256 tokens"
-    assert [encoder.cost("text", encoder.prepare("text", text)) for text in ("", "hello world", "word " * 400)] == [
-        2,
-        4,
-        256,
-    ]
+    prepared = [encoder.prepare("text", text) for text in ("", "hello world", "word " * 250, "word " * 400)]
+    assert [len(one["input_ids"]) for one in prepared] == [2, 4, 252, 256]
+    assert [encoder.cost("text", one) for one in prepared] == [16, 16, 256, 256]
+
+
+def test_texts_that_are_padded_to_one_width_have_one_shape_and_those_without_padding_another(encoder):
+    prepared = [encoder.prepare("text", text) for text in ("", "hello world", "word " * 250, "word " * 400)]
+    empty, short, long, cut = [encoder.shape("text", one) for one in prepared]
+    assert empty == short
+    assert len({short, long, cut}) == 3
 
 
 def test_empty_batch_has_the_shape_of_no_vectors(encoder):

@@ -158,8 +158,8 @@ def collect(client, lake: Lake, source: str = "one", **settings: object) -> Coll
 
 def publish_to(client, lake: Lake, *sources: str, **settings: object) -> PublicationReport:
     """Publish the lake's collection over its sources, or over "one"; `settings` are of quality."""
-    lives = [lake.live(source) for source in sources or ("one",)]
-    return publish(client, lake.target, lives, QualitySettings(**settings))
+    known = sources or ("one",)
+    return publish(client, lake.target, list(map(lake.live, known)), QualitySettings(**settings), lambda: known)
 
 
 def ids_in(client, lake: Lake, source: str = "one") -> set[str]:

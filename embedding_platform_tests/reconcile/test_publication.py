@@ -72,10 +72,15 @@ def test_golden_vectors_that_differ_keep_the_alias_where_it_is(client, lake):
         raise PlatformError("other vectors")
 
     with pytest.raises(PlatformError, match="other vectors"):
-        publish(client, lake.target, [lake.live()], QualitySettings(), golden=golden)
+        publish(client, lake.target, [lake.live()], QualitySettings(), lambda: ["one"], golden=golden)
     assert alias_target(client, lake.target.alias) is None
-    assert publish(client, lake.target, [lake.live()], QualitySettings(), golden=lambda: 0.9999).gate.golden == 0.9999
-    assert publish(client, lake.target, [lake.live()], QualitySettings(), golden=golden).published
+    assert (
+        publish(
+            client, lake.target, [lake.live()], QualitySettings(), lambda: ["one"], golden=lambda: 0.9999
+        ).gate.golden
+        == 0.9999
+    )
+    assert publish(client, lake.target, [lake.live()], QualitySettings(), lambda: ["one"], golden=golden).published
 
 
 def migrate(client, lake: Lake, fingerprint: str, *sources: str) -> PublicationReport:

@@ -36,7 +36,7 @@ from embedding_platform.reconcile.segments import (
     segments_increment,
 )
 from embedding_platform.records import SEGMENTS, row_version, segments
-from embedding_platform.settings import BatchSettings
+from embedding_platform.settings import BatchSettings, DecodingSettings, ListingSettings
 from embedding_platform.vectors import store as vector_store
 from embedding_platform.vectors.judged import judge_stored
 from embedding_platform_tests.inference.small_encoder import DIMENSION, SmallEncoder
@@ -172,6 +172,79 @@ def test_a_source_that_went_away_empties_every_stage(lake):
     files, segments, embeddings = lake.run()
     assert [counts(report) for report in (files, segments, embeddings)] == [(0, 0, 1, 0)] * 3
     assert (segments.segments, embeddings.contents, listed_sources(lake.store, "text")) == (0, 0, [])
+
+
+GUARD = ListingSettings(large_source=3)
+
+
+def test_a_large_source_whose_folder_is_there_and_empty_keeps_its_last_listing(lake):
+    for name in ("a", "b"):
+        lake.write(name, 1)
+    (lake.media / "one" / "bad.png").write_bytes(b"no picture")
+    for modality in ("text", "image"):
+        reconcile_files(lake.store, str(lake.media), modality, "one", GUARD)
+    lake.write("other", 2, "two")
+    lake.files("two")
+    (lake.media / "one").rename(lake.root / "unmounted")
+    (lake.media / "one").mkdir()
+    (lake.media / "one" / "lost+found").mkdir()
+    before = lake.stored_files()
+    told = r"^source one under .*media holds no media, but 3 files were listed there before; .* listing\.allow_emptied"
+    for modality in ("text", "image", "audio"):
+        with pytest.raises(PlatformError, match=told):
+            reconcile_files(lake.store, str(lake.media), modality, "one", GUARD)
+    assert lake.stored_files() == before
+    lake.path("other", "two").unlink()
+    assert counts(reconcile_files(lake.store, str(lake.media), "text", "two", GUARD)) == (0, 0, 1, 0), "small"
+
+    allowed = GUARD.model_copy(update={"allow_emptied": ["one"]})
+    assert counts(reconcile_files(lake.store, str(lake.media), "text", "one", allowed)) == (0, 0, 2, 0)
+
+
+def test_a_large_source_is_emptied_when_its_folder_is_gone_or_one_file_is_left(lake):
+    for name in ("a", "b", "c", "d"):
+        lake.write(name, 1)
+    lake.files()
+    for name in ("a", "b", "c"):
+        lake.path(name).unlink()
+    assert counts(reconcile_files(lake.store, str(lake.media), "text", "one", GUARD)) == (0, 0, 3, 1)
+    for name in ("a", "b", "c"):
+        lake.write(name, 1)
+    lake.files()
+    (lake.media / "one").rename(lake.root / "elsewhere")
+    (lake.media / "two").mkdir()
+    assert counts(reconcile_files(lake.store, str(lake.media), "text", "one", GUARD)) == (0, 0, 4, 0)
+
+
+def test_a_large_source_that_an_object_store_no_longer_shows_keeps_its_last_listing(tmp_path):
+    place = f"memory://{tmp_path.name}-emptied"
+    for name in ("one/a", "one/b", "one/c", "two/a"):
+        storage.write_bytes(f"{place}/media/{name}.txt", b"words")
+    arguments = (f"{place}/store", f"{place}/media", "text", "one")
+    assert len(reconcile_files(*arguments, GUARD).items) == 3
+    fs, folder = storage.file_system(f"{place}/media/one")
+    fs.rm(folder, recursive=True)
+    with pytest.raises(PlatformError, match=r"source one under .* holds no media, but 3 files were listed"):
+        reconcile_files(*arguments, GUARD)
+    allowed = GUARD.model_copy(update={"allow_emptied": ["one"]})
+    assert counts(reconcile_files(*arguments, allowed)) == (0, 0, 3, 0)
+
+
+def test_an_item_over_a_limit_is_cut_when_the_limit_is_raised(tmp_path):
+    lake = Lake(tmp_path, "image")
+    lake.write("a", 1)
+    lake.files()
+    low, high = (dataclasses.replace(CUTTING, decoding=DecodingSettings(max_pixels=limit)) for limit in (10, 1000))
+    assert code_version("image", low) == code_version("image", high)
+    lake.cutting = low
+    assert [row[3] for row in lake.segments().rejected] == [
+        "has too many pixels, 16 x 12: the limit is decoding.max_pixels = 10"
+    ]
+    assert counts(lake.segments()) == (0, 0, 0, 1)
+    lake.cutting = high
+    report = lake.segments()
+    assert (report.segments, report.rejected, counts(report)) == (1, [], (1, 0, 0, 0))
+    assert lake.embeddings().missing == []
 
 
 @pytest.mark.parametrize("modality", ["text", "image"])
@@ -391,8 +464,8 @@ def test_a_file_that_another_run_lists_meanwhile_is_left_to_the_next_run(tmp_pat
     lake.files()
     lake.segments()
     with monkeypatch.context() as patch:
-        copied = lambda: (lake.write("a copy that comes first", 1), lake.files(), lake.segments())  # noqa: E731
-        overtaken = overtaken_by(copied, items_table)
+        renamed = lambda: (lake.path("b").rename(lake.path("a")), lake.files(), lake.segments())  # noqa: E731
+        overtaken = overtaken_by(renamed, items_table)
         patch.setattr("embedding_platform.reconcile.embeddings.items_table", overtaken)
         embeddings = lake.embeddings()
     assert [row[3] for row in embeddings.rejected] == [
@@ -583,6 +656,104 @@ def test_two_processes_on_one_source_repeat_but_never_corrupt(lake):
     assert all(report.missing == [] and not any(report.faults.values()) for report in reports)
     assert len(vectors_of(lake)) == 30
     assert counts(lake.embeddings()) == (0, 0, 0, 30)
+
+
+def late(lake: Lake, newer_run: Callable[[], object], **changes: object) -> Callable[[], object]:
+    """The segments stage of a run that is overtaken by another one while it cuts."""
+    place = dataclasses.replace(lake, **changes)
+    once = iter([newer_run])
+    overtaken = lambda done, total: next(once, lambda: None)()  # noqa: E731
+    return lambda: reconcile_segments(place.store, place.modality, "one", place.cutting, progress=overtaken)
+
+
+def test_a_late_run_of_an_older_listing_drops_no_segment_of_a_newer_one(lake):
+    lake.write("a", 1)
+    lake.write("b", 2)
+    lake.run()
+    lake.write("a", 3)
+    lake.files()
+    late(lake, lambda: (lake.write("b", 4), lake.write("c", 5), lake.run()))()
+    assert stored_rows(lake) == ["a.txt", "b.txt", "c.txt"]
+    assert [counts(report) for report in lake.run()[:2]] == [(0, 0, 0, 3)] * 2
+    assert lake.encoder.embedded == 2 + 3
+
+
+def test_a_late_run_of_an_older_listing_drops_no_vector_of_a_newer_one(lake):
+    lake.batch = BatchSettings(chunk=1)
+    for number in range(40):
+        lake.write(f"n{number}", number)
+    lake.files()
+    lake.segments()
+    newer = iter([lambda: (lake.write("newer", 99), lake.run())])
+    reconcile_embeddings(
+        *(lake.store, lake.space, "one", FINGERPRINT, lake.cutting, SmallEncoder, lake.batch, "late"),
+        progress=lambda done, total: next(newer, lambda: None)(),
+    )
+    embedded = lake.encoder.embedded
+    assert len(vectors_of(lake)) == 41
+    assert counts(lake.embeddings()) == (0, 0, 0, 41)
+    assert lake.encoder.embedded == embedded
+
+
+def test_a_late_run_of_an_older_cutter_drops_nothing_of_a_newer_one(lake):
+    lake.batch = BatchSettings(chunk=1)
+    for number in range(40):
+        write_text(lake.path(f"n{number}"), number, paragraphs=3)
+    lake.files()
+    newer = dataclasses.replace(lake, cutting=dataclasses.replace(lake.cutting, max_tokens=40))
+    late(lake, newer.run)()
+    older = dataclasses.replace(lake, encoder=SmallEncoder())
+    older.embeddings()
+    embedded = newer.encoder.embedded
+    _, segments, embeddings = newer.run()
+    assert (counts(segments), embeddings.increment.counts()["new"]) == ((0, 0, 0, 40), 0)
+    assert newer.encoder.embedded == embedded
+
+
+def test_a_rejection_that_a_late_run_wrote_over_is_passed_again_by_the_next(tmp_path):
+    lake = Lake(tmp_path, "image")
+    spoilt = [lake.write(name, seed) for name, seed in (("a", 1), ("b", 2))]
+    spoilt[0].write_bytes(spoilt[0].read_bytes()[:-200])
+    lake.files()
+    newer = lambda: (spoilt[1].write_bytes(spoilt[1].read_bytes()[:-200]), lake.files(), lake.segments())  # noqa: E731
+    late(lake, newer)()
+    _, segments, _ = lake.run()
+    assert [row[0] for row in segments.rejected] == ["a.png", "b.png"]
+    assert (segments.segments, counts(lake.segments())) == (0, (0, 0, 0, 2))
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_runs_at_once_over_media_that_change_leave_what_one_run_mends(tmp_path, monkeypatch, seed):
+    monkeypatch.setattr("embedding_platform.reconcile.segments.ITEMS_PER_CHUNK", 1)
+    lake = Lake(tmp_path, batch=BatchSettings(chunk=1))
+    generator = np.random.default_rng(seed)
+    for number in range(36):
+        lake.write(f"n{number}", number)
+
+    def work(turn: int) -> None:
+        own = dataclasses.replace(lake, encoder=SmallEncoder())
+        own.segments()
+        own.embeddings()
+
+    with ThreadPoolExecutor(3) as pool:
+        for turn in range(4):
+            lake.files()
+            working = [pool.submit(work, turn) for _ in range(2)]
+            for number in generator.integers(0, 36, 6):
+                lake.write(f"n{number}", int(generator.integers(100, 110)))
+            lake.path(f"n{generator.integers(0, 36)}").unlink(missing_ok=True)
+            lake.files()
+            working.append(pool.submit(work, turn))
+            for done in working:
+                done.result()
+    _, segments, embeddings = lake.run()
+    rebuilt = Lake(tmp_path / "rebuilt", media_name=str(lake.media))
+    _, expected, vectors = rebuilt.run()
+    assert (segments.rejected, embeddings.rejected, embeddings.missing) == ([], [], [])
+    assert (segments.data_version, embeddings.data_version) == (expected.data_version, vectors.data_version)
+    assert all(report.increment.counts()["new"] == report.increment.counts()["stale"] == 0 for report in lake.run())
+    for content, vector in vectors_of(rebuilt).items():
+        np.testing.assert_array_equal(vectors_of(lake)[content], vector)
 
 
 def test_media_and_store_may_be_any_file_system(tmp_path):
