@@ -13,7 +13,7 @@ from embedding_platform.milvus.schema import alias_name, partition_name, read_pr
 from embedding_platform.platform import Platform
 from embedding_platform.spaces import Space
 
-MODELS_EQUAL_BITWISE = False
+MODELS_EQUAL_BITWISE = True
 """Whether vectors of real models have to agree in every bit, or only to within LAST_BITS: what shares a batch
 with a content, and how far it is padded, may change its last bits. Vectors of a small encoder always have to."""
 

@@ -4,6 +4,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -167,7 +168,7 @@ def run_source(
             )
             verdicts = checks.of_collection(report, quality)
         else:
-            report = platform.published(space, partitions.get_dynamic_partitions(set_name(modality)))
+            report = platform.published(space, partial(partitions.get_dynamic_partitions, set_name(modality)))
             verdicts = [checks.of_published(report)]
         witness(modality, source, stage, report)
         _stop_if_blocked(stage, verdicts)

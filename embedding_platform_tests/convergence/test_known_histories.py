@@ -55,7 +55,11 @@ def history(tmp_path: Path) -> Iterator[History]:
         close_directory(str(tmp_path / f"{name}-milvus"))
 
 
-@pytest.mark.xfail(strict=True, reason="a listing knows a file by path, size and mtime, all of which are equal here")
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="a listing knows a file by path, size and mtime, all of which are equal here",
+)
 def test_files_of_one_size_and_mtime_that_change_places(history: History) -> None:
     folder = history.media.root / "one"
     folder.mkdir()
@@ -70,7 +74,9 @@ def test_files_of_one_size_and_mtime_that_change_places(history: History) -> Non
 
 
 @pytest.mark.xfail(
-    strict=True, reason="the layout changes when the last new source is listed, after others went to the former one"
+    strict=True,
+    raises=AssertionError,
+    reason="the layout changes when the last new source is listed, after others went to the former one",
 )
 def test_one_run_that_lists_more_sources_than_partitions_may_be_named(history: History) -> None:
     history.media.write("one", "a", "txt", 1)
@@ -80,7 +86,9 @@ def test_one_run_that_lists_more_sources_than_partitions_may_be_named(history: H
 
 
 @pytest.mark.xfail(
-    strict=True, reason="compaction keeps what its own source needs; another one may need it that is not yet run"
+    strict=True,
+    raises=AssertionError,
+    reason="compaction keeps what its own source needs; another one may need it that is not yet run",
 )
 def test_a_file_that_moves_to_a_source_whose_turn_is_later_is_not_embedded_again(
     history: History, monkeypatch: pytest.MonkeyPatch
