@@ -114,7 +114,12 @@ def fail_dead_runs(dagster: dg.DagsterInstance) -> None:
     for run in dagster.get_runs(filters=started):
         if process_is_gone(run):
             dagster.report_run_failed(run, "the run's process is gone")
-            dagster.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+    # Asked of the pools, since this process too may die between the two.
+    pools = dagster.event_log_storage
+    for run_id in pools.get_concurrency_run_ids():
+        holder = dagster.get_run_by_id(run_id)
+        if holder is None or holder.is_finished:
+            pools.free_concurrency_slots_for_run(run_id)
 
 
 def expected_sources(platform: Platform, dagster: dg.DagsterInstance, only: Sequence[str] = ()) -> dict[str, list[str]]:

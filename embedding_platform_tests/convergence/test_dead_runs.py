@@ -44,3 +44,12 @@ def test_only_a_dead_run_of_this_machine_lets_go_of_its_pool(
     assert after is not None
     assert (after.status == dg.DagsterRunStatus.FAILURE) == freed
     assert pools.claim_concurrency_slot("gpu", "next", "image__clip__embeddings").is_claimed == freed
+
+
+def test_a_run_that_was_marked_failed_before_its_pool_was_freed_lets_go_of_it(instance: dg.DagsterInstance) -> None:
+    run = create_run_for_test(instance, status=dg.DagsterRunStatus.FAILURE)
+    pools = instance.event_log_storage
+    pools.initialize_concurrency_limit_to_default("milvus")
+    assert pools.claim_concurrency_slot("milvus", run.run_id, "image__clip__collection").is_claimed
+    fail_dead_runs(instance)
+    assert pools.claim_concurrency_slot("milvus", "next", "image__clip__collection").is_claimed
