@@ -23,6 +23,11 @@ def process_tags() -> dict[str, str]:
     return {PROCESS_TAG: f"{socket.gethostname()}:{os.getpid()}"}
 
 
+def process_is_gone(run: DagsterRun) -> bool:
+    """Whether a run of the command line was one of this machine's, and its process has ended."""
+    return _health_of_process(run.tags.get(PROCESS_TAG, "")).status == WorkerStatus.FAILED
+
+
 class MonitoredRunLauncher(DefaultRunLauncher):
     """The default launcher with a health check of its runs."""
 

@@ -100,8 +100,8 @@ def vectors_schema(dimension: int) -> pa.Schema:
 class Item:
     """One media file: where it is and what it holds.
 
-    `path` is relative to the source, `uri` is the whole fsspec URL. `modified` is the mtime
-    or etag that spares hashing; `captions_modified` is that of the files the captions came
+    `path` is relative to the source, `uri` is the whole fsspec URL. `modified` is the times
+    or etag that spare hashing; `captions_modified` is that of the files the captions came
     from ("" without captions). `content_hash` is the SHA-256 of the file's bytes in hex.
     """
 

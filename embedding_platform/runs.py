@@ -12,7 +12,7 @@ from embedding_platform.definitions import build_definitions
 from embedding_platform.defs.jobs import job_name
 from embedding_platform.defs.partitions import set_name
 from embedding_platform.errors import PlatformError
-from embedding_platform.launcher import process_tags
+from embedding_platform.launcher import process_is_gone, process_tags
 from embedding_platform.platform import Platform
 
 
@@ -82,11 +82,12 @@ def run_sources(
     if not set(sources) <= {source for names in found.values() for source in names}:
         everything = expected_sources(platform, dagster)
         _refuse_unknown(sources, sorted({source for names in everything.values() for source in names}))
+    fail_dead_runs(dagster)
     definitions = build_definitions(platform)
     for modality in modalities or platform.modalities:
         job = definitions.resolve_job_def(job_name(modality))
         partitions = set_name(modality)
-        for source in _twice_where_needed(platform, modality, found[modality]):
+        for source in twice_where_needed(platform, modality, found[modality]):
             dagster.add_dynamic_partitions(partitions, [source])
             starting(modality, source)
             result = job.execute_in_process(
@@ -103,10 +104,28 @@ def run_sources(
                 dagster.delete_dynamic_partition(partitions, source)
 
 
-def _twice_where_needed(platform: Platform, modality: str, sources: Sequence[str]) -> Iterator[str]:
+def twice_where_needed(platform: Platform, modality: str, sources: Sequence[str]) -> Iterator[str]:
     """The sources, and once more those that a later one made a migration for: one too many for named partitions."""
     yield from sources
     yield from sorted(platform.unplaced(modality).intersection(sources))
+
+
+def fail_dead_runs(dagster: dg.DagsterInstance) -> None:
+    """Mark runs of the command line failed whose process died, and free the places that they hold in pools.
+
+    Run monitoring does so too, but only where the daemon runs; without it the next run would
+    wait for such a place for ever.
+    """
+    started = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING])
+    for run in dagster.get_runs(filters=started):
+        if process_is_gone(run):
+            dagster.report_run_failed(run, "the run's process is gone")
+    # Asked of the pools, since this process too may die between the two.
+    pools = dagster.event_log_storage
+    for run_id in pools.get_concurrency_run_ids():
+        holder = dagster.get_run_by_id(run_id)
+        if holder is None or holder.is_finished:
+            pools.free_concurrency_slots_for_run(run_id)
 
 
 def expected_sources(platform: Platform, dagster: dg.DagsterInstance, only: Sequence[str] = ()) -> dict[str, list[str]]:

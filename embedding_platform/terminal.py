@@ -181,7 +181,7 @@ def _table(*columns: str) -> Table:
 
 
 def _is_due(row: Pending) -> bool:
-    """Whether a run would do something; vectors of contents that are gone are kept until compaction."""
+    """Whether a run would do something; vectors of contents that are gone are kept."""
     increment = row.increment
     kept = row.asset.endswith("/embeddings")
     return bool(len(increment.new) or len(increment.stale) or (len(increment.orphaned) and not kept))

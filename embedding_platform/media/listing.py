@@ -46,7 +46,7 @@ class Entry:
     """One file of a source as the file system shows it.
 
     `path` is relative to the source with "/" between folders, `uri` the whole fsspec URL
-    (an absolute path locally). `modified` is the mtime in nanoseconds locally, and the etag
+    (an absolute path locally). `modified` is mtime and ctime in nanoseconds locally, and the etag
     or time of the last change elsewhere.
     """
 
@@ -136,7 +136,7 @@ def current_state(uri: str) -> tuple[int, str]:
     try:
         if isinstance(fs, LocalFileSystem):
             status = os.stat(path)
-            return status.st_size, str(status.st_mtime_ns)
+            return status.st_size, _times(status)
         fs.invalidate_cache(posixpath.dirname(path))
         info = fs.info(path)
     except FileNotFoundError:
@@ -196,7 +196,7 @@ def _walk(folder: str, prefix: str, walked: set[tuple[int, int]], links: list[tu
                 (links if child.is_symlink() else pending).append((child.path, path + "/"))
             elif stat.S_ISREG(status.st_mode):
                 shown = (_shown(path), _shown(child.path))
-                yield Entry(*shown, size=status.st_size, modified=str(status.st_mtime_ns))
+                yield Entry(*shown, size=status.st_size, modified=_times(status))
 
 
 def _status(place: "str | os.DirEntry[str]") -> os.stat_result | None:
@@ -251,6 +251,11 @@ def _found(fs: Any, root: str) -> dict[str, dict[str, Any]]:
             elif name != folder:
                 pending.append(name)
     return found
+
+
+def _times(status: os.stat_result) -> str:
+    """The mtime, and the ctime, which no program sets: it tells where files of one size and mtime change places."""
+    return f"{status.st_mtime_ns}.{status.st_ctime_ns}"
 
 
 def _holders(folder: str) -> Iterator[str]:

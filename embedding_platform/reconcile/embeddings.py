@@ -16,7 +16,7 @@ from embedding_platform import layout, records, storage
 from embedding_platform.errors import RejectedError
 from embedding_platform.increments import Increment, index_of, presence
 from embedding_platform.inference.stream import Embedded, Failed, embed_stream
-from embedding_platform.media.cutting import Cutting, code_version, read
+from embedding_platform.media.cutting import Cutting, read
 from embedding_platform.models.encoder import Encoder
 from embedding_platform.reconcile.files import items_table
 from embedding_platform.reconcile.segments import CHANGED, Reject, check_unchanged, iterate_live_segments
@@ -44,7 +44,7 @@ SECONDS_PER_CHUNK = 60.0
 class EmbeddingsReport:
     """What embedding a source did. The increment counts distinct contents.
 
-    `orphaned` contents are kept for reuse until compaction; `missing` live contents have
+    `orphaned` contents are kept for reuse until they are pruned; `missing` live contents have
     neither vector nor rejection; `faults` maps each fault to the content hashes that have it;
     `duplicates` segments repeat the content of another, and `repeated` are the hashes of such
     contents, the most frequent first, at most MOST_REPEATED.
@@ -119,8 +119,7 @@ def reconcile_embeddings(
         # Known now: a network that one runtime cannot take has gone to another when it started.
         runtime = encoder.runtime
         seconds["embed"] = perf_counter() - started - seconds["load"]
-        kept = partial(_kept_contents, store, space, source, fingerprint, cutting)
-        vector_store.compact(folder, space.model.dimension, kept)
+        vector_store.compact(folder, space.model.dimension, fingerprint)
 
     if sorted(rejects.values()) != sorted(last_rejects):
         _write_rejects(store, space, source, fingerprint, rejects)
@@ -152,7 +151,7 @@ def reconcile_embeddings(
 def embeddings_increment(store: str, space: Space, source: str, fingerprint: str, cutting: Cutting) -> Increment:
     """Which contents are to be embedded; nothing is done.
 
-    Rejections by judgement count as dealt with. `orphaned` contents are kept for reuse until compaction.
+    Rejections by judgement count as dealt with. `orphaned` contents are kept for reuse.
     """
     folder = layout.vectors_folder(store, space.key, fingerprint, source)
     desired = index_of(_contents(store, space, source, cutting).unique())
@@ -222,17 +221,6 @@ class _Files:
 def _segments_in(table: pa.Table) -> Iterator[Segment]:
     for batch in table.to_batches(max_chunksize=1024):
         yield from records.segments(pa.Table.from_batches([batch]))
-
-
-def _kept_contents(store: str, space: Space, source: str, fingerprint: str, cutting: Cutting) -> pd.Index:
-    """Contents whose vectors outlive compaction: the live ones, and all while another cut of the source is at hand.
-
-    Two versions of our code may run at once, and neither knows what is live for the other.
-    """
-    own = layout.segments_folder(store, space.modality, source, code_version(space.modality, cutting))
-    if storage.sibling_folders(own):
-        return vector_store.stored_hashes(layout.vectors_folder(store, space.key, fingerprint, source), fingerprint)
-    return index_of(_contents(store, space, source, cutting).unique())
 
 
 def _told(

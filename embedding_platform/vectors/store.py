@@ -5,7 +5,7 @@ whatever its path. The folder of a source lies beside those of the space's other
 content that moved between sources finds its vector again.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import cache
 from typing import NamedTuple
@@ -130,15 +130,15 @@ def reuse(space_folder: str, own_folder: str, dimension: int, wanted: pd.Index, 
     return index_of(found.sort())
 
 
-def compact(folder: str, dimension: int, live: Callable[[], pd.Index], rows_per_shard: int | None = None) -> int:
-    """Rewrite many small shards into few of SHARD_BYTES that hold live content only, each once.
+def compact(folder: str, dimension: int, fingerprint: str, rows_per_shard: int | None = None) -> int:
+    """Rewrite many small shards into few of SHARD_BYTES that hold each content once; the number of shards removed.
 
-    `live` is asked once, and only after the shards to rewrite have been named: what another
-    run has stored for a newer listing is then either not rewritten, or live. Returns the
-    number of shards removed; see `storage.compact_shards`.
+    Nothing is dropped that no other shard holds: a content that is gone may come back, or be on
+    its way to another source, and is not embedded again then. See `storage.compact_shards`.
     """
     rows_per_shard = rows_per_shard or max(1, SHARD_BYTES // (4 * dimension))
-    wanted = cache(lambda: Wanted(live()))
+    # Asked only when the shards to rewrite have been named, so that it knows of all that they hold.
+    wanted = cache(lambda: Wanted(stored_hashes(folder, fingerprint)))
 
     def keep(table: pa.Table) -> pa.Table:
         contents = wanted()

@@ -149,12 +149,7 @@ def test_compaction_of_the_vectors_changes_nothing_in_milvus(client, lake, monke
     for content, text in zip(table["content_hash"].to_pylist(), table["text"].to_pylist(), strict=True):
         for _ in range(8):
             vector_store.append(folder, [content], vector_of(text)[None], lake.fingerprint, "run", "cpu")
-    assert (
-        vector_store.compact(
-            folder, lake.space.model.dimension, lambda: vector_store.stored_hashes(folder, lake.fingerprint)
-        )
-        >= 32
-    )
+    assert vector_store.compact(folder, lake.space.model.dimension, lake.fingerprint) >= 32
     report = collect(client, lake)
     assert (report.sync.batches, report.rows, report.recall) == (0, 5, Recall(1.0, 1.0, 5, measured=False))
 

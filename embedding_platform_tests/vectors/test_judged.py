@@ -93,7 +93,7 @@ def test_verdicts_follow_a_compaction(folder, read):
     names = [put(folder, {f"k{number}": unit(number % DIMENSION), f"dead{number}": unit(0)}) for number in range(32)]
     live = index(*(f"k{number}" for number in range(32)))
     before = judge_stored(folder, SPACE, live, FINGERPRINT)
-    assert compact(folder, DIMENSION, lambda: live) == len(names)
+    assert compact(folder, DIMENSION, FINGERPRINT) == len(names)
     after = judge_stored(folder, SPACE, live, FINGERPRINT)
     assert read[32:] == storage.table_names(folder)
     assert (after.judged, after.faults, after.held.all()) == (before.judged, {}, True)
@@ -107,7 +107,7 @@ def test_a_compaction_that_comes_between_is_followed(folder, monkeypatch):
     live = stored_hashes(folder, FINGERPRINT)
 
     def judge(*asked, judge=judged_module._judge):
-        compact(folder, DIMENSION, lambda: live)
+        compact(folder, DIMENSION, FINGERPRINT)
         return judge(*asked)
 
     monkeypatch.setattr(judged_module, "_judge", judge)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from embedding_platform import storage
 from embedding_platform.errors import PlatformError
+from embedding_platform.records import vectors_schema
 from embedding_platform.vectors.store import append, compact, iterate, reuse, stored_hashes
 
 DIMENSION = 3
@@ -51,7 +52,7 @@ def folder(request, tmp_path):
 
 
 APPEND = st.tuples(st.just("append"), st.lists(st.sampled_from(KEYS), min_size=1, max_size=4))
-COMPACT = st.tuples(st.just("compact"), st.sets(st.sampled_from(KEYS)))
+COMPACT = st.tuples(st.just("compact"), st.just(()))
 
 
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
@@ -65,10 +66,8 @@ def test_whatever_was_appended_and_compacted_each_wanted_hash_comes_once(deeds, 
                 put(folder, *keys, run=f"{part}")
             held |= set(keys)
         else:
-            compact(folder, DIMENSION, lambda keys=keys: index(*sorted(keys)), rows)
-            left = set(stored_hashes(folder, FINGERPRINT))
-            assert held & keys <= left <= held
-            held = left
+            compact(folder, DIMENSION, FINGERPRINT, rows)
+            assert set(stored_hashes(folder, FINGERPRINT)) == held
     assert set(stored_hashes(folder, FINGERPRINT)) == held
     assert_holds(folder, wanted & held)
     assert read(folder, index(*sorted(wanted))).keys() == wanted & held
@@ -120,33 +119,30 @@ def test_values_are_stored_bit_for_bit(folder):
 
 def test_an_absent_folder_holds_nothing(folder):
     assert list(stored_hashes(folder, FINGERPRINT)) == list(iterate(folder, DIMENSION, index("a"), FINGERPRINT)) == []
-    assert compact(folder, DIMENSION, lambda: index("a")) == 0
+    assert compact(folder, DIMENSION, FINGERPRINT) == 0
 
 
 @pytest.mark.parametrize(("shards", "does"), [(31, False), (32, True)])
 def test_compaction_waits_until_there_is_something_to_gain(folder, shards, does):
     for number in range(shards):
         put(folder, f"k{number}")
-    assert bool(compact(folder, DIMENSION, lambda: stored_hashes(folder, FINGERPRINT))) == does
+    assert bool(compact(folder, DIMENSION, FINGERPRINT)) == does
     assert len(storage.table_names(folder)) == (1 if does else shards)
     assert_holds(folder, {f"k{number}" for number in range(shards)})
 
 
-def test_compaction_fills_shards_and_drops_what_is_not_live(folder):
+def test_compaction_fills_shards_and_drops_repeats_alone(folder):
     for number in range(40):
-        put(folder, f"k{number}", f"dead{number}")
-    live = {f"k{number}" for number in range(40)}
-    assert compact(folder, DIMENSION, lambda: index(*sorted(live)), rows_per_shard=10) == 40
-    assert len(storage.table_names(folder)) == 4
-    assert set(stored_hashes(folder, FINGERPRINT)) == live
-    assert_holds(folder, live)
-
-
-def test_compaction_without_live_content_empties_the_folder(folder):
-    for number in range(32):
-        put(folder, f"k{number}")
-    assert compact(folder, DIMENSION, lambda: index()) == 32
-    assert storage.table_names(folder) == []
+        put(folder, f"k{number}", "again")
+    assert compact(folder, DIMENSION, FINGERPRINT, rows_per_shard=10) == 40
+    kept = {"again", *(f"k{number}" for number in range(40))}
+    hashes = [
+        key
+        for table in storage.iterate_shards(folder, vectors_schema(1), ["content_hash"])
+        for key in table["content_hash"].to_pylist()
+    ]
+    assert sorted(hashes) == sorted(kept)
+    assert_holds(folder, kept)
 
 
 def test_full_shards_are_left_alone_by_later_compactions(folder):
@@ -154,10 +150,10 @@ def test_full_shards_are_left_alone_by_later_compactions(folder):
     full = {put(folder, key, f"other-{key}") for key in keys}
     small = {put(folder, f"small-{key}") for key in keys[:31]}
     live = {*keys, *(f"other-{key}" for key in keys), *(f"small-{key}" for key in keys[:31])}
-    assert compact(folder, DIMENSION, lambda: index(*sorted(live)), rows_per_shard=2) == 0
+    assert compact(folder, DIMENSION, FINGERPRINT, rows_per_shard=2) == 0
     small.add(put(folder, "small"))
     live.add("small")
-    assert compact(folder, DIMENSION, lambda: index(*sorted(live)), rows_per_shard=2) == 32
+    assert compact(folder, DIMENSION, FINGERPRINT, rows_per_shard=2) == 32
     assert full < set(storage.table_names(folder))
     assert not small & set(storage.table_names(folder))
     assert_holds(folder, live)
@@ -174,11 +170,11 @@ def test_a_compaction_killed_before_it_deletes_does_no_harm(folder, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(storage, "remove_shards", die)
         with pytest.raises(KeyboardInterrupt):
-            compact(folder, DIMENSION, lambda: index(*keys))
+            compact(folder, DIMENSION, FINGERPRINT)
     assert len(storage.table_names(folder)) == 34
     assert len(stored_hashes(folder, FINGERPRINT)) == 33
     assert_holds(folder, set(keys))
-    compact(folder, DIMENSION, lambda: index(*keys))
+    compact(folder, DIMENSION, FINGERPRINT)
     assert len(storage.table_names(folder)) == 1
     assert_holds(folder, set(keys))
 
