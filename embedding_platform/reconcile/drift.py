@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from embedding_platform import layout, storage
 from embedding_platform.increments import Increment, series_of
@@ -50,22 +51,22 @@ class WriteAhead:
         increment = found.increment
         if increment.is_empty:
             return Drift()
-        verified, intended = self._read(self._verified), self._read(self._intended)
+        wrong = increment.new.append(increment.stale).append(increment.orphaned)
+        verified, intended = _rows_of(self._verified, wrong), _rows_of(self._intended, wrong)
         deleted = intended[intended == ""].index
-        dropped = increment.new.intersection(verified.index).difference(deleted)
         ours = pd.concat([verified, intended])
         return Drift(
-            dropped=len(dropped),
+            dropped=len(increment.new.intersection(verified.index).difference(deleted)),
             altered=len(found.altered) + _foreign(found.actual, increment.stale, ours),
             added=len(increment.orphaned.difference(ours.index)),
         )
 
     def intend(self, increment: Increment, desired: pd.Series) -> None:
         """Write down what is about to be written and deleted, on top of what was before."""
-        written = desired.loc[increment.new.append(increment.stale)]
+        before = storage.read_table(self._intended, ROWS)
+        written = desired[desired.index.isin(increment.new.append(increment.stale))]
         deleted = pd.Series("", index=increment.orphaned, dtype="str")
-        ahead = pd.concat([self._read(self._intended), written, deleted])
-        storage.write_table(self._intended, _table(ahead))
+        storage.write_table(self._intended, pa.concat_tables([before, _table(written), _table(deleted)]))
 
     def verify(self, desired: pd.Series) -> None:
         """Write down that Milvus was read back and holds exactly these rows."""
@@ -80,10 +81,13 @@ class WriteAhead:
     def _intended(self) -> str:
         return layout.intended_url(self.store, self.partition.collection, self.partition.source)
 
-    @staticmethod
-    def _read(url: str) -> pd.Series:
-        table = storage.read_table(url, ROWS)
-        return series_of(table["id"], table["version"])
+
+def _rows_of(url: str, ids: pd.Index) -> pd.Series:
+    """Those of the rows kept at `url` that have one of the ids; the others are not held in memory."""
+    wanted = pa.array(ids, pa.string())
+    parts = [part.filter(pc.is_in(part["id"], value_set=wanted)) for part in storage.iterate_table(url, ROWS)]
+    table = pa.concat_tables([ROWS.empty_table(), *parts])
+    return series_of(table["id"], table["version"])
 
 
 def _foreign(actual: pd.Series, stale: pd.Index, ours: pd.Series) -> int:
