@@ -218,7 +218,8 @@ class Platform:
         return publish(
             self.milvus,
             self.target(space),
-            [self.live(space, source) for source in listed()],
+            listed(),
+            lambda source: self.live(space, source),
             self.settings.quality,
             known=lambda: [*unlisted(), *listed()],
             golden=lambda: self.golden(space).worst_cosine,

@@ -84,7 +84,8 @@ class PublicationReport:
 def publish(
     client: "MilvusClient",
     target: Target,
-    sources: Sequence[LiveRows],
+    sources: Sequence[str],
+    live: Callable[[str], LiveRows],
     quality: QualitySettings,
     known: Callable[[], Sequence[str]],
     golden: Callable[[], float | None] = lambda: None,
@@ -92,13 +93,13 @@ def publish(
 ) -> PublicationReport:
     """Point the space's alias to the target, once every source is in it and sound.
 
-    The gate asks of each source: every item is cut or rejected, every live segment has a vector
-    or a recorded rejection, the Milvus partition holds exactly the desired rows, and recall
-    reaches the floors; and of the model, that it still gives its golden vectors. An alias that
-    already points there is left alone, and so is one whose target was rolled back from.
-    Partitions of sources that are not `known` by then go first, and rows outside of all
-    partitions: one that was deleted while another collection was published is otherwise still
-    in this one.
+    `live` gives the rows that a source should have. The gate asks of each source: every item is
+    cut or rejected, every live segment has a vector or a recorded rejection, the Milvus
+    partition holds exactly the desired rows, and recall reaches the floors; and of the model,
+    that it still gives its golden vectors. An alias that already points there is left alone,
+    and so is one whose target was rolled back from. Partitions of sources that are not `known`
+    by then go first, and rows outside of all partitions: one that was deleted while another
+    collection was published is otherwise still in this one.
 
     Raises:
         PlatformError: if the alias leads to a collection that is not ours, golden vectors differ,
@@ -112,24 +113,27 @@ def publish(
         return PublicationReport(alias, name, previous, moved=False, removed=removed)
     if previous:
         read_provenance(client, previous)
-    waiting = _not_there(client, target, sources)
+    waiting = _not_there(client, target, sources, live)
     recalls: list[Recall] = []
-    for live in sources if not waiting else ():
-        reason, recall = _look(client, target, live, quality, held_out)
-        if reason:
-            waiting[live.source] = reason
-        if recall is not None:
-            recalls.append(recall)
+    rows = 0
+    for source in sources if not waiting else ():
+        # Not kept: memory holds the ids of one source at a time.
+        found = _look(client, target, live(source), quality, held_out)
+        rows += found.rows
+        if found.reason:
+            waiting[source] = found.reason
+        if found.recall is not None:
+            recalls.append(found.recall)
         if len(waiting) >= MOST_WAITING:
             break
     if waiting:
         return PublicationReport(alias, name, previous, moved=False, waiting=waiting)
     gate = Gate(
-        rows=sum(len(live.versions) for live in sources),
+        rows=rows,
         recall_at_10=min((recall.at_10 for recall in recalls), default=None),
         recall_at_100=min((recall.at_100 for recall in recalls), default=None),
         golden=golden(),
-        overlap=overlap(client, target, sources, previous) if previous else None,
+        overlap=overlap(client, target, _some_ids(sources, live), previous) if previous else None,
     )
     if alias_target(client, alias) != previous:
         raise PlatformError(
@@ -182,13 +186,11 @@ def reinstate(client: "MilvusClient", target: Target) -> None:
         withdraw(client, target.collection, withdrawn=False)
 
 
-def overlap(client: "MilvusClient", target: Target, sources: Sequence[LiveRows], previous: str) -> float | None:
+def overlap(client: "MilvusClient", target: Target, ids: Sequence[str], previous: str) -> float | None:
     """Mean share of a row's OVERLAP_AT nearest rows that target and previous collection have in common.
 
     Each collection is searched with its own vector of the row. None where no row is in both.
     """
-    each = max(1, OVERLAP_ROWS // max(len(sources), 1))
-    ids = [row_id for live in sources for row_id in live.versions.index[:each]][:OVERLAP_ROWS]
     index = {
         target.collection: tuned(client, target.collection, target.space.index),
         previous: present_index(client, previous),
@@ -211,7 +213,16 @@ def _others(own: str, hits: Sequence[tuple[str, float]]) -> set[str]:
     return {found for found, _ in [hit for hit in hits if hit[0] != own][:OVERLAP_AT]}
 
 
-def _not_there(client: "MilvusClient", target: Target, sources: Sequence[LiveRows]) -> dict[str, str]:
+def _some_ids(sources: Sequence[str], live: Callable[[str], LiveRows]) -> list[str]:
+    """At most OVERLAP_ROWS ids, as many of each of the first sources."""
+    asked = sources[:OVERLAP_ROWS]
+    each = -(-OVERLAP_ROWS // max(len(asked), 1))
+    return [row_id for source in asked for row_id in live(source).versions.index[:each]][:OVERLAP_ROWS]
+
+
+def _not_there(
+    client: "MilvusClient", target: Target, sources: Sequence[str], live: Callable[[str], LiveRows]
+) -> dict[str, str]:
     """What can be told without reading a source: so that a migration of many does not read all for each."""
     if not has_collection(client, target.collection):
         reason = f"there is no collection {target.collection} yet; materialize {target.space.key}/collection first"
@@ -219,9 +230,18 @@ def _not_there(client: "MilvusClient", target: Target, sources: Sequence[LiveRow
     if is_withdrawn(client, target.collection):
         reason = f"it was rolled back from; `embedding-platform publish {target.space.key}` takes that back"
         return {"every source": reason}
-    bare = [live.source for live in sources if not WriteAhead(live.store, target.partition(live.source)).is_verified]
+    bare = [source for source in sources if not WriteAhead(live(source).store, target.partition(source)).is_verified]
     reason = f"not in {target.collection} yet; materialize {target.space.key}/collection for it"
     return dict.fromkeys(bare[:MOST_WAITING], reason)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What the gate found of one source: what is missing, its rows, and the recall of its partition."""
+
+    reason: str
+    rows: int = 0
+    recall: Recall | None = None
 
 
 def _look(
@@ -230,22 +250,20 @@ def _look(
     live: LiveRows,
     quality: QualitySettings,
     held_out: Callable[[], np.ndarray | None],
-) -> tuple[str, Recall | None]:
-    """What is missing of a source, and the recall of its partition."""
+) -> _Found:
     if uncut := live.uncut():
-        return f"{uncut} items are not cut yet", None
+        return _Found(f"{uncut} items are not cut yet")
     if live.missing:
-        return f"{live.missing} segments have no vector yet", None
+        return _Found(f"{live.missing} segments have no vector yet")
     increment = collection_increment(client, target, live)
     if not increment.is_empty:
         counts = increment.counts()
-        return (
-            f"Milvus differs: {counts['new']} missing, {counts['stale']} stale, {counts['orphaned']} orphaned rows",
-            None,
+        return _Found(
+            f"Milvus differs: {counts['new']} missing, {counts['stale']} stale, {counts['orphaned']} orphaned rows"
         )
     if live.versions.empty:
-        return "", None
+        return _Found("")
     index = tuned(client, target.collection, target.space.index)
     partition = target.partition(live.source)
     recall = recall_of(client, partition, live, index, quality.recall_sample, held_out())
-    return (recall.shortfall(quality) if recall else ""), recall
+    return _Found(recall.shortfall(quality) if recall else "", len(live.versions), recall)

@@ -159,7 +159,7 @@ def collect(client, lake: Lake, source: str = "one", **settings: object) -> Coll
 def publish_to(client, lake: Lake, *sources: str, **settings: object) -> PublicationReport:
     """Publish the lake's collection over its sources, or over "one"; `settings` are of quality."""
     known = sources or ("one",)
-    return publish(client, lake.target, list(map(lake.live, known)), QualitySettings(**settings), lambda: known)
+    return publish(client, lake.target, known, lake.live, QualitySettings(**settings), lambda: known)
 
 
 def ids_in(client, lake: Lake, source: str = "one") -> set[str]:

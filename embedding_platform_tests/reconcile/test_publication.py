@@ -72,7 +72,7 @@ def test_golden_vectors_that_differ_keep_the_alias_where_it_is(client, lake):
         raise PlatformError("other vectors")
 
     with pytest.raises(PlatformError, match="other vectors"):
-        publish(client, lake.target, [lake.live()], QualitySettings(), lambda: ["one"], golden=golden)
+        publish(client, lake.target, ["one"], lake.live, QualitySettings(), lambda: ["one"], golden=golden)
     assert alias_target(client, lake.target.alias) is None
     assert (
         publish(
@@ -80,7 +80,7 @@ def test_golden_vectors_that_differ_keep_the_alias_where_it_is(client, lake):
         ).gate.golden
         == 0.9999
     )
-    assert publish(client, lake.target, [lake.live()], QualitySettings(), lambda: ["one"], golden=golden).published
+    assert publish(client, lake.target, ["one"], lake.live, QualitySettings(), lambda: ["one"], golden=golden).published
 
 
 def migrate(client, lake: Lake, fingerprint: str, *sources: str) -> PublicationReport:
