@@ -68,6 +68,7 @@ def beside_vectors(store: str, folder: str) -> tuple[str, ...]:
         join(store, "queries", modality, space, f"{fingerprint}.parquet"),
         join(store, "models", "pins", f"{fingerprint}.json"),
         join(store, "models", "golden", f"{fingerprint}.parquet"),
+        join(store, "models", "golden", f"{fingerprint}.passed"),
     )
 
 
@@ -89,6 +90,11 @@ def verified_url(store: str, collection: str, source: str) -> str:
 def intended_url(store: str, collection: str, source: str) -> str:
     """The rows that a sync of a partition, which has not ended yet, means to write or delete."""
     return join(collection_folder(store, collection), "intended", f"{_safe(source)}.parquet")
+
+
+def placed_url(store: str, collection: str, source: str) -> str:
+    """What a source was listed as when a collection last held all of it."""
+    return join(collection_folder(store, collection), "placed", f"{_safe(source)}.txt")
 
 
 def recall_url(store: str, collection: str, source: str) -> str:
@@ -119,6 +125,11 @@ def pin_url(store: str, fingerprint: str) -> str:
 def golden_url(store: str, fingerprint: str) -> str:
     """The vectors that the model of a fingerprint gave of fixed inputs when it first made vectors."""
     return join(store, "models", "golden", f"{fingerprint[:FINGERPRINT_DIGITS]}.parquet")
+
+
+def golden_passed_url(store: str, fingerprint: str) -> str:
+    """The mark that the model of a fingerprint gave its golden vectors when a collection of it was published."""
+    return join(store, "models", "golden", f"{fingerprint[:FINGERPRINT_DIGITS]}.passed")
 
 
 def held_out_url(store: str, space_key: str, fingerprint: str) -> str:

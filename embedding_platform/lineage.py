@@ -154,8 +154,8 @@ def _rows(platform: Platform, space: Space, ids: Sequence[str]) -> Iterator[RowT
     collection = alias_target(platform.milvus, alias)
     if collection is None:
         return
-    provenance = read_provenance(platform.milvus, alias)
-    rows = get_rows(platform.milvus, alias, ids)
+    provenance = read_provenance(platform.milvus, collection)
+    rows = get_rows(platform.milvus, collection, ids)
     for source in dict.fromkeys(row["source"] for row in rows):
         own = [row for row in rows if row["source"] == source]
         items = {item.path: item for item in stored_items(platform.store, space.modality, source)}

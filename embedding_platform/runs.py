@@ -1,7 +1,7 @@
 """Runs without the web UI: the same jobs, on the same instance, in this process."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +38,9 @@ class SourceRun:
         cut = self.of("segments", "new") + self.of("segments", "stale") + self.of("segments", "orphaned")
         written = sum(self.of("collection", how) for how in ("imported", "upserted", "deleted"))
         embedded = self.of("embeddings", "embedded") + self.of("embeddings", "reused")
-        return not (cut or embedded or written or self.of("collection", "index_built") or self.of("published", "moved"))
+        removed = self.of("published", "partitions_removed") + self.of("published", "rows_removed")
+        built, moved = self.of("collection", "index_built"), self.of("published", "moved")
+        return not (cut or embedded or written or removed or built or moved)
 
 
 @contextmanager
@@ -87,7 +89,8 @@ def run_sources(
     for modality in modalities or platform.modalities:
         job = definitions.resolve_job_def(job_name(modality))
         partitions = set_name(modality)
-        for source in twice_where_needed(platform, modality, found[modality]):
+        succeeded: set[str] = set()
+        for source in twice_where_needed(platform, modality, found[modality], succeeded):
             dagster.add_dynamic_partitions(partitions, [source])
             starting(modality, source)
             result = job.execute_in_process(
@@ -99,15 +102,20 @@ def run_sources(
             )
             if _was_interrupted(result):
                 raise KeyboardInterrupt
+            if result.success:
+                succeeded.add(source)
             yield _source_run(modality, source, result)
             if result.success and platform.is_gone(modality, source):
                 dagster.delete_dynamic_partition(partitions, source)
 
 
-def twice_where_needed(platform: Platform, modality: str, sources: Sequence[str]) -> Iterator[str]:
-    """The sources, and once more those that a later one made a migration for: one too many for named partitions."""
+def twice_where_needed(platform: Platform, modality: str, sources: Sequence[str], succeeded: Set[str]) -> Iterator[str]:
+    """The sources, and once more those that a later one made a migration for: one too many for named partitions.
+
+    `succeeded` is asked after the first pass: a run that failed would only fail again.
+    """
     yield from sources
-    yield from sorted(platform.unplaced(modality).intersection(sources))
+    yield from sorted(platform.unplaced(modality) & succeeded)
 
 
 def fail_dead_runs(dagster: dg.DagsterInstance) -> None:

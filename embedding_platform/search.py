@@ -91,12 +91,13 @@ def place_in_file(modality: str, start: float, end: float) -> str:
 
 
 def _search_space(platform: Platform, query: Query, space: Space, sources: Sequence[str], limit: int) -> list[Hit]:
-    alias = alias_name(space.key)
-    if alias_target(platform.milvus, alias) is None:
+    # By its own name from here on: the alias may move while the model is loaded.
+    collection = alias_target(platform.milvus, alias_name(space.key))
+    if collection is None:
         raise PlatformError(f"{space.key} is not published yet; run `embedding-platform run` first")
-    former, precision = _maker(platform, space, read_provenance(platform.milvus, alias))
+    former, precision = _maker(platform, space, read_provenance(platform.milvus, collection))
     (vector,) = encode([query], former, platform.encoder(former, precision, for_queries=True))
-    rows = search_rows(platform.milvus, alias, vector, limit, space.index, space.metric, list(sources) or None)
+    rows = search_rows(platform.milvus, collection, vector, limit, space.index, space.metric, list(sources) or None)
     return [_hit(space, row) for row in rows]
 
 

@@ -229,6 +229,12 @@ class Settings(BaseSettings):
         """Milvus as an absolute folder (Milvus Lite) or the URL of a server."""
         return self.milvus.uri if self.milvus.uri.startswith("unix:") else self._absolute(self.milvus.uri)
 
+    @property
+    def milvus_in_place(self) -> MilvusSettings:
+        """The milvus section with `import_root` as an absolute path or URL."""
+        root = self.milvus.import_root
+        return self.milvus.model_copy(update={"import_root": self._absolute(root) if root else None})
+
     def queries_url(self, space_key: str) -> str | None:
         """The file or folder of a space's held-out queries as an absolute path or URL; None without one."""
         named = self.quality.queries.get(space_key)
@@ -312,6 +318,8 @@ class Settings(BaseSettings):
                 f"media_root {self.media_root} holds a password, which every row would show; leave it out and set "
                 f"FSSPEC_{protocol}_USERNAME and FSSPEC_{protocol}_PASSWORD"
             )
+        if re.search(r"://[^/\s]*@", self.milvus.import_root or ""):
+            raise ValueError("milvus.import_root holds a user or password; leave it out, as in media_root")
         for key, place in self.quality.queries.items():
             if re.search(r"://[^/\s]*@", place):
                 raise ValueError(f"quality.queries.{key} holds a user or password; leave it out, as in media_root")

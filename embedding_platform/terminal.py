@@ -268,19 +268,19 @@ def tune_with_table(platform: Platform, space: Space, keep: bool) -> bool:
     With `keep`, the cheapest that does becomes what searches of the collection use.
     """
     target, quality = platform.target(space), platform.settings.quality
-    sources = [platform.live(space, source) for source in listed_sources(platform.store, space.modality)]
+    sources = (platform.live(space, source) for source in listed_sources(platform.store, space.modality))
     table = _table("space", "search", "recall@10", "recall@100", "ms")
     trials = []
     with CONSOLE.status(f"searching {target.collection}"):
-        for trial in sweep(platform.milvus, target, sources, quality.recall_sample):
+        for trial in sweep(platform.milvus, target, sources, quality.recall_sample, platform.held_out(space)):
             trials.append(trial)
             table.add_row(
                 space.key,
                 _parameters(trial.search),
-                f"{trial.recall_at_10:.3f}",
-                f"{trial.recall_at_100:.3f}",
+                f"{trial.recall.at_10:.3f}",
+                f"{trial.recall.at_100:.3f}",
                 f"{trial.milliseconds:.1f}",
-                style="" if trial.suffices(quality) else "dim",
+                style="dim" if trial.recall.shortfall(quality) else "",
             )
     CONSOLE.print(table)
     chosen = cheapest(trials, quality)

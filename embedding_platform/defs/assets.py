@@ -160,7 +160,7 @@ def _collection(space: Space, fingerprint: str) -> dg.AssetsDefinition:
                 platform.milvus,
                 platform.target(space),
                 live,
-                platform.settings.milvus,
+                platform.settings.milvus_in_place,
                 platform.settings.quality,
                 run_id=context.run_id,
                 held_out=lambda: platform.held_out(space),

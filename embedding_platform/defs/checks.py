@@ -15,6 +15,8 @@ from embedding_platform.spaces import Space
 
 MOST_EXAMPLES = 20
 
+MOST_NAMED = 3
+
 FEWEST_TO_COLLAPSE = 10
 """A handful of alike files is no sign of a broken model."""
 
@@ -118,14 +120,20 @@ def of_collection(report: CollectionReport, quality: QualitySettings) -> list[dg
 
 def of_published(report: PublicationReport) -> dg.AssetCheckResult:
     """Verdict of the gate; a warning, since the last good collection stays published."""
+    due = report.waiting or report.behind
+    told = "; ".join(f"{source}: {reason}" for source, reason in list(due.items())[:MOST_NAMED])
+    if report.waiting:
+        description = f"{report.alias} waits. {told}"
+    elif report.behind:
+        description = f"{report.alias} points to {report.collection}, which is behind. {told}"
+    else:
+        description = f"{report.alias} points to {report.collection}"
     return dg.AssetCheckResult(
         check_name="gate",
-        passed=report.published,
+        passed=not due,
         severity=dg.AssetCheckSeverity.WARN,
-        description=f"{report.alias} points to {report.collection}"
-        if report.published
-        else f"waiting for {len(report.waiting)} sources",
-        metadata={"waiting": _table(("source", "reason"), report.waiting.items())},
+        description=description,
+        metadata={"waiting": _table(("source", "reason"), due.items())},
     )
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from embedding_platform.errors import PlatformError
 from embedding_platform.milvus.connection import CALL_SECONDS, explaining
-from embedding_platform.milvus.schema import Provenance, provenance_of, read_provenance
+from embedding_platform.milvus.schema import Provenance, alias_name, provenance_of, read_provenance
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
@@ -72,6 +72,9 @@ def publications(client: "MilvusClient", space_key: str | None = None) -> list[P
     found = []
     with explaining("list the collections"):
         for name in client.list_collections(timeout=CALL_SECONDS):
+            # Others may share this Milvus, with collections that are no business of ours.
+            if space_key is not None and not name.startswith(f"{alias_name(space_key)}_"):
+                continue
             publication = _publication(client, name)
             if publication is not None and space_key in (None, publication.provenance.space):
                 found.append(publication)
@@ -80,10 +83,8 @@ def publications(client: "MilvusClient", space_key: str | None = None) -> list[P
 
 def note_published(client: "MilvusClient", collection: str) -> None:
     """Write down that a collection has been published after all others of its space, once."""
-    mine = _publication(client, collection)
-    others = publications(client, read_provenance(client, collection).space)
-    newest = others[-1]
-    if mine is None or (newest.collection == collection and mine.number and not mine.withdrawn):
+    newest = publications(client, read_provenance(client, collection).space)[-1]
+    if newest.collection == collection and newest.number and not newest.withdrawn:
         return
     properties = {PUBLISHED_PROPERTY: str(newest.number + 1), WITHDRAWN_PROPERTY: ""}
     with explaining(f"note that collection {collection} is published"):

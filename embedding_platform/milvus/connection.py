@@ -130,8 +130,9 @@ def explaining(deed: str, done: Callable[[], bool] = lambda: False) -> Iterator[
     try:
         yield
     except _errors() as error:
-        if done():
-            return
+        with suppress(PlatformError, *_errors()):
+            if done():
+                return
         raise PlatformError(
             f"Milvus could not {deed}: {_reason(error)}; see to that, then run again: the next run does the rest"
         ) from error

@@ -1,4 +1,4 @@
-"""What Milvus Lite, a Milvus server and Zilliz Cloud do differently; nothing else asks which of them answers."""
+"""What Milvus Lite, a Milvus server and Zilliz Cloud do differently, in one place: nothing else asks which answers."""
 
 from dataclasses import dataclass, replace
 from functools import lru_cache

@@ -1,31 +1,29 @@
 """`<modality>/<space>/collection`: live segments and their vectors against the rows of one Milvus partition."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from embedding_platform.errors import PlatformError
 from embedding_platform.increments import Increment, diff
-from embedding_platform.milvus.alias import alias_target
 from embedding_platform.milvus.bulk_import import import_rows, settle_imports
 from embedding_platform.milvus.deployment import deployment_of
 from embedding_platform.milvus.index import await_searchable, ensure_index, tuned
 from embedding_platform.milvus.partitions import Partition, drop_partition, has_partition
-from embedding_platform.milvus.schema import Row, ensure_collection, has_collection, read_provenance
+from embedding_platform.milvus.schema import Row, ensure_collection, has_collection
 from embedding_platform.milvus.sync import (
     MOST_PROBES,
-    Comparison,
     SyncReport,
     compare_partition,
     sync_partition,
 )
 from embedding_platform.reconcile.drift import Drift, WriteAhead
-from embedding_platform.reconcile.files import listing_age
 from embedding_platform.reconcile.recall import Recall, recall_of
 from embedding_platform.reconcile.rows import LiveRows
 from embedding_platform.reconcile.target import Target
@@ -77,39 +75,23 @@ def reconcile_collection(
             rejection, if Milvus does not hold the desired rows after the repairs, or does not
             find them in time.
     """
-    still_listed = refuse_another_listing(live)
+    state = live.state()
     refuse_incomplete(live)
-    space, partition = target.space, target.partition(live.source)
+    space, partition, total = target.space, target.partition(live.source), len(live.versions)
     ensure_collection(client, target.provenance, space.index)
     ahead = WriteAhead(live.store, partition)
-
-    if milvus.import_root and deployment_of(client).imports_files:
-        settle_imports(client, partition, milvus.import_root)
-    sample = live.some(quality.audit_rows, run_id) if has_partition(client, partition) else ()
-    met = compare_partition(client, partition, live.versions, sample)
-    drift = ahead.drift(met)
-    if not met.increment.is_empty:
-        ahead.intend(met.increment, live.versions)
-    total = len(live.versions)
-    started = perf_counter()
-    imported, found = _import_new(client, partition, live, met, milvus, still_listed, progress)
-    importing = perf_counter() - started
-    sync = sync_partition(
-        client, partition, live.versions, live.rows, lambda done: progress(imported + done, total), found, still_listed
-    )
-    still_listed()
-    if live.versions.empty:
-        drop_partition(client, partition)
+    resumed = ahead.is_under_way
+    sample = live.some(quality.audit_rows, run_id)
+    written = _write(client, partition, live, ahead, sample, milvus, partial(_refuse_another, live, state), progress)
 
     started = perf_counter()
     index_built = ensure_index(client, partition.collection, space.index, space.metric)
     indexed = perf_counter()
     index = tuned(client, partition.collection, space.index)
-    probes = [*sync.probes, *(itertools.chain.from_iterable(live.some(MOST_PROBES, run_id)) if imported else ())]
-    await_searchable(client, partition, probes, index, space.metric, milvus.searchable_seconds)
+    probes = written.probes or (live.some(MOST_PROBES, run_id) if resumed else ())
+    rows = list(itertools.chain.from_iterable(probes))
+    await_searchable(client, partition, rows, index, space.metric, milvus.searchable_seconds)
     searchable = perf_counter()
-    if sync.batches or imported or not ahead.is_verified:
-        ahead.verify(live.versions)
     recall = recall_of(
         client,
         partition,
@@ -117,71 +99,111 @@ def reconcile_collection(
         index,
         quality.recall_sample,
         held_out() if total else None,
-        changed=imported + sync.upserted + sync.deleted,
-        rebuilt=index_built,
+        changed=written.rows,
+        # What a killed sync had written is in no count.
+        rebuilt=index_built or resumed,
     )
+    measured = perf_counter()
+    if not total:
+        ahead.forget()
+    elif written.rows or resumed or not ahead.is_verified:
+        ahead.verify(live.versions)
+    ahead.place(state)
     return CollectionReport(
         collection=partition.collection,
-        sync=replace(sync, counts=met.increment.counts()),
-        imported=imported,
-        drift=drift,
+        sync=written.sync,
+        imported=written.imported,
+        drift=written.drift,
         rows=total,
         index_built=index_built,
         recall=recall,
         seconds={
-            "written": importing + sync.write_seconds,
+            "written": written.sync.write_seconds,
             "indexed": indexed - started,
             "searchable": searchable - indexed,
-            "verified": sync.verify_seconds,
-            "recall": perf_counter() - searchable,
+            "verified": written.sync.verify_seconds,
+            "recall": measured - searchable,
         },
         data_version=live.data_version,
     )
 
 
-def _import_new(
+@dataclass(frozen=True)
+class _Written:
+    """What was met and done in one partition, and lists of rows to search for."""
+
+    sync: SyncReport
+    imported: int
+    drift: Drift
+    probes: Sequence[Iterable[Mapping[str, Any]]]
+
+    @property
+    def rows(self) -> int:
+        """Rows that were written or deleted."""
+        return self.imported + self.sync.upserted + self.sync.deleted
+
+
+def _write(
     client: "MilvusClient",
     partition: Partition,
     live: LiveRows,
-    found: Comparison,
+    ahead: WriteAhead,
+    sample: Iterable[list[Row]],
     milvus: MilvusSettings,
-    still_listed: Callable[[], None],
+    refuse_another: Callable[[], None],
     progress: Callable[[int, int], None],
-) -> tuple[int, Comparison]:
-    """Import the new rows where there are many and Milvus reads files; their number, and what is left to do."""
-    new = found.increment.new
-    if not milvus.import_root or len(new) < milvus.import_rows or not deployment_of(client).imports_files:
-        return 0, found
-
-    def batches() -> Iterator[list[Row]]:
-        for rows in live.rows(new):
-            still_listed()
-            yield rows
-
+) -> _Written:
+    """Make the rows of the partition the desired ones, and write down beforehand what is meant to be done."""
     total = len(live.versions)
-    report = import_rows(client, partition, batches(), milvus.import_root, progress=lambda done: progress(done, total))
-    return report.rows, compare_partition(client, partition, live.versions)
+    root = milvus.import_root if deployment_of(client).imports_files else None
+    if root:
+        settle_imports(client, partition, root)
+    met = compare_partition(client, partition, live.versions, sample)
+    drift = ahead.drift(met)
+    if not met.increment.is_empty:
+        ahead.intend(met.increment, live.versions)
+    new = met.increment.new
+    started, found, imported = perf_counter(), met, 0
+    if root and len(new) >= milvus.import_rows:
+        batches = _each_after(refuse_another, live.rows(new))
+        imported = import_rows(client, partition, batches, root, progress=lambda done: progress(done, total)).rows
+        # Those that others altered are compared again, since their versions do not tell.
+        found = compare_partition(client, partition, live.versions, live.rows(met.altered))
+    importing = perf_counter() - started
+    sync = sync_partition(
+        client,
+        partition,
+        live.versions,
+        live.rows,
+        lambda done: progress(imported + done, total),
+        found,
+        refuse_another,
+    )
+    refuse_another()
+    if live.versions.empty:
+        drop_partition(client, partition)
+    sync = replace(sync, counts=met.increment.counts(), write_seconds=sync.write_seconds + importing)
+    probes = [*([sync.probes] if sync.probes else []), *(live.rows(new[:MOST_PROBES]) if imported else ())]
+    return _Written(sync, imported, drift, probes)
 
 
-def refuse_another_listing(live: LiveRows) -> Callable[[], None]:
-    """A function that refuses to go on once the source is listed anew.
+def _each_after(refuse_another: Callable[[], None], batches: Iterable[list[Row]]) -> Iterator[list[Row]]:
+    for rows in batches:
+        refuse_another()
+        yield rows
 
-    A run that was held up would otherwise undo what a later one did, and call it done.
+
+def _refuse_another(live: LiveRows, state: str) -> None:
+    """Refuse to go on once the source is listed anew: a run that was held up would undo what a later one did.
 
     Raises:
-        PlatformError: when the function is called and finds another listing.
+        PlatformError: if what the source is listed as is no longer `state`.
     """
-    place = (live.store, live.space.modality, live.source)
-    listing = listing_age(*place)
-
-    def refuse() -> None:
-        if listing_age(*place) != listing:
-            raise PlatformError(
-                f"another run listed source {live.source} anew while this one wrote its rows; "
-                "run again: the next run writes what is there now"
-            )
-
-    return refuse
+    if live.state() != state:
+        raise PlatformError(
+            f"another run listed source {live.source} anew while this one wrote its rows; "
+            "run again: the next run writes what is there now"
+        )
 
 
 def refuse_incomplete(live: LiveRows) -> None:
@@ -203,13 +225,8 @@ def refuse_incomplete(live: LiveRows) -> None:
 
 
 def holds_source(client: "MilvusClient", target: Target, source: str) -> bool:
-    """Whether the source still has rows or a partition, in the present collection or in the published one."""
-    partitions = {target.partition(source)}
-    if published := alias_target(client, target.alias):
-        partitions.add(Partition(published, source, read_provenance(client, published).layout))
-    return any(
-        has_collection(client, partition.collection) and has_partition(client, partition) for partition in partitions
-    )
+    """Whether the source still has rows or a partition in the collection that runs write to."""
+    return has_collection(client, target.collection) and has_partition(client, target.partition(source))
 
 
 def collection_increment(client: "MilvusClient", target: Target, live: LiveRows) -> Increment:

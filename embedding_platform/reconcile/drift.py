@@ -1,8 +1,9 @@
 """What others did to our rows: told apart from what changed in the media by what we wrote ourselves.
 
-Beside each partition lie two tables. `verified` holds the rows that the last sync read back,
-`intended` what a sync that has not ended yet may have written or deleted. They only explain:
-what is to be done follows from Milvus itself.
+Of each partition three things are kept. `verified` holds the rows that the last sync read back,
+`intended` what a sync that has not ended yet may have written or deleted, and `placed` what the
+source was listed as when all of it was last there. They only explain: what is to be done follows
+from Milvus itself.
 """
 
 from dataclasses import dataclass
@@ -41,10 +42,19 @@ class WriteAhead:
         """Whether the partition was ever read back and found right."""
         return bool(storage.change_mark(self._verified))
 
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a sync began that has not ended: it failed, or was killed."""
+        return bool(storage.change_mark(self._intended))
+
+    def is_placed(self, state: str) -> bool:
+        """Whether the partition has held all of the source since it was listed as `state`; see `LiveRows.state`."""
+        return storage.read_bytes(self._placed) == state.encode()
+
     def drift(self, found: Comparison) -> Drift:
         """Which of the differences are none of our doing.
 
-        A row counts as dropped if it was verified and no sync meant to delete it; as altered
+        A row counts as dropped if it was verified and no unfinished sync meant to touch it; as altered
         if it has a version that was neither verified nor intended, stands there twice, or is
         not what its version says; as added if its key was neither verified nor intended.
         """
@@ -53,10 +63,9 @@ class WriteAhead:
             return Drift()
         wrong = increment.new.append(increment.stale).append(increment.orphaned)
         verified, intended = _rows_of(self._verified, wrong), _rows_of(self._intended, wrong)
-        deleted = intended[intended == ""].index
         ours = pd.concat([verified, intended])
         return Drift(
-            dropped=len(increment.new.intersection(verified.index).difference(deleted)),
+            dropped=len(increment.new.intersection(verified.index).difference(intended.index)),
             altered=len(found.altered) + _foreign(found.actual, increment.stale, ours),
             added=len(increment.orphaned.difference(ours.index)),
         )
@@ -66,16 +75,32 @@ class WriteAhead:
         before = storage.read_table(self._intended, ROWS)
         written = desired[desired.index.isin(increment.new.append(increment.stale))]
         deleted = pd.Series("", index=increment.orphaned, dtype="str")
-        storage.write_table(self._intended, pa.concat_tables([before, _table(written), _table(deleted)]))
+        ahead = pa.concat_tables([before, _table(written), _table(deleted)])
+        # Each once, however often a sync fails before it ends.
+        storage.write_table(self._intended, ahead.group_by(ROWS.names).aggregate([]))
 
     def verify(self, desired: pd.Series) -> None:
         """Write down that Milvus was read back and holds exactly these rows."""
         storage.write_table(self._verified, _table(desired))
         storage.remove(self._intended)
 
+    def place(self, state: str) -> None:
+        """Write down that the partition holds all of the source as it is listed, where that is news."""
+        if not self.is_placed(state):
+            storage.write_bytes(self._placed, state.encode())
+
+    def forget(self) -> None:
+        """Keep nothing of the rows of a partition that has none any more."""
+        for url in (self._verified, self._intended):
+            storage.remove(url)
+
     @property
     def _verified(self) -> str:
         return layout.verified_url(self.store, self.partition.collection, self.partition.source)
+
+    @property
+    def _placed(self) -> str:
+        return layout.placed_url(self.store, self.partition.collection, self.partition.source)
 
     @property
     def _intended(self) -> str:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from embedding_platform.increments import Increment, diff
-from embedding_platform.milvus.alias import alias_target
+from embedding_platform.milvus.alias import alias_target, is_withdrawn
+from embedding_platform.milvus.schema import has_collection
 from embedding_platform.reconcile.collection import collection_increment
 from embedding_platform.reconcile.embeddings import embeddings_increment
 from embedding_platform.reconcile.files import files_increment
@@ -31,9 +32,13 @@ class Pending:
 
 
 def pending_publication(client: "MilvusClient", target: Target) -> Pending:
-    """The alias as a table of one row: new, stale if it points elsewhere, or unchanged."""
+    """The alias as a table of one row: new, stale if it points elsewhere, or unchanged.
+
+    One that was rolled back is unchanged: no run moves it.
+    """
     published = alias_target(client, target.alias)
-    desired = pd.Series({target.alias: target.collection}, dtype=object)
+    withdrawn = has_collection(client, target.collection) and is_withdrawn(client, target.collection)
+    desired = pd.Series({target.alias: published if withdrawn else target.collection}, dtype=object)
     actual = pd.Series({target.alias: published} if published else {}, dtype=object)
     return Pending(f"{target.space.key}/published", "", diff(desired, actual))
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from embedding_platform import layout, storage
+from embedding_platform.errors import PlatformError
 from embedding_platform.milvus.alias import Publication, alias_target, publications
 from embedding_platform.milvus.connection import CALL_SECONDS, explaining
 from embedding_platform.milvus.schema import alias_name
@@ -68,10 +69,12 @@ def prune(client: "MilvusClient", things: Sequence[Prunable]) -> None:
     """Remove what `prunable` found, a collection before the vectors that it could be made from again.
 
     Raises:
-        PlatformError: if Milvus fails, or a folder may not be removed.
+        PlatformError: if Milvus fails, a collection was published meanwhile, or a folder may not be removed.
     """
     for thing in things:
         if thing.kind == "collection":
+            if _has_alias(client, thing.name):
+                raise PlatformError(f"{thing.name} was published meanwhile; look again at what to prune")
             with explaining(f"drop collection {thing.name}"):
                 client.drop_collection(thing.name, timeout=CALL_SECONDS)
         for place in thing.places:
@@ -81,9 +84,8 @@ def prune(client: "MilvusClient", things: Sequence[Prunable]) -> None:
 def _kept(client: "MilvusClient", ours: Sequence[Publication], targets: Sequence[Target], retained: int) -> set[str]:
     kept = {target.collection for target in targets}
     for one in ours:
-        with explaining(f"list the aliases of {one.collection}"):
-            if client.list_aliases(one.collection, timeout=CALL_SECONDS)["aliases"]:
-                kept.add(one.collection)
+        if _has_alias(client, one.collection):
+            kept.add(one.collection)
     for space in {one.provenance.space for one in ours}:
         published = alias_target(client, alias_name(space))
         former = [
@@ -93,6 +95,11 @@ def _kept(client: "MilvusClient", ours: Sequence[Publication], targets: Sequence
         ]
         kept.update(former[-retained:] if retained else ())
     return kept
+
+
+def _has_alias(client: "MilvusClient", collection: str) -> bool:
+    with explaining(f"list the aliases of {collection}"):
+        return bool(client.list_aliases(collection, timeout=CALL_SECONDS)["aliases"])
 
 
 def _reason(publication: Publication) -> str:

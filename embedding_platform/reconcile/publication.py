@@ -63,6 +63,7 @@ class PublicationReport:
     """Whether readers search the present model's collection, and what stands in the way if not.
 
     `waiting` maps each source that is not ready to the reason; it is empty once published.
+    `behind` maps sources that changed since the published collection held all of them.
     `removed` are partitions and rows that no source accounts for. `gate` is None where the
     alias had not to move.
     """
@@ -72,6 +73,7 @@ class PublicationReport:
     previous: str | None
     moved: bool
     waiting: dict[str, str] = field(default_factory=dict)
+    behind: dict[str, str] = field(default_factory=dict)
     removed: Removed = NOTHING
     gate: Gate | None = None
 
@@ -109,8 +111,11 @@ def publish(
     previous = alias_target(client, alias)
     if previous == name:
         removed = drop_other_partitions(client, name, target.layout, known)
-        note_published(client, name)
-        return PublicationReport(alias, name, previous, moved=False, removed=removed)
+        # It may have been rolled back from in between.
+        if alias_target(client, alias) == name:
+            note_published(client, name)
+        behind = _not_placed(target, sources, live)
+        return PublicationReport(alias, name, previous, moved=False, behind=behind, removed=removed)
     if previous:
         read_provenance(client, previous)
     waiting = _not_there(client, target, sources, live)
@@ -135,12 +140,12 @@ def publish(
         golden=golden(),
         overlap=overlap(client, target, _some_ids(sources, live), previous) if previous else None,
     )
+    removed = drop_other_partitions(client, name, target.layout, known)
     if alias_target(client, alias) != previous:
         raise PlatformError(
             f"somebody else moved the alias {alias} while {name} was looked at; "
             "run again: the next run publishes what the settings name then"
         )
-    removed = drop_other_partitions(client, name, target.layout, known)
     moved = point_alias(client, alias, name)
     note_published(client, name)
     return PublicationReport(alias, name, previous, moved, removed=removed, gate=gate)
@@ -171,6 +176,8 @@ def roll_back(client: "MilvusClient", space_key: str) -> tuple[str, str]:
     # Marked first: a run that comes in between must not move the alias forward again.
     withdraw(client, current)
     point_alias(client, alias, earlier[-1])
+    # And again: a run that met the alias where it was has noted it as published once more.
+    withdraw(client, current)
     return current, earlier[-1]
 
 
@@ -230,9 +237,18 @@ def _not_there(
     if is_withdrawn(client, target.collection):
         reason = f"it was rolled back from; `embedding-platform publish {target.space.key}` takes that back"
         return {"every source": reason}
-    bare = [source for source in sources if not WriteAhead(live(source).store, target.partition(source)).is_verified]
-    reason = f"not in {target.collection} yet; materialize {target.space.key}/collection for it"
-    return dict.fromkeys(bare[:MOST_WAITING], reason)
+    return _not_placed(target, sources, live)
+
+
+def _not_placed(target: Target, sources: Sequence[str], live: Callable[[str], LiveRows]) -> dict[str, str]:
+    """Sources that the collection does not hold as they are listed now."""
+    due = []
+    for source in sources:
+        rows = live(source)
+        if not WriteAhead(rows.store, target.partition(source)).is_placed(rows.state()):
+            due.append(source)
+    reason = f"not in {target.collection} as it is now; materialize {target.space.key}/collection for it"
+    return dict.fromkeys(due[:MOST_WAITING], reason)
 
 
 @dataclass(frozen=True)

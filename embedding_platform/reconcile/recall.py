@@ -1,7 +1,7 @@
 """Recall of a live index against exact search, measured anew when it may have changed."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 
 from embedding_platform import layout, records, storage
-from embedding_platform.milvus.index import ann_search, recall_at_k
+from embedding_platform.milvus.index import VECTOR_FIELD, ann_search, recall_at_k
 from embedding_platform.milvus.partitions import Partition
+from embedding_platform.milvus.query import get_rows
 from embedding_platform.reconcile.rows import LiveRows
 from embedding_platform.settings import QualitySettings
-from embedding_platform.spaces import Index
+from embedding_platform.spaces import Index, Metric
 from embedding_platform.vectors.judgement import exact_neighbours
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ DEPTHS = (10, 100)
 LASTING_SHARE = 0.05
 """Share of rows that may change before the recall of a large partition is measured again: exact
 search reads every vector, and a graph or a clustering does not turn bad by one row in twenty."""
+
+QUANTISED = ("IVF_SQ8",)
+"""Index types whose scores are those of shortened vectors."""
 
 SMALL = 10_000
 """Rows of a partition that is measured after every change."""
@@ -59,6 +63,22 @@ class Recall:
             for name, (value, setting, floor) in figures.items()
             if value is not None and value < floor
         )
+
+
+def lowest(recalls: Sequence[Recall]) -> Recall:
+    """The lowest of each figure, and all queries together."""
+
+    def least(values: Iterable[float | None]) -> float | None:
+        return min((value for value in values if value is not None), default=None)
+
+    return Recall(
+        at_10=min(recall.at_10 for recall in recalls),
+        at_100=min(recall.at_100 for recall in recalls),
+        queries=sum(recall.queries for recall in recalls),
+        held_out_at_10=least(recall.held_out_at_10 for recall in recalls),
+        held_out_at_100=least(recall.held_out_at_100 for recall in recalls),
+        held_out=max(recall.held_out for recall in recalls),
+    )
 
 
 def recall_of(
@@ -106,19 +126,60 @@ def measure_recall(
     held_out: np.ndarray | None = None,
 ) -> Recall:
     """Search the partition with a seeded sample of its own vectors, and with held-out queries, float32 [q, d]."""
+    return recall_against(client, partition, questions(live, sample, held_out), index, live.space.metric)
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Queries, float32 [q, d], the first `stored` of them stored vectors, and exact scores of each, best first."""
+
+    queries: np.ndarray
+    stored: int
+    exact: list[list[float]]
+
+
+def questions(live: LiveRows, sample: int, held_out: np.ndarray | None) -> Questions:
+    """What to ask a source's partition, and the right answers, by exhaustive search over its stored vectors."""
     stored = stored_queries(live, sample)
     queries = stored if held_out is None else np.concatenate([stored, held_out])
-    exact = exact_neighbours(queries, all_vectors(live), max(DEPTHS), live.space.metric).tolist()
+    exact = exact_neighbours(queries, all_vectors(live), max(DEPTHS), live.space.metric)
+    return Questions(queries, len(stored), exact.tolist())
+
+
+def recall_against(
+    client: "MilvusClient", partition: Partition, asked: Questions, index: Index, metric: Metric
+) -> Recall:
+    """Recall at both depths when the partition is searched through the index with its parameters."""
     figures = []
     for k in DEPTHS:
-        hits = ann_search(client, partition.collection, partition, queries, k, index, live.space.metric)
+        hits = ann_search(client, partition.collection, partition, asked.queries, k, index, metric)
         found = [[score for _, score in row] for row in hits]
-        for part in (slice(len(stored)), slice(len(stored), None)):
-            figures.append(recall_at_k(found[part], exact[part], k, live.space.metric))
+        if index.type in QUANTISED:
+            found = _exact_scores(client, partition, asked.queries, hits, metric)
+        for part in (slice(asked.stored), slice(asked.stored, None)):
+            figures.append(recall_at_k(found[part], asked.exact[part], k, metric))
     at_10, held_out_at_10, at_100, held_out_at_100 = figures
-    if held_out is None:
-        return Recall(at_10, at_100, len(stored))
-    return Recall(at_10, at_100, len(stored), held_out_at_10, held_out_at_100, len(held_out))
+    held_out = len(asked.queries) - asked.stored
+    if not held_out:
+        return Recall(at_10, at_100, asked.stored)
+    return Recall(at_10, at_100, asked.stored, held_out_at_10, held_out_at_100, held_out)
+
+
+def _exact_scores(
+    client: "MilvusClient",
+    partition: Partition,
+    queries: np.ndarray,
+    hits: Sequence[Sequence[tuple[str, float]]],
+    metric: Metric,
+) -> list[list[float]]:
+    """Scores of the hits by their whole vectors; an index of shortened ones scores by those."""
+    ids = list(dict.fromkeys(found for row in hits for found, _ in row))
+    vectors = {row["id"]: row[VECTOR_FIELD] for row in get_rows(client, partition.collection, ids)}
+    scores = []
+    for query, row in zip(queries, hits, strict=True):
+        found_vectors = [np.array([vectors[found] for found, _ in row], np.float32)] if row else []
+        scores.append(exact_neighbours(query[None], found_vectors, len(row), metric)[0].tolist())
+    return scores
 
 
 def stored_queries(live: LiveRows, sample: int) -> np.ndarray:
@@ -131,4 +192,6 @@ def stored_queries(live: LiveRows, sample: int) -> np.ndarray:
 def all_vectors(live: LiveRows) -> Iterator[np.ndarray]:
     """Vectors of all rows, float32 [n, d], a shard at a time; a content that several segments share comes as often."""
     for part in live.vectors(live.multiplicity.index):
-        yield np.repeat(part.vectors, live.multiplicity.loc[part.hashes].to_numpy(), axis=0)
+        # More copies than are looked for change no figure.
+        copies = np.minimum(live.multiplicity.loc[part.hashes].to_numpy(), max(DEPTHS))
+        yield np.repeat(part.vectors, copies, axis=0)

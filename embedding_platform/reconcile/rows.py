@@ -11,10 +11,10 @@ import pyarrow.compute as pc
 
 from embedding_platform import layout, records
 from embedding_platform.increments import index_of
-from embedding_platform.media.cutting import Cutting
+from embedding_platform.media.cutting import Cutting, code_version
 from embedding_platform.milvus.schema import Maker, Row, make_rows, row_versions
 from embedding_platform.reconcile.embeddings import rejected_contents
-from embedding_platform.reconcile.files import items_table
+from embedding_platform.reconcile.files import items_table, listing_age
 from embedding_platform.reconcile.segments import iterate_live_segments, rejected_items, segments_increment
 from embedding_platform.spaces import Space
 from embedding_platform.vectors import store as vector_store
@@ -67,6 +67,11 @@ class LiveRows:
         """A hash of all rows, equal for equal rows."""
         ordered = self._embedded["row_version"].combine_chunks().sort()
         return records.digest(self._maker.root, self.fingerprint, records.column_digest(pa.chunked_array([ordered])))
+
+    def state(self) -> str:
+        """A mark that changes whenever the source is listed anew, or the way in which its files are cut."""
+        listed = listing_age(self.store, self.space.modality, self.source)
+        return records.digest(listed, code_version(self.space.modality, self.cutting))
 
     def uncut(self) -> int:
         """Items that the present cutter has neither cut nor rejected, whose segments are therefore unknown."""

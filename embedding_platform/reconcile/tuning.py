@@ -1,21 +1,22 @@
 """Which search parameters reach the floor of recall at the least cost."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from embedding_platform.errors import PlatformError
-from embedding_platform.milvus.index import ann_search, recall_at_k
+from embedding_platform.milvus.index import ann_search
+from embedding_platform.milvus.partitions import Partition
 from embedding_platform.milvus.schema import has_collection
-from embedding_platform.reconcile.recall import DEPTHS, all_vectors, stored_queries
+from embedding_platform.reconcile.recall import DEPTHS, Questions, Recall, lowest, questions, recall_against
 from embedding_platform.reconcile.rows import LiveRows
 from embedding_platform.reconcile.target import Target
 from embedding_platform.settings import QualitySettings
 from embedding_platform.spaces import Index
-from embedding_platform.vectors.judgement import exact_neighbours
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
@@ -41,16 +42,17 @@ class Trial:
     """
 
     search: dict[str, int]
-    recall_at_10: float
-    recall_at_100: float
+    recall: Recall
     milliseconds: float
 
-    def suffices(self, quality: QualitySettings) -> bool:
-        """Whether recall reaches the floors of the settings."""
-        return self.recall_at_10 >= quality.min_recall and self.recall_at_100 >= quality.min_recall_at_100
 
-
-def sweep(client: "MilvusClient", target: Target, sources: Sequence[LiveRows], sample: int) -> Iterator[Trial]:
+def sweep(
+    client: "MilvusClient",
+    target: Target,
+    sources: Iterable[LiveRows],
+    sample: int,
+    held_out: np.ndarray | None = None,
+) -> Iterator[Trial]:
     """Try one value of the index's search parameter after the other, the cheapest first.
 
     Ends when everything is found. Exact neighbours are computed once, in the first partitions
@@ -59,40 +61,31 @@ def sweep(client: "MilvusClient", target: Target, sources: Sequence[LiveRows], s
     Raises:
         PlatformError: if the index has no search parameter, or the collection no rows.
     """
-    index = target.space.index
+    index, metric = target.space.index, target.space.metric
     if not index.search:
         raise PlatformError(
             f"{target.space.key} has an index of type {index.type}, which has no search parameter; "
             "there is nothing to tune"
         )
-    measured = [live for live in sources if len(live.versions)][:MOST_PARTITIONS]
-    if not measured or not has_collection(client, target.collection):
+    asked: dict[Partition, Questions] = {}
+    for live in islice((live for live in sources if len(live.versions)), MOST_PARTITIONS):
+        asked[target.partition(live.source)] = questions(live, sample, held_out)
+    if not asked or not has_collection(client, target.collection):
         raise PlatformError(f"{target.space.key} holds no rows yet; run `embedding-platform run` first")
-    queries = [stored_queries(live, sample) for live in measured]
-    exact = [
-        exact_neighbours(asked, all_vectors(live), max(DEPTHS), target.space.metric).tolist()
-        for live, asked in zip(measured, queries, strict=True)
-    ]
+    timed = np.concatenate([one.queries for one in asked.values()])[:TIMED_QUERIES]
     (name,) = index.search
     for value in _values(index):
         tried = replace(index, search={name: value})
-        recalls = dict.fromkeys(DEPTHS, 1.0)
-        for live, asked, nearest in zip(measured, queries, exact, strict=True):
-            partition = target.partition(live.source)
-            for k in DEPTHS:
-                hits = ann_search(client, target.collection, partition, asked, k, tried, target.space.metric)
-                found = [[score for _, score in row] for row in hits]
-                recalls[k] = min(recalls[k], recall_at_k(found, nearest, k, target.space.metric))
-        timed = np.concatenate(queries)[:TIMED_QUERIES]
-        trial = Trial(dict(tried.search), recalls[10], recalls[100], _milliseconds(client, target, timed, tried))
+        found = [recall_against(client, partition, one, tried, metric) for partition, one in asked.items()]
+        trial = Trial(dict(tried.search), lowest(found), _milliseconds(client, target, timed, tried))
         yield trial
-        if trial.recall_at_10 == trial.recall_at_100 == 1.0:
+        if not trial.recall.shortfall(QualitySettings(min_recall=1, min_recall_at_100=1)):
             return
 
 
 def cheapest(trials: Sequence[Trial], quality: QualitySettings) -> Trial | None:
-    """The first of the trials, which come cheapest first, that suffices."""
-    return next((trial for trial in trials if trial.suffices(quality)), None)
+    """The first of the trials, which come cheapest first, whose recall reaches the floors of the settings."""
+    return next((trial for trial in trials if not trial.recall.shortfall(quality)), None)
 
 
 def _values(index: Index) -> list[int]:

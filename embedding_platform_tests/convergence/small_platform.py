@@ -119,7 +119,7 @@ def run_everything(platform: SmallPlatform, partitions: Partitions, witness: Wit
     """Every modality's job on every source, as `runs.run_sources` does it."""
     found = runs.expected_sources(platform, partitions)  # type: ignore[arg-type]
     for modality in platform.modalities:
-        for source in runs.twice_where_needed(platform, modality, found[modality]):
+        for source in runs.twice_where_needed(platform, modality, found[modality], set(found[modality])):
             run_source(platform, partitions, modality, source, witness)
 
 

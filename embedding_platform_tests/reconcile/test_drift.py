@@ -3,10 +3,11 @@
 import pandas as pd
 import pytest
 
+from embedding_platform import storage
 from embedding_platform.increments import diff
 from embedding_platform.milvus.partitions import Partition
 from embedding_platform.milvus.sync import Comparison
-from embedding_platform.reconcile.drift import Drift, WriteAhead
+from embedding_platform.reconcile.drift import ROWS, Drift, WriteAhead
 
 PARTITION = Partition("collection", "one")
 
@@ -64,3 +65,26 @@ def test_what_a_killed_sync_wrote_or_deleted_is_ours(ahead):
     assert ahead.drift(met(rows(a="4"), rows(a="3", b="1", c="1", d="1"))) == Drift()
     ahead.verify(rows(a="4"))
     assert ahead.drift(met(rows(a="4"), rows(a="4", d="1"))) == Drift(added=1)
+
+
+def test_a_row_that_a_killed_sync_deleted_before_it_wrote_it_again_was_dropped_by_nobody(ahead):
+    ahead.verify(rows(a="1", b="1"))
+    ahead.intend(diff(rows(a="2", b="1"), rows(a="1", b="1")), rows(a="2", b="1"))
+    assert ahead.drift(met(rows(a="2", b="1"), rows(b="1"))) == Drift()
+
+
+def test_what_is_meant_is_kept_once_however_often_it_fails(ahead, tmp_path):
+    meant = rows(a="1", b="1")
+    for _ in range(3):
+        ahead.intend(diff(meant, rows()), meant)
+    assert storage.read_table(ahead._intended, ROWS).num_rows == 2
+    assert ahead.is_under_way
+    ahead.verify(meant)
+    assert not ahead.is_under_way
+
+
+def test_a_source_is_placed_as_it_was_listed_and_as_nothing_else(ahead):
+    assert not ahead.is_placed("listing 1")
+    ahead.place("listing 1")
+    assert ahead.is_placed("listing 1")
+    assert not ahead.is_placed("listing 2")

@@ -38,13 +38,12 @@ def two(client, lake) -> Lake:
 
 def test_the_alias_waits_until_every_source_is_complete_and_then_moves(client, two):
     two.write("late", 11, "two")
-    two.files("two")
-    assert publish_to(client, two, "one", "two").waiting == {"two": "1 items are not cut yet"}
-    two.segments("two")
-    assert publish_to(client, two, "one", "two").waiting == {"two": "1 segments have no vector yet"}
-    two.embeddings("two")
-    waiting = publish_to(client, two, "one", "two")
-    assert waiting.waiting == {"two": "Milvus differs: 1 missing, 0 stale, 0 orphaned rows"}
+    for stage in (two.files, two.segments, two.embeddings):
+        stage("two")
+        waiting = publish_to(client, two, "one", "two")
+        assert waiting.waiting == {
+            "two": f"not in {two.target.collection} as it is now; materialize text/small/collection for it"
+        }
     assert (waiting.published, waiting.moved, alias_target(client, waiting.alias)) == (False, False, None)
 
     collect(client, two, "two")
@@ -61,8 +60,42 @@ def test_a_source_that_was_never_synced_is_told_without_reading_the_others(clien
     lake.write("a", 10, "two")
     monkeypatch.setattr("embedding_platform.reconcile.publication._look", None)
     assert publish_to(client, lake, "one", "two").waiting == {
-        "two": f"not in {lake.target.collection} yet; materialize text/small/collection for it"
+        "two": f"not in {lake.target.collection} as it is now; materialize text/small/collection for it"
     }
+
+
+def test_rows_that_somebody_dropped_before_the_alias_moved_keep_it_where_it_is(client, two):
+    client.delete(two.target.collection, ids=[id_of("n1")], partition_name=two.target.partition("one").name)
+    waiting = publish_to(client, two, "one", "two")
+    assert waiting.waiting == {"one": "Milvus differs: 1 missing, 0 stale, 0 orphaned rows"}
+    collect(client, two)
+    assert publish_to(client, two, "one", "two").moved
+
+
+def test_a_published_collection_that_is_behind_says_so(client, two):
+    publish_to(client, two, "one", "two")
+    two.write("late", 11, "two")
+    two.files("two")
+    behind = publish_to(client, two, "one", "two")
+    assert (behind.published, list(behind.behind)) == (True, ["two"])
+    two.run("two")
+    collect(client, two, "two")
+    assert publish_to(client, two, "one", "two").behind == {}
+
+
+def test_going_back_to_a_former_model_waits_for_every_source(client, two):
+    former = two.fingerprint
+    publish_to(client, two, "one", "two")
+    migrate(client, two, "e" * 64, "one", "two")
+    two.write("late", 11, "two")
+    two.run("two")
+    collect(client, two, "two")
+    two.fingerprint = former
+    assert list(publish_to(client, two, "one", "two").waiting) == ["two"]
+    for source in ("one", "two"):
+        two.embeddings(source)
+        collect(client, two, source)
+    assert publish_to(client, two, "one", "two").moved
 
 
 def test_golden_vectors_that_differ_keep_the_alias_where_it_is(client, lake):
@@ -74,12 +107,8 @@ def test_golden_vectors_that_differ_keep_the_alias_where_it_is(client, lake):
     with pytest.raises(PlatformError, match="other vectors"):
         publish(client, lake.target, ["one"], lake.live, QualitySettings(), lambda: ["one"], golden=golden)
     assert alias_target(client, lake.target.alias) is None
-    assert (
-        publish(
-            client, lake.target, [lake.live()], QualitySettings(), lambda: ["one"], golden=lambda: 0.9999
-        ).gate.golden
-        == 0.9999
-    )
+    moved = publish(client, lake.target, ["one"], lake.live, QualitySettings(), lambda: ["one"], golden=lambda: 0.9999)
+    assert moved.gate.golden == 0.9999
     assert publish(client, lake.target, ["one"], lake.live, QualitySettings(), lambda: ["one"], golden=golden).published
 
 
