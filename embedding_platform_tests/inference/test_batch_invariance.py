@@ -41,9 +41,20 @@ STARTER = [(space.key, role) for space in MODEL_SETS["starter"] for role in spac
 EXECUTIONS = [("torch", "float32"), ("openvino", "float32")]
 
 
+@pytest.fixture
+def one_thread():
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize(("family", "dimension", "role", "pooling"), SMALL)
-def test_small_models(folders, execution, family, dimension, role, pooling):
+def test_small_models(one_thread, folders, execution, family, dimension, role, pooling):
+    """On one thread: two share the rows of a matrix of odd width unevenly, and a row's bits follow its place."""
     model = replace(describe(family, folders(family), dimension, role), pooling=pooling)
     _check(model, execution, role)
 
