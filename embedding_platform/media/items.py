@@ -158,6 +158,14 @@ def rejected_state(row: RejectedRow) -> str:
     return f"{row[2]}-"
 
 
+def verdict_code(modality: str) -> str:
+    """A hash of the code that rejects files of a modality: what the version of a rejected row ends with."""
+    # The text beside an image is read as a document.
+    readers = ("image_text", "text") if modality == "image_text" else (modality,)
+    code = digest(CODE_VERSION, recognition.CODE_VERSION, *(modality_module(name).CODE_VERSION for name in readers))
+    return code[:8]
+
+
 def _survey(
     media_root: str,
     source: str,
@@ -438,10 +446,7 @@ def _rejected_row(modality: str, entry: Entry, reason: str) -> RejectedRow:
 
 def _rejected_version(modality: str, entry: Entry) -> str:
     """What a verdict was passed on: the file, and the code that listed it."""
-    # The text beside an image is read as a document.
-    readers = ("image_text", "text") if modality == "image_text" else (modality,)
-    code = digest(CODE_VERSION, recognition.CODE_VERSION, *(modality_module(name).CODE_VERSION for name in readers))
-    return f"{_file_state(entry)}-{code[:8]}"
+    return f"{_file_state(entry)}-{verdict_code(modality)}"
 
 
 def _file_state(file: Entry | Item) -> str:

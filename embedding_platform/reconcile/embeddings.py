@@ -148,6 +148,15 @@ def reconcile_embeddings(
     )
 
 
+def vector_verdict_lasts(reason: str) -> bool:
+    """Whether a rejection stands until content or model change.
+
+    A file that could not be read is tried again, and so is a content whose vector had another
+    dimension than the space: that is no fault of the content.
+    """
+    return reason.split(": ")[0] not in (UNREADABLE, judgement.DIMENSION)
+
+
 def embeddings_increment(store: str, space: Space, source: str, fingerprint: str, cutting: Cutting) -> Increment:
     """Which contents are to be embedded; nothing is done.
 
@@ -287,12 +296,8 @@ def _without(contents: pd.Index, others: pd.Index) -> pd.Index:
 
 
 def _lasting(rejects: list[Reject], live: pd.Index) -> dict[str, Reject]:
-    """Rejections of live contents by content hash that stand until content or model change.
-
-    A file that could not be read is tried again, and so is a content whose vector had another
-    dimension than the space: that is no fault of the content.
-    """
-    lasting = [row for row in rejects if row[3].split(": ")[0] not in (UNREADABLE, judgement.DIMENSION)]
+    """Rejections of live contents by content hash that stand until content or model change."""
+    lasting = [row for row in rejects if vector_verdict_lasts(row[3])]
     held = pc.is_in(pa.array([row[2] for row in lasting], pa.string()), pa.array(live, pa.string())) if lasting else []
     return {row[2]: row for row, is_live in zip(lasting, held, strict=True) if is_live.as_py()}
 
