@@ -380,6 +380,11 @@ IMAGES = (
     Kind("huge-tile.tiff", bytes_of(tiff(10, 10, 65_520)), "is damaged"),
     Kind("gigapixels.tiff", bytes_of(tiff(90_000, 90_000, 256)), "too many pixels, 90000 x 90000"),
     Kind("ring.tiff", bytes_of(b"II*\0\x08\0\0\0\0\0\x08\0\0\0"), "is damaged"),
+    Kind(
+        "far-directory.tiff",
+        bytes_of(b"II+\0\x08\0\0\0" + struct.pack("<Q", 2**50)),
+        "is damaged",
+    ),
     Kind("cut.webp", bytes_of(lambda: picture(format="WEBP")[:60]), "is damaged"),
     Kind("cut.avif", bytes_of(lambda: picture(format="AVIF")[:150]), "is damaged"),
     Kind("photo.heic", bytes_of(b"\0\0\0\x18ftypheic" + bytes(200)), "cannot be decoded here"),
@@ -486,6 +491,11 @@ SOUNDS = (
 VIDEOS = (
     Kind("empty.mp4", bytes_of(b""), r"is empty \(0 bytes\)"),
     Kind("no-moov.mp4", after(movie(), without_moov), "is damaged"),
+    Kind(
+        "far-box.mp4",
+        bytes_of(b"\0\0\0\x18ftypisom" + bytes(12) + b"\0\0\0\1free" + struct.pack(">Q", 2**50) + bytes(64)),
+        "is damaged",
+    ),
     Kind("cut.mp4", after(movie(100), cut_at(0.7)), "is damaged|is cut short"),
     Kind("cut.mkv", after(movie(100), cut_at(0.5)), "is damaged|is cut short"),
     Kind("claims-years.mkv", after(movie(), claiming_length), "declares to play for 277778 hours: .*max_hours = 24"),
