@@ -312,6 +312,7 @@ TEXTS = (
     Kind("unseen.html", bytes_of(b"<html><script>only()</script><style>p {}</style></html>"), "holds no text"),
     Kind("unclosed.html", bytes_of(b"<p>words <b>in <i>tags <table><tr><td>that never end <!-- and a remark"), INDEXED),
     Kind("entities.html", bytes_of(b"<p>&#xD800; &#0; &#99999999999; &nosuch; &amp words"), INDEXED),
+    Kind("marked-section.html", bytes_of(b"<p>words</p><![x[y]]>"), "cannot be parsed: ParserRejectedMarkup"),
     Kind("nested.html", bytes_of(b"<div>x" * 100_000), "max_seconds = 0.5", limits=BRIEF),
     Kind("tags.html", bytes_of(b"<a " * 300_000), "max_seconds = 0.5", limits=BRIEF),
     Kind("charset.html", bytes_of(b"<meta charset=punycode><p>caf\xe9 au lait, s'il vous pla\xeet" * 3), INDEXED),
