@@ -121,6 +121,7 @@ def reconcile_embeddings(
         seconds["embed"] = perf_counter() - started - seconds["load"]
         vector_store.compact(folder, space.model.dimension, fingerprint)
 
+    storage.remove_leftovers(folder)
     if sorted(rejects.values()) != sorted(last_rejects):
         _write_rejects(store, space, source, fingerprint, rejects)
     judged = judge_stored(folder, space, desired, fingerprint)

@@ -100,6 +100,7 @@ def reconcile_segments(
     if len(needed):
         storage.compact_shards(folder, SEGMENTS, _keep_live(listed), ROWS_PER_SHARD)
     storage.remove_sibling_folders(folder, older)
+    storage.remove_leftovers(folder)
     live = live_segments(store, modality, source, cutting, ["segment_id", "content_hash"]).sort_by("segment_id")
     data_version = records.column_digest(live["segment_id"], live["content_hash"])
     return SegmentsReport(increment, items.num_rows, live.num_rows, sorted(live_rejects), data_version)
