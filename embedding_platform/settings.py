@@ -107,8 +107,9 @@ class ListingSettings(_Section):
 class DecodingSettings(_Section):
     """The most that decoding one file may take. Above it a file is rejected, and tried again when the limit is raised.
 
-    A document is text, HTML or a PDF; `max_document_memory_megabytes` bounds the process that
-    parses the last two. Sound and video have `max_seconds` again for every minute that they play.
+    A document is text, HTML or a PDF; `max_document_memory_megabytes` bounds each process that
+    parses PDF, and HTML and text above 16 KiB: one process for each reader at work. Sound and
+    video have `max_seconds` again for every minute that they play.
     """
 
     max_seconds: float = Field(default=120.0, gt=0)

@@ -10,6 +10,7 @@ import hashlib
 import os
 import posixpath
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -29,6 +30,9 @@ class GoneError(PlatformError, FileNotFoundError):
 
 
 _HIDDEN_PREFIX = ".writing-"
+
+_LEFTOVER_SECONDS = 24 * 3600.0
+"""No write takes so long: what is still beside its target then was left by a killed writer."""
 
 ROWS_PER_GROUP = 8192
 """Rows of a Parquet row group: what is read of a large file to have some of its rows."""
@@ -340,6 +344,27 @@ def folder_bytes(url: str) -> int:
     """Size of all files under a folder."""
     fs, path = file_system(url)
     return int(fs.du(path, total=True))
+
+
+def remove_leftovers(folder: str) -> int:
+    """Remove what killed writers left in `folder` more than a day ago; the number of files removed.
+
+    A file that is being written is younger. Only local folders have such files; a clock that
+    was set back keeps them longer.
+    """
+    fs, path = file_system(folder)
+    if not isinstance(fs, LocalFileSystem) or not os.path.isdir(path):
+        return 0
+    removed = 0
+    with os.scandir(path) as entries:
+        leftovers = [entry for entry in entries if entry.name.startswith(_HIDDEN_PREFIX)]
+    for leftover in leftovers:
+        # One that may not be removed, or that another run removes, harms nobody.
+        with suppress(OSError):
+            if time.time() - leftover.stat().st_mtime > _LEFTOVER_SECONDS:
+                os.unlink(leftover.path)
+                removed += 1
+    return removed
 
 
 def subfolders(url: str) -> list[str]:

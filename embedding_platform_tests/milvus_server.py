@@ -57,6 +57,7 @@ class MilvusServer:
 
     def kill(self) -> None:
         """SIGKILL the server itself, in the middle of whatever it does."""
+        assert self.pid, "no server was started here"
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
         self.stop()
@@ -70,7 +71,7 @@ class MilvusServer:
         self._keeper.stdin.close()
         self._keeper.wait(timeout=30)
         self._keeper.stdout.close()
-        self._keeper = None
+        self._keeper, self.pid = None, 0
 
     @property
     def storage(self) -> str:

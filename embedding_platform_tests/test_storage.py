@@ -4,6 +4,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
@@ -245,6 +246,18 @@ def test_files_that_were_being_written_are_no_tables(tmp_path):
     (tmp_path / ".writing-abc.parquet").write_bytes(b"half")
     (tmp_path / "notes.txt").write_bytes(b"not a table")
     assert numbers_in(storage.read_shards(str(tmp_path), SCHEMA)) == [1]
+
+
+def test_what_killed_writers_left_goes_after_a_day(tmp_path):
+    storage.append_shard(str(tmp_path), table(1))
+    for name, hours in {".writing-old": 25, ".writing-young": 23, ".writing-ahead": -48, "notes.txt": 100}.items():
+        (tmp_path / name).write_bytes(b"half")
+        os.utime(tmp_path / name, (time.time() - 3600 * hours,) * 2)
+    assert storage.remove_leftovers(str(tmp_path)) == 1
+    assert not (tmp_path / ".writing-old").exists()
+    assert len(list(tmp_path.iterdir())) == 4
+    assert numbers_in(storage.read_shards(str(tmp_path), SCHEMA)) == [1]
+    assert storage.remove_leftovers(str(tmp_path / "absent")) == 0
 
 
 def damaged(path: Path) -> None:

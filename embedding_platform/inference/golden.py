@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pandas as pd
@@ -54,7 +55,7 @@ GOLDEN = pa.schema(
 
 _SHOWN_CHARACTERS = 24
 
-_compared: dict[tuple[Encoder, str, tuple[Role, ...]], "GoldenReport"] = {}
+_compared: "WeakKeyDictionary[Encoder, dict[tuple[str, tuple[Role, ...]], GoldenReport]]" = WeakKeyDictionary()
 """What this process has found already; a model does not change while it is loaded."""
 
 
@@ -87,9 +88,10 @@ def check_golden(
     """
     chosen = tuple(space.roles if roles is None else roles)
     url = layout.golden_url(store, fingerprint)
-    if (encoder, url, chosen) not in _compared:
-        _compared[encoder, url, chosen] = _compare(encoder, space, url, chosen)
-    return _compared[encoder, url, chosen]
+    reports = _compared.setdefault(encoder, {})
+    if (url, chosen) not in reports:
+        reports[url, chosen] = _compare(encoder, space, url, chosen)
+    return reports[url, chosen]
 
 
 def golden_vectors(encoder: Encoder, roles: Sequence[Role], normalised: bool) -> tuple[list[str], np.ndarray]:

@@ -78,7 +78,7 @@ def embed_stream(
 
     Raises:
         PlatformError: if memory does not suffice for one content alone.
-        Exception: whatever else `files`, a reader or the model raised, once all outcomes that
+        BaseException: whatever else `files`, a reader or the model raised, once all outcomes that
             come before it were given; nothing is swallowed.
     """
     lanes = Lanes(encoder, budgets)
@@ -111,7 +111,7 @@ class _Awaited:
 class _Raised:
     """An error in the place where reading met it."""
 
-    error: Exception
+    error: BaseException
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,9 +165,9 @@ def _collected(batches: "_Batches", contents: Iterable[PreparedSegment | Failed]
             # A content may have been embedded and used up long before there is room for another.
             del outcome
             yield slot
-    except ClosedError:
+    except (ClosedError, GeneratorExit):
         return
-    except Exception as error:  # noqa: BLE001 - raised by the stream, after what comes before it
+    except BaseException as error:  # noqa: BLE001 - raised by the stream, after what comes before it
         raised = _Slot(_Raised(error), 0)
     batches.send_all()
     if raised is not None:

@@ -3,7 +3,8 @@
 Parsers of PDF and HTML are loops over what the file says, and a file of a few bytes can send
 them round for days. Nothing in a thread can stop that. The process is started once and parses
 one document after the other; it costs a start of some tenths of a second, and the way of the
-bytes through a pipe.
+bytes through a pipe. All PDF go there, and HTML and text above SMALL_BYTES: there is one
+process for each reader at work.
 """
 
 import atexit
@@ -32,6 +33,9 @@ _SERVE = "import sys; sys.path[:] = {path}; from embedding_platform.media.confin
 
 _READY = b"ready\n"
 
+_END_SECONDS = 5.0
+"""What a process has to end by itself once nothing more is asked of it."""
+
 _OUT_OF_MEMORY = 77
 """Status of the process when a document takes more memory than it may."""
 
@@ -46,8 +50,7 @@ def parse(kind: str, payload: bytes, limits: DecodingSettings) -> Document:
         RejectedError: if it cannot be parsed, or not within the limits.
     """
     if kind != "pdf" and len(payload) <= SMALL_BYTES:
-        document: Document = getattr(documents, kind)(payload)
-        return document
+        return _parsed(kind, payload)
     process = _taken(limits.max_document_memory_megabytes)
     started = time.monotonic()
     try:
@@ -100,17 +103,24 @@ def _answer(requests: BinaryIO, answers: BinaryIO, nowhere: int) -> None:
     faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
     answer: Any
     try:
-        document = getattr(documents, kind)(payload)
+        document = _parsed(kind, payload)
         answer = (document.text, document.encoding, document.page_starts)
     except RejectedError as error:
         answer = str(error)
-    except MemoryError:
-        raise
-    except Exception as error:  # noqa: BLE001 - whatever a parser meets is the document's, and told
-        answer = f"cannot be parsed: {type(error).__name__}: {first_line(error)}"
     faulthandler.cancel_dump_traceback_later()
     pickle.dump(answer, answers)
     answers.flush()
+
+
+def _parsed(kind: str, payload: bytes) -> Document:
+    try:
+        document: Document = getattr(documents, kind)(payload)
+    except (RejectedError, MemoryError):
+        raise
+    except Exception as error:
+        # Whatever a parser meets is the document's.
+        raise RejectedError(f"cannot be parsed: {type(error).__name__}: {first_line(error)}") from error
+    return document
 
 
 _IDLE: list[tuple[int, "subprocess.Popen[bytes]"]] = []
@@ -165,7 +175,13 @@ def _limit_memory(size: int) -> None:
 def _end_idle() -> None:
     with _CHANGING:
         for _, process in _IDLE:
-            process.communicate()
+            try:
+                if process.stdin is not None:
+                    process.stdin.close()
+                process.wait(timeout=_END_SECONDS)
+            except (OSError, subprocess.TimeoutExpired):
+                process.kill()
+                process.wait()
         _IDLE.clear()
 
 

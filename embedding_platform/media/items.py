@@ -158,6 +158,14 @@ def rejected_state(row: RejectedRow) -> str:
     return f"{row[2]}-"
 
 
+def verdict_code(modality: str) -> str:
+    """A hash of the code that rejects files of a modality: what the version of a rejected row ends with."""
+    # The text beside an image is read as a document.
+    readers = ("image_text", "text") if modality == "image_text" else (modality,)
+    code = digest(CODE_VERSION, recognition.CODE_VERSION, *(modality_module(name).CODE_VERSION for name in readers))
+    return code[:8]
+
+
 def _survey(
     media_root: str,
     source: str,
@@ -221,9 +229,10 @@ def _sighting(
     if known_reason is not None and not (known_reason[0] == "image_text" and _may_caption(entry.path)):
         modality, reason = known_reason
         return _Sighting(_unpaired(modality), entry, reason=reason)
-    modality, media_type, reason = _recognised(entry, limits)
-    if not_readable_now(reason):
-        _recognised.cache_clear()
+    try:
+        modality, media_type, reason = _recognised(entry, limits)
+    except RejectedError as error:
+        modality, media_type, reason = _claimed_modality(entry), "", str(error)
         if last is not None:
             modality = _unpaired(last[0])
     return _Sighting(modality, entry, media_type, reason, last=last[1] if last else None) if modality else None
@@ -239,13 +248,24 @@ def _unpaired(modality: str) -> str:
 
 @lru_cache(maxsize=1 << 16)
 def _recognised(entry: Entry, limits: DecodingSettings) -> tuple[str, str, str]:
-    """Modality, media type and reason to reject. Cached, because files of no known kind are in no listing."""
+    """Modality, media type and reason to reject. Cached, because files of no known kind are in no listing.
+
+    Raises:
+        RejectedError: if the file cannot be read now, which is not cached.
+    """
     try:
         return (*(recognise(entry.path, entry.uri, limits) or ("", "")), "")
     except RejectedError as error:
-        # Only a container is rejected whatever its name, and most of those are video.
-        claim = claimed(entry.path) or ("video", "")
-        return (claim[0], "", str(error))
+        if not_readable_now(str(error)):
+            raise
+        return (_claimed_modality(entry), "", str(error))
+
+
+def _claimed_modality(entry: Entry) -> str:
+    """The modality of a file that could not be recognised."""
+    # Only a container is rejected whatever its name, and most of those are video.
+    claim = claimed(entry.path) or ("video", "")
+    return claim[0]
 
 
 def _captions_beside(documents: Iterable[str], images: Iterable[str]) -> dict[str, str]:
@@ -438,10 +458,7 @@ def _rejected_row(modality: str, entry: Entry, reason: str) -> RejectedRow:
 
 def _rejected_version(modality: str, entry: Entry) -> str:
     """What a verdict was passed on: the file, and the code that listed it."""
-    # The text beside an image is read as a document.
-    readers = ("image_text", "text") if modality == "image_text" else (modality,)
-    code = digest(CODE_VERSION, recognition.CODE_VERSION, *(modality_module(name).CODE_VERSION for name in readers))
-    return f"{_file_state(entry)}-{code[:8]}"
+    return f"{_file_state(entry)}-{verdict_code(modality)}"
 
 
 def _file_state(file: Entry | Item) -> str:

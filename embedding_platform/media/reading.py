@@ -19,13 +19,20 @@ class MediaFile:
     each read and seek looks at the deadline. What stopped them is raised once, and kept in
     `stopped`, since FFmpeg takes an error in the middle of a file for its end. The file ends
     where it ended when it was opened, as one that is written to would never end.
+
+    Raises:
+        RejectedError: if the disk or the network does not tell where that is.
     """
 
     def __init__(self, file: Any, deadline: Deadline | None = None) -> None:
         self._file = file
         self._deadline = deadline
-        self._size = int(file.seek(0, os.SEEK_END))
-        file.seek(0)
+        try:
+            self._size = int(file.seek(0, os.SEEK_END))
+            file.seek(0)
+        except OSError as error:
+            file.close()
+            raise not_now(error) from error
         self.stopped: RejectedError | None = None
 
     def __enter__(self) -> "MediaFile":
@@ -54,11 +61,19 @@ class MediaFile:
         return content
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to a place in the file, and return it."""
+        """Go to a place in the file, and return it.
+
+        Raises:
+            RejectedError: if there can be no such place, or the time is up.
+        """
         self._check()
-        if whence == os.SEEK_END:
-            return int(self._file.seek(self._size + offset))
-        return int(self._file.seek(offset, whence))
+        try:
+            if whence == os.SEEK_END:
+                return int(self._file.seek(self._size + offset))
+            return int(self._file.seek(offset, whence))
+        except (OSError, ValueError, OverflowError) as error:
+            self.stopped = RejectedError("is damaged: it points to a place far outside of itself")
+            raise self.stopped from error
 
     def tell(self) -> int:
         """The place in the file."""

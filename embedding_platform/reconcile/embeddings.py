@@ -121,6 +121,7 @@ def reconcile_embeddings(
         seconds["embed"] = perf_counter() - started - seconds["load"]
         vector_store.compact(folder, space.model.dimension, fingerprint)
 
+    storage.remove_leftovers(folder)
     if sorted(rejects.values()) != sorted(last_rejects):
         _write_rejects(store, space, source, fingerprint, rejects)
     judged = judge_stored(folder, space, desired, fingerprint)
@@ -146,6 +147,15 @@ def reconcile_embeddings(
         repeated=repeated,
         data_version=records.digest(fingerprint, records.column_digest(held)),
     )
+
+
+def vector_verdict_lasts(reason: str) -> bool:
+    """Whether a rejection stands until content or model change.
+
+    A file that could not be read is tried again, and so is a content whose vector had another
+    dimension than the space: that is no fault of the content.
+    """
+    return reason.split(": ")[0] not in (UNREADABLE, judgement.DIMENSION)
 
 
 def embeddings_increment(store: str, space: Space, source: str, fingerprint: str, cutting: Cutting) -> Increment:
@@ -287,12 +297,8 @@ def _without(contents: pd.Index, others: pd.Index) -> pd.Index:
 
 
 def _lasting(rejects: list[Reject], live: pd.Index) -> dict[str, Reject]:
-    """Rejections of live contents by content hash that stand until content or model change.
-
-    A file that could not be read is tried again, and so is a content whose vector had another
-    dimension than the space: that is no fault of the content.
-    """
-    lasting = [row for row in rejects if row[3].split(": ")[0] not in (UNREADABLE, judgement.DIMENSION)]
+    """Rejections of live contents by content hash that stand until content or model change."""
+    lasting = [row for row in rejects if vector_verdict_lasts(row[3])]
     held = pc.is_in(pa.array([row[2] for row in lasting], pa.string()), pa.array(live, pa.string())) if lasting else []
     return {row[2]: row for row, is_live in zip(lasting, held, strict=True) if is_live.as_py()}
 

@@ -3,11 +3,14 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from embedding_platform.errors import RejectedError
 from embedding_platform.media.cutting import Cutting
+from embedding_platform.media.items import verdict_code
+from embedding_platform.media.limits import stands
 from embedding_platform.media.listing import current_state
-from embedding_platform.reconcile.embeddings import UNREADABLE, rejected_contents
+from embedding_platform.reconcile.embeddings import rejected_contents, vector_verdict_lasts
 from embedding_platform.reconcile.files import stored_items, stored_rejects
-from embedding_platform.reconcile.segments import CHANGED, rejected_items
+from embedding_platform.reconcile.segments import cut_verdict_lasts, rejected_items
 from embedding_platform.spaces import Space
 
 NEXT_RUN = "at the next run"
@@ -45,19 +48,24 @@ def rejected_of_source(
     Raises:
         PlatformError: if a table cannot be read.
     """
-    for path, uri, state, reason in sorted(stored_rejects(store, modality, source)):
-        yield Rejected(f"{modality}/files", source, path, uri, reason, _retried(uri, state, FILE_CHANGES))
+    present_code = verdict_code(modality)
+    for path, uri, version, reason in sorted(stored_rejects(store, modality, source)):
+        state, _, code = version.rpartition("-")
+        lasts = code == present_code and stands(reason, cutting.decoding)
+        retried = _retried(uri, state, FILE_CHANGES if lasts else NEXT_RUN)
+        yield Rejected(f"{modality}/files", source, path, uri, reason, retried)
     listed = {item.path: item for item in stored_items(store, modality, source)}
     for path, uri, version, reason in sorted(rejected_items(store, modality, source, cutting)):
         item = listed.get(path)
-        if item is None or item.version != version or reason == CHANGED:
+        if item is None or item.version != version:
             retried = NEXT_RUN
         else:
-            retried = _retried(uri, f"{item.size}-{item.modified}", CUTTING_CHANGES)
+            otherwise = CUTTING_CHANGES if cut_verdict_lasts(reason, cutting) else NEXT_RUN
+            retried = _retried(uri, f"{item.size}-{item.modified}", otherwise)
         yield Rejected(f"{modality}/segments", source, path, uri, reason, retried)
     for space, fingerprint in spaces:
         for path, uri, _, reason in sorted(rejected_contents(store, space, source, fingerprint)):
-            retried = NEXT_RUN if reason.startswith(f"{UNREADABLE}: ") else MODEL_CHANGES
+            retried = MODEL_CHANGES if vector_verdict_lasts(reason) else NEXT_RUN
             yield Rejected(f"{space.key}/embeddings", source, path, uri, reason, retried)
 
 
@@ -67,4 +75,7 @@ def _retried(uri: str, state: str, otherwise: str) -> str:
         size, modified = current_state(uri)
     except FileNotFoundError:
         return NEXT_RUN_GONE
+    except RejectedError:
+        # The next run looks again.
+        return NEXT_RUN
     return otherwise if f"{size}-{modified}" == state else NEXT_RUN_CHANGED

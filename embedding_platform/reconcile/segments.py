@@ -73,7 +73,7 @@ def reconcile_segments(
     older = storage.sibling_folders(folder)
     items, cut_versions = listed(), _cut_versions(folder)
     last_rejects = rejected_items(store, modality, source, cutting)
-    rejects = {(row[0], row[2]): row for row in last_rejects if _lasts(row[3], cutting)}
+    rejects = {(row[0], row[2]): row for row in last_rejects if cut_verdict_lasts(row[3], cutting)}
     increment = _increment(items, cut_versions, rejects.values())
     needed = increment.new.append(increment.stale)
 
@@ -100,6 +100,7 @@ def reconcile_segments(
     if len(needed):
         storage.compact_shards(folder, SEGMENTS, _keep_live(listed), ROWS_PER_SHARD)
     storage.remove_sibling_folders(folder, older)
+    storage.remove_leftovers(folder)
     live = live_segments(store, modality, source, cutting, ["segment_id", "content_hash"]).sort_by("segment_id")
     data_version = records.column_digest(live["segment_id"], live["content_hash"])
     return SegmentsReport(increment, items.num_rows, live.num_rows, sorted(live_rejects), data_version)
@@ -110,7 +111,7 @@ def segments_increment(store: str, modality: str, source: str, cutting: Cutting)
     items = items_table(store, modality, source, _LISTED)
     folder = layout.segments_folder(store, modality, source, code_version(modality, cutting))
     rejects = rejected_items(store, modality, source, cutting)
-    return _increment(items, _cut_versions(folder), [row for row in rejects if _lasts(row[3], cutting)])
+    return _increment(items, _cut_versions(folder), [row for row in rejects if cut_verdict_lasts(row[3], cutting)])
 
 
 def live_segments(
@@ -183,6 +184,11 @@ def rejected_items(store: str, modality: str, source: str, cutting: Cutting) -> 
     return records.rejected_rows(storage.read_table(url, REJECTED))
 
 
+def cut_verdict_lasts(reason: str, cutting: Cutting) -> bool:
+    """Whether a rejection stands until the item or our code changes."""
+    return reason != CHANGED and stands(reason, cutting.decoding)
+
+
 def check_unchanged(uri: str, size: int, modified: str) -> None:
     """Make sure that what was just read of the file is what was listed, with that size and change mark, and hashed.
 
@@ -195,11 +201,6 @@ def check_unchanged(uri: str, size: int, modified: str) -> None:
         unchanged = False
     if not unchanged:
         raise RejectedError(CHANGED)
-
-
-def _lasts(reason: str, cutting: Cutting) -> bool:
-    """Whether a verdict stands until the item or our code changes."""
-    return reason != CHANGED and stands(reason, cutting.decoding)
 
 
 def _cut_one(modality: str, source: str, cutting: Cutting, item: Item) -> list[Segment] | Reject:

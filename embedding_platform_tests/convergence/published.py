@@ -13,12 +13,6 @@ from embedding_platform.milvus.schema import alias_name, partition_name, read_pr
 from embedding_platform.platform import Platform
 from embedding_platform.spaces import Space
 
-MODELS_EQUAL_BITWISE = True
-"""Whether vectors of real models have to agree in every bit, or only to within LAST_BITS: what shares a batch
-with a content, and how far it is padded, may change its last bits. Vectors of a small encoder always have to."""
-
-LAST_BITS = 1e-6
-
 PROVENANCE = ("run_id", "embedded_at")
 """Fields that tell of the run that made a vector, which a rebuild does not repeat."""
 
@@ -94,9 +88,9 @@ def differences(found: dict[str, Published], expected: dict[str, Published]) -> 
     return [f"{space}: {line}" for space in sorted({*found, *expected}) for line in _of_space(found, expected, space)]
 
 
-def same(left: dict[str, Any], right: dict[str, Any], last_bits: float = 0.0) -> bool:
-    """Whether two rows agree in every field that both a run and a rebuild decide, vectors to within `last_bits`."""
-    return not list(_of_row(left, right, last_bits))
+def same(left: dict[str, Any], right: dict[str, Any]) -> bool:
+    """Whether two rows agree in every field that both a run and a rebuild decide, vectors in every bit."""
+    return not list(_of_row(left, right))
 
 
 def stored_contents(folder: str) -> list[str]:
@@ -155,22 +149,20 @@ def _of_space(found: dict[str, Published], expected: dict[str, Published], space
         yield f"index {one.index}, expected {other.index}"
 
 
-def _of_row(there: dict[str, Any], wanted: dict[str, Any], last_bits: float = 0.0) -> Iterator[str]:
+def _of_row(there: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
     keyed = there.get("partition") is None or wanted.get("partition") is None
     for name in sorted({*there, *wanted} - {*PROVENANCE, *(["partition"] if keyed else [])}):
         left, right = there.get(name), wanted.get(name)
         if name == "vector":
-            if not _vectors_agree(left, right, last_bits):
+            if not _vectors_agree(left, right):
                 yield f"vector {left}, expected {right}"
         elif left != right:
             yield f"{name} {left!r}, expected {right!r}"
 
 
-def _vectors_agree(left: Any, right: Any, last_bits: float) -> bool:
+def _vectors_agree(left: Any, right: Any) -> bool:
     if left is None or right is None or left.shape != right.shape:
         return False
-    if last_bits:
-        return bool(np.allclose(left, right, rtol=0, atol=last_bits))
     return bool(np.array_equal(left.view(np.uint32), right.view(np.uint32)))
 
 

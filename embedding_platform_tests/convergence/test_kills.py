@@ -23,7 +23,7 @@ from embedding_platform.milvus.connection import serve
 from embedding_platform.models.loading import resolve
 from embedding_platform.spaces import MODEL_SETS
 from embedding_platform_tests.convergence.crash_points import POINTS
-from embedding_platform_tests.convergence.published import LAST_BITS, MODELS_EQUAL_BITWISE, Published, same
+from embedding_platform_tests.convergence.published import Published, same
 from embedding_platform_tests.convergence.zygote import EMBEDDED, LOG, PUBLISHED, RESULTS, Job, Zygote
 from embedding_platform_tests.media.made import tone, write_sound, write_video
 from embedding_platform_tests.milvus_server import MilvusServer
@@ -31,8 +31,6 @@ from embedding_platform_tests.milvus_server import MilvusServer
 MODALITIES = ("text", "image", "image_text", "audio", "video")
 SOURCES = ("one", "zwei & 日本")
 FILES = 4
-
-ALLOWED = 0.0 if MODELS_EQUAL_BITWISE else LAST_BITS
 
 CHUNK = 2
 IN_FLIGHT = 16
@@ -303,7 +301,7 @@ class Lake:
             self.figures.orphaned += len(there.rows.keys() - wanted.rows.keys())
             self.figures.duplicated += sum(len(rows) > 1 for rows in there.rows.values())
             both = wanted.rows.keys() & there.rows.keys()
-            self.figures.different += sum(not same(there.rows[key][0], wanted.rows[key][0], ALLOWED) for key in both)
+            self.figures.different += sum(not same(there.rows[key][0], wanted.rows[key][0]) for key in both)
             assert there.partitions == wanted.partitions
             # A server tells of an index what Milvus Lite, in which the rebuild lies, does not.
             assert there.index[:2] == wanted.index[:2]

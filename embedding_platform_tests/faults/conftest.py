@@ -1,4 +1,4 @@
-"""A disk that can be filled, and a lake of texts."""
+"""A disk that can be filled, a lake of texts, and a Milvus that is empty before each test."""
 
 import os
 import subprocess
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from embedding_platform.milvus.connection import close_directory, connect
 from embedding_platform_tests.reconcile.small_lake import Lake
 
 
@@ -57,3 +58,20 @@ def lake(tmp_path: Path) -> Lake:
     for number in range(5):
         lake.write(f"n{number}", number)
     return lake
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
+    directory = str(tmp_path_factory.mktemp("milvus") / "lite")
+    yield connect(directory)
+    close_directory(directory)
+
+
+@pytest.fixture
+def client(shared):
+    """A client, and an empty Milvus after the test."""
+    yield shared
+    for name in shared.list_collections(timeout=60):
+        for alias in shared.list_aliases(name, timeout=60)["aliases"]:
+            shared.drop_alias(alias, timeout=60)
+        shared.drop_collection(name, timeout=60)

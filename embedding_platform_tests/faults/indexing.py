@@ -4,8 +4,10 @@ from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 from pymilvus import MilvusClient
 
+from embedding_platform.errors import PlatformError
 from embedding_platform.milvus.index import ensure_loaded
 from embedding_platform.milvus.schema import alias_name
 from embedding_platform.reconcile.collection import CollectionReport
@@ -15,6 +17,10 @@ from embedding_platform.records import segment_id
 from embedding_platform_tests.inference.small_encoder import vector_of
 from embedding_platform_tests.reconcile import small_lake
 from embedding_platform_tests.reconcile.small_lake import Lake, publish_to
+
+
+class WaitingError(Exception):
+    """The alias does not move: a source is not ready."""
 
 
 class Disturbed:
@@ -37,13 +43,18 @@ class Disturbed:
 
 
 def index(client, lake: Lake, *sources: str) -> list[CollectionReport]:
-    """Bring the sources from media to the alias."""
+    """Bring the sources from media to the alias.
+
+    Raises:
+        WaitingError: if the alias stays where it is.
+    """
     reports = []
     for source in sources or ("one",):
         lake.run(source)
         reports.append(collect(client, lake, source))
     publication = publish_all(client, lake)
-    assert publication.published, publication.waiting
+    if not publication.published:
+        raise WaitingError(publication.waiting)
     return reports
 
 
@@ -87,3 +98,10 @@ def published_texts(client, lake: Lake) -> dict[str, str]:
 
 def assert_true_to_media(client, lake: Lake) -> None:
     assert published_texts(client, lake) == texts_in_media(lake)
+
+
+def one_line(failure: pytest.ExceptionInfo[PlatformError]) -> str:
+    """What an error says, in one line."""
+    said = str(failure.value)
+    assert "\n" not in said
+    return said

@@ -10,14 +10,15 @@ class Proxy:
     """A TCP proxy before a port of this machine.
 
     `delay` seconds are added to each packet in both directions; `is_silent` holds everything
-    back, `loses_answers` what comes from the server; `cut` drops all connections and refuses
-    new ones until `mend`.
+    back, `loses_answers` the server's answers, and sets `lost_answer` when there is one; `cut`
+    drops all connections and refuses new ones until `mend`.
     """
 
     def __init__(self, target: str) -> None:
         self.delay = 0.0
         self.is_silent = False
         self.loses_answers = False
+        self.lost_answer = threading.Event()
         self._is_cut = False
         self._target = target
         self._open: list[socket.socket] = []
@@ -48,6 +49,9 @@ class Proxy:
     def close(self) -> None:
         self.is_silent = False
         self.cut()
+        # Closing alone does not end the `accept` that waits.
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
     def _accept(self) -> None:
@@ -74,9 +78,22 @@ class Proxy:
         with contextlib.suppress(OSError):
             while packet := source.recv(65536):
                 time.sleep(self.delay)
-                while self.is_silent or (self.loses_answers and sink in self._near):
+                answers = sink in self._near and holds_answer(packet)
+                while self.is_silent or (self.loses_answers and answers):
+                    if answers:
+                        self.lost_answer.set()
                     time.sleep(0.05)
                 sink.sendall(packet)
         for end in (source, sink):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+
+
+def holds_answer(packet: bytes) -> bool:
+    """Whether a server's HTTP/2 frames tell of a call, by DATA or HEADERS, not of the connection (RFC 9113, 4.1)."""
+    at = 0
+    while at + 9 <= len(packet):
+        if packet[at + 3] in (0, 1):
+            return True
+        at += 9 + int.from_bytes(packet[at : at + 3], "big")
+    return False

@@ -6,17 +6,18 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from embedding_platform.errors import PlatformError
 from embedding_platform.milvus.alias import alias_target
-from embedding_platform.milvus.connection import close_directory, connect, serve
+from embedding_platform.milvus.connection import connect, serve
 from embedding_platform.reconcile import files
 from embedding_platform_tests.faults.indexing import (
     Disturbed,
+    WaitingError,
     assert_true_to_media,
     collect,
     edit,
@@ -29,23 +30,6 @@ from embedding_platform_tests.inference.small_encoder import SmallEncoder
 from embedding_platform_tests.reconcile.small_lake import Lake, counts
 
 TESTS = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
-    directory = str(tmp_path_factory.mktemp("milvus") / "lite")
-    yield connect(directory)
-    close_directory(directory)
-
-
-@pytest.fixture
-def client(shared):
-    """A client, and an empty Milvus after the test."""
-    yield shared
-    for name in shared.list_collections(timeout=60):
-        for alias in shared.list_aliases(name, timeout=60)["aliases"]:
-            shared.drop_alias(alias, timeout=60)
-        shared.drop_collection(name, timeout=60)
 
 
 def once(method: str, deed: Callable[[], object]) -> Callable[[str], None]:
@@ -194,7 +178,7 @@ def test_two_runs_at_once_end_well_or_in_one_line_and_lose_nothing(client, lake:
             lake.write(f"meanwhile{turn}", 300 + turn)
         for thread in threads:
             thread.join()
-    assert [error for error in errors if not isinstance(error, PlatformError | AssertionError)] == []
+    assert [error for error in errors if not isinstance(error, PlatformError | WaitingError)] == []
     assert not [error for error in errors if "\n" in str(error)]
     index(client, lake)
     assert_true_to_media(client, lake)
@@ -234,14 +218,18 @@ def test_a_process_that_was_stopped_and_goes_on_late_does_no_lasting_harm(tmp_pa
             stderr=subprocess.PIPE,
             text=True,
         )
-        _, status = os.waitpid(late.pid, os.WUNTRACED)
-        assert os.WIFSTOPPED(status)
-        edit_again(lake)
-        index(client, lake)
-        assert_true_to_media(client, lake)
+        try:
+            _, status = os.waitpid(late.pid, os.WUNTRACED)
+            assert os.WIFSTOPPED(status)
+            edit_again(lake)
+            index(client, lake)
+            assert_true_to_media(client, lake)
 
-        os.kill(late.pid, signal.SIGCONT)
-        _, said = late.communicate(timeout=60)
+            os.kill(late.pid, signal.SIGCONT)
+            _, said = late.communicate(timeout=60)
+        finally:
+            late.kill()
+            late.wait()
         assert late.returncode == 1
         assert "another run listed source one anew" in said
         assert len(said.strip().splitlines()) == 1

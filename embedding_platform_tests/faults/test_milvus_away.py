@@ -131,7 +131,7 @@ def test_a_line_that_falls_silent_is_given_up_at_the_deadline(
     before = published_texts(client, lake)
     edit(lake)
     lake.run()
-    set_deadline(monkeypatch, 1.0)
+    set_deadline(monkeypatch, 4.0)
 
     def fall_silent(method: str) -> None:
         proxy.is_silent = proxy.is_silent or method == "upsert"
@@ -141,7 +141,7 @@ def test_a_line_that_falls_silent_is_given_up_at_the_deadline(
         PlatformError, match=r"Milvus could not write 2 rows of .*: the next run does the rest"
     ) as failure:
         collect(Disturbed(client, fall_silent), lake)
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 120
     assert "\n" not in str(failure.value)
     assert "s3cr3t" not in str(failure.value)
     monkeypatch.undo()
@@ -206,12 +206,20 @@ def test_a_directory_whose_server_was_just_killed_is_left_to_its_keeper(empty: s
 def test_a_deed_whose_answer_was_lost_is_done_once(proxy: Proxy, lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     set_deadline(monkeypatch, 30.0)
     lost = set()
+    cutters: list[threading.Thread] = []
+    were_lost: list[bool] = []
+
+    def cut_once_lost() -> None:
+        were_lost.append(proxy.lost_answer.wait(20))
+        proxy.flicker()
 
     def lose_first_answer(method: str) -> None:
         if method in DEEDS and method not in lost:
             lost.add(method)
+            proxy.lost_answer.clear()
             proxy.loses_answers = True
-            later(0.2, proxy.flicker)
+            cutters.append(threading.Thread(target=cut_once_lost))
+            cutters[-1].start()
 
     client = Disturbed(connect(proxy.uri, TOKEN), lose_first_answer)
     lake.write("other", 50, "two")
@@ -226,7 +234,10 @@ def test_a_deed_whose_answer_was_lost_is_done_once(proxy: Proxy, lake: Lake, mon
     lake.index = Index("HNSW", {"M": 8, "efConstruction": 40}, {"ef": 32})
     assert collect(client, lake).index_built
     assert_true_to_media(client, lake)
+    for cutter in cutters:
+        cutter.join()
     assert lost == DEEDS
+    assert were_lost == [True] * len(DEEDS)
 
 
 def test_no_call_to_milvus_goes_without_a_deadline() -> None:

@@ -7,13 +7,8 @@ import pytest
 from embedding_platform.errors import PlatformError
 from embedding_platform.milvus.connection import close_directory, connect, serve
 from embedding_platform_tests.faults.conftest import SmallDisk
-from embedding_platform_tests.faults.indexing import assert_true_to_media, edit, index, published_texts
+from embedding_platform_tests.faults.indexing import assert_true_to_media, edit, index, one_line, published_texts
 from embedding_platform_tests.reconcile.small_lake import Lake
-
-
-def one_line(failure: pytest.ExceptionInfo[PlatformError]) -> str:
-    assert "\n" not in str(failure.value)
-    return str(failure.value)
 
 
 def test_a_store_that_turns_read_only_is_told_and_taken_up_again(small_disk: SmallDisk, tmp_path: Path) -> None:

@@ -1,32 +1,12 @@
 """What stands in our collection's or alias's place, or comes from a model, and is not what it should be."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 
 from embedding_platform.errors import PlatformError
 from embedding_platform.milvus.alias import alias_target
-from embedding_platform.milvus.connection import close_directory, connect
-from embedding_platform_tests.faults.indexing import assert_true_to_media, collect, index, publish_all
+from embedding_platform_tests.faults.indexing import assert_true_to_media, collect, index, one_line, publish_all
 from embedding_platform_tests.reconcile.small_lake import Lake
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
-    directory = str(tmp_path_factory.mktemp("milvus") / "lite")
-    yield connect(directory)
-    close_directory(directory)
-
-
-@pytest.fixture
-def client(shared):
-    """A client, and an empty Milvus after the test."""
-    yield shared
-    for name in shared.list_collections(timeout=60):
-        for alias in shared.list_aliases(name, timeout=60)["aliases"]:
-            shared.drop_alias(alias, timeout=60)
-        shared.drop_collection(name, timeout=60)
 
 
 def foreign(client, name: str, dimension: int = 16) -> str:
@@ -34,11 +14,6 @@ def foreign(client, name: str, dimension: int = 16) -> str:
     client.create_collection(name, dimension=dimension, timeout=60)
     client.insert(name, [{"id": 1, "vector": [0.5] * dimension}], timeout=60)
     return name
-
-
-def one_line(failure: pytest.ExceptionInfo[PlatformError]) -> str:
-    assert "\n" not in str(failure.value)
-    return str(failure.value)
 
 
 def test_a_model_of_another_dimension_than_described_stores_nothing(client, lake: Lake) -> None:

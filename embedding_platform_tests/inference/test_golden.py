@@ -1,8 +1,10 @@
 """Golden vectors: written once, compared ever after, with real models and with ones that go wrong in known ways."""
 
 import dataclasses
+import gc
 import hashlib
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -67,6 +69,15 @@ def test_a_process_asks_an_encoder_once(tmp_path):
     reports = {check(encoder, tmp_path) for _ in range(3)}
     assert len(reports) == 1
     assert encoder.embedded == TEXTS
+
+
+def test_an_encoder_is_let_go_after_it_was_asked(tmp_path):
+    encoder = SmallEncoder()
+    check(encoder, tmp_path)
+    remembered = weakref.ref(encoder)
+    del encoder
+    gc.collect()
+    assert remembered() is None
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from embedding_platform.inference.lanes import QUEUED, Lanes, PreparedSegment
 from embedding_platform.records import Segment
 from embedding_platform_tests.inference.small_encoder import SmallEncoder, vector_of
 
-SOON = 10
+SOON = 60
 """Seconds after which something that should have happened counts as not happening."""
 
 

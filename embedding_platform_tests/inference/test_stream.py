@@ -17,7 +17,7 @@ from embedding_platform.inference.stream import WAIT_BATCHES, Embedded, Failed, 
 from embedding_platform.records import Content, Segment
 from embedding_platform_tests.inference.small_encoder import SmallEncoder, nothing_refused, vector_of, words
 
-SOON = 10
+SOON = 60
 """Seconds after which something that should have happened counts as not happening."""
 
 PICTURE = Image.new("RGB", (4, 4))
@@ -226,7 +226,7 @@ BUGS = (ZeroDivisionError("a bug"), TypeError("a bug"), PlatformError("a bug"))
     [
         *itertools.product(("list of files", "reader", "prepare", "model"), BUGS),
         # Of prepare and model it would say that the content is at fault.
-        *itertools.product(("list of files", "reader"), [ValueError("a bug")]),
+        *itertools.product(("list of files", "reader"), [ValueError("a bug"), SystemExit("a bug")]),
         ("list of files", RejectedError("a bug")),
     ],
 )

@@ -2,6 +2,7 @@ import errno
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -439,6 +440,25 @@ def test_an_item_that_cannot_be_read_now_stays_as_it_was_until_it_can(
     mended = list_all(source, locked)
     assert (reasons(mended), paths(mended)) == ({}, {"audio": ["song.jpg"]})
     assert mended["audio"].items[0].modified.startswith("1.")
+
+
+def test_a_file_that_cannot_be_read_now_does_not_have_others_opened_again(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (source / "a.png").write_bytes(picture())
+    (source / "table.csv").write_bytes(b"a,b")
+    Locked(monkeypatch, "a.png", errno.EIO)
+    recognised: list[str] = []
+    real = items.recognise
+
+    def counting(path: str, *arguments: object) -> object:
+        recognised.append(path)
+        return real(path, *arguments)
+
+    monkeypatch.setattr(items, "recognise", counting)
+    for _ in range(3):
+        assert list_items("image", str(source.parent), "s", {}, {}).skipped == 1
+    assert Counter(recognised) == {"a.png": 3, "table.csv": 1}
 
 
 @pytest.mark.parametrize("name", ["captions.jsonl", "a.txt"])

@@ -1,9 +1,15 @@
 """What each stage rejected, and what makes it tried again."""
 
+import dataclasses
+
+import numpy as np
 import pytest
 
+from embedding_platform.errors import RejectedError
 from embedding_platform.reconcile import rejects
+from embedding_platform.reconcile.files import reconcile_files
 from embedding_platform.reconcile.rejects import rejected_of_source
+from embedding_platform.reconcile.segments import CHANGED
 from embedding_platform_tests.reconcile.small_lake import Lake
 
 
@@ -94,3 +100,58 @@ def test_reasons_and_places_are_those_of_the_stages(lake):
     assert by_path["flat.txt"].reason.startswith("zero: ")
     assert {one.uri for one in found} == {str(lake.path(name)) for name in ("empty", "blank", "refused", "flat")}
     assert list(rejected_of_source(lake.store, "text", "two", [], lake.cutting)) == []
+
+
+def test_a_file_rejected_by_other_code_is_tried_again(lake, monkeypatch):
+    monkeypatch.setattr("embedding_platform.media.items.CODE_VERSION", "another")
+    assert listed(lake)["empty"] == ("text/files", rejects.NEXT_RUN)
+    lake.run()
+    assert listed(lake)["empty"] == ("text/files", rejects.FILE_CHANGES)
+
+
+@pytest.mark.parametrize(
+    ("modality", "narrow", "stage", "otherwise"),
+    [
+        ("text", {"max_document_megabytes": 1}, "text/files", rejects.FILE_CHANGES),
+        ("image", {"max_pixels": 10}, "image/segments", rejects.CUTTING_CHANGES),
+    ],
+)
+def test_a_file_over_a_limit_is_tried_again_once_the_limit_is_raised(tmp_path, modality, narrow, stage, otherwise):
+    lake = Lake(tmp_path, modality=modality)
+    usual = lake.cutting.decoding
+    lake.write("over", 1)
+    if modality == "text":
+        write(lake, over="words " * 200_000)
+    narrowed = usual.model_copy(update=narrow)
+    lake.cutting = dataclasses.replace(lake.cutting, decoding=narrowed)
+    listing_limits = narrowed if stage == "text/files" else usual
+    reconcile_files(lake.store, str(lake.media), modality, "one", limits=listing_limits)
+    lake.segments()
+    assert listed(lake) == {"over": (stage, otherwise)}
+    lake.cutting = dataclasses.replace(lake.cutting, decoding=usual)
+    assert listed(lake) == {"over": (stage, rejects.NEXT_RUN)}
+    lake.run()
+    assert listed(lake) == {}
+
+
+@pytest.mark.parametrize("reason", [CHANGED, "cannot be read now: Input/output error"])
+def test_what_says_nothing_of_the_file_is_tried_at_every_run(tmp_path, monkeypatch, reason):
+    lake = Lake(tmp_path, modality="image")
+    lake.write("odd", 1)
+
+    def refuse(*arguments):
+        raise RejectedError(reason)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("embedding_platform.reconcile.segments.cut", refuse)
+        lake.run()
+    assert listed(lake) == {"odd": ("image/segments", rejects.NEXT_RUN)}
+    lake.run()
+    assert listed(lake) == {}
+
+
+def test_a_vector_of_another_dimension_is_made_at_every_run(lake):
+    lake.encoder.spoil = lambda content, vector: np.append(vector, vector).astype(np.float32)
+    write(lake, wide="A wide one.")
+    lake.run()
+    assert listed(lake)["wide"] == ("text/small/embeddings", rejects.NEXT_RUN)

@@ -879,3 +879,19 @@ def test_a_process_killed_while_embedding_repeats_at_most_one_chunk(tmp_path, se
 
 def _die(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+def test_stages_remove_what_killed_writers_left_in_their_folders(lake):
+    lake.write("a", 1)
+    lake.run()
+    folders = (
+        layout.segments_folder(lake.store, lake.modality, "one", code_version(lake.modality, lake.cutting)),
+        layout.vectors_folder(lake.store, lake.space.key, lake.fingerprint, "one"),
+    )
+    leftovers = [os.path.join(folder, ".writing-0") for folder in folders]
+    for leftover in leftovers:
+        with open(leftover, "wb") as file:
+            file.write(b"half")
+        os.utime(leftover, (0, 0))
+    lake.run()
+    assert not set(leftovers) & lake.stored_files().keys()

@@ -1,0 +1,41 @@
+"""The benchmark of runs that grow: what it counts, on a small source in Milvus Lite."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+INCREMENTS = Path(__file__).parents[1] / "benchmarks" / "increments.py"
+SEGMENTS = 200
+
+
+@pytest.fixture
+def increments(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script as a module."""
+    spec = importlib.util.spec_from_file_location("increments_benchmark", INCREMENTS)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_run_embeds_and_writes_what_changed_and_nothing_else(tmp_path: Path, increments: ModuleType) -> None:
+    place = increments.Place(str(tmp_path / "own"), SEGMENTS, 8, "FLAT", str(tmp_path / "milvus"), "")
+
+    def counted() -> tuple[int, int, int]:
+        """Contents embedded, rows written, and calls that write."""
+        outcome = increments.run(place)
+        return outcome["embedded"], outcome["written"], sum(outcome["calls"].get(name, 0) for name in increments.WRITES)
+
+    files = SEGMENTS // increments.PASSAGES
+    increments.write(place, range(files), edition=0)
+    assert counted() == (SEGMENTS, SEGMENTS, 1)
+    assert counted() == (0, 0, 0)
+    increments.write(place, range(1, 4), edition=1, passages=1)
+    embedded, written, _ = counted()
+    assert (embedded, written) == (3, 3 * increments.PASSAGES)
+    assert counted() == (0, 0, 0)
