@@ -97,3 +97,20 @@ def test_a_shortfall_names_figure_and_setting():
         "recall@100 is 0.700, below quality.min_recall_at_100 0.8, "
         "recall@10 of held-out queries is 0.500, below quality.min_recall 0.9"
     )
+
+
+def test_hits_of_an_index_of_shortened_vectors_count_by_their_whole_vectors(client, tmp_path, monkeypatch):
+    """As IVF_SQ8 gives them: scores that are off in the third digit, rows that are the right ones."""
+    search = recalls.ann_search
+
+    def rounded(*asked):
+        return [[(found, score - 0.002) for found, score in hits] for hits in search(*asked)]
+
+    monkeypatch.setattr(recalls, "ann_search", rounded)
+    lake = Lake(tmp_path, index=usual_index("IVF_SQ8", {"nlist": 2}, {"nprobe": 2}))
+    for number in range(30):
+        lake.write(f"n{number}", number)
+    lake.run()
+    assert collect(client, lake).recall == Recall(1.0, 1.0, 30)
+    lake.index = usual_index("IVF_FLAT", {"nlist": 2}, {"nprobe": 2})
+    assert collect(client, lake).recall.at_10 < 1.0
