@@ -63,7 +63,7 @@ def of_embeddings(report: EmbeddingsReport, space: Space) -> Metadata:
     }
     if report.embedded:
         metadata |= {"device": report.device, "runtime": report.runtime, "precision": report.precision}
-        metadata["items_per_second"] = round(report.embedded / max(report.seconds["embed"], 1e-9), 2)
+        metadata["items_per_second"] = round(report.embedded / max(report.seconds["embedded"], 1e-9), 2)
     if len(report.judged.norms):
         metadata["mean_norm"] = round(float(report.judged.norms.mean()), 6)
         metadata["norms"] = _histogram(report.judged.norms)
@@ -120,6 +120,7 @@ def of_published(report: PublicationReport) -> Metadata:
         "rows_removed": report.removed.rows,
         "published": report.published,
         "waiting": len(report.waiting),
+        "behind": len(report.behind),
     }
     if report.gate is not None:
         figures = {

@@ -118,7 +118,7 @@ def reconcile_embeddings(
                 _write_rejects(store, space, source, fingerprint, rejects)
         # Known now: a network that one runtime cannot take has gone to another when it started.
         runtime = encoder.runtime
-        seconds["embed"] = perf_counter() - started - seconds["load"]
+        seconds["embedded"] = perf_counter() - started - seconds["load"]
         vector_store.compact(folder, space.model.dimension, fingerprint)
 
     storage.remove_leftovers(folder)
