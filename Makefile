@@ -20,9 +20,10 @@ demo: $(INSTALLED) ## Make sample media, index all five modalities, search them.
 dev: $(INSTALLED) ## Open the Dagster web UI on http://127.0.0.1:3000, with daemon and local Milvus.
 	$(BIN)/embedding-platform dev
 
-# Two at once: much of the time tests wait for servers, and for processes that they kill.
+# Two files at once, as much of the time tests wait for servers and for processes that they kill; in their order,
+# since those that take longest come first.
 test: $(INSTALLED_DEV) $(MILVUS) ## Run the test suite.
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED_DEV) ## Check style, format and types.
 	$(BIN)/ruff check .
