@@ -421,6 +421,7 @@ def test_two_hundred_kills(tmp_path: Path) -> None:
     assert figures.kills.total() >= 200
 
 
+@pytest.mark.long
 def test_a_job_that_dies_leaves_the_bundled_server_whole(tmp_path: Path) -> None:
     """The server goes on; only the job is killed."""
     figures, zygote = Figures(), Zygote()

@@ -22,6 +22,8 @@ SOURCES = ("photos", 'odd "quotes" é', "it's")
 
 @pytest.fixture(params=["named", "keyed"])
 def layout(request) -> Layout:
+    if request.param == "named" and request.node.get_closest_marker("server"):
+        pytest.skip("a server's named partitions are tested by test_sync")
     return request.param
 
 

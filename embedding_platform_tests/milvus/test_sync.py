@@ -249,27 +249,27 @@ def test_any_sequence_of_desired_sets_converges(lite, sequence):
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_a_row_altered_under_its_version_is_found_in_the_sample_and_put_right(client, change):
-    collection, wanted = new_collection(client), desired(range(8))
-    run(client, collection, wanted)
+def test_a_row_altered_under_its_version_is_found_in_the_sample_and_put_right(lite, change):
+    collection, wanted = new_collection(lite), desired(range(8))
+    run(lite, collection, wanted)
     partition, spoilt = Partition(collection, PHOTOS), wanted.index[3]
-    client.upsert(collection, [{**make_row(spoilt, "1"), **change}], partition_name=partition.name)
-    assert compare_partition(client, partition, wanted).increment.is_empty
-    found = compare_partition(client, partition, wanted, rows_for(wanted)(wanted.index))
+    lite.upsert(collection, [{**make_row(spoilt, "1"), **change}], partition_name=partition.name)
+    assert compare_partition(lite, partition, wanted).increment.is_empty
+    found = compare_partition(lite, partition, wanted, rows_for(wanted)(wanted.index))
     assert list(found.altered) == list(found.increment.stale) == [spoilt]
     assert found.increment.counts() == {"new": 0, "stale": 1, "orphaned": 0, "unchanged": 7}
-    report = sync_partition(client, partition, wanted, rows_for(wanted), found=found)
+    report = sync_partition(lite, partition, wanted, rows_for(wanted), found=found)
     assert (report.upserted, report.deleted) == (1, 0)
-    assert compare_partition(client, partition, wanted, rows_for(wanted)(wanted.index)).increment.is_empty
+    assert compare_partition(lite, partition, wanted, rows_for(wanted)(wanted.index)).increment.is_empty
 
 
 @pytest.mark.parametrize("change", [{"run_id": "other"}, {"embedded_at": "2027"}, {"model": "/moved"}])
-def test_another_maker_of_the_same_vector_is_no_alteration(client, change):
-    collection, wanted = new_collection(client), desired(range(3))
-    run(client, collection, wanted)
+def test_another_maker_of_the_same_vector_is_no_alteration(lite, change):
+    collection, wanted = new_collection(lite), desired(range(3))
+    run(lite, collection, wanted)
     partition = Partition(collection, PHOTOS)
-    client.upsert(collection, [{**make_row(wanted.index[0], "1"), **change}], partition_name=partition.name)
-    assert compare_partition(client, partition, wanted, rows_for(wanted)(wanted.index)).increment.is_empty
+    lite.upsert(collection, [{**make_row(wanted.index[0], "1"), **change}], partition_name=partition.name)
+    assert compare_partition(lite, partition, wanted, rows_for(wanted)(wanted.index)).increment.is_empty
 
 
 def test_ranges_of_ids_hold_every_id_once():
