@@ -20,7 +20,8 @@ class Deployment:
     be read back, `chooses_index` whether it builds AUTOINDEX whatever is asked.
     `releases_partitions` tells whether a partition has to be released before it is dropped.
     `upserts_by_key` tells whether an upsert finds its partition by the partition key.
-    `imports_files` tells whether it loads Parquet files from its object storage.
+    `imports_files` tells whether it loads Parquet files from its object storage, `tears_indexes`
+    whether it leaves half an index file when it is killed, and then never loads the collection.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Deployment:
     releases_partitions: bool
     upserts_by_key: bool
     imports_files: bool
+    tears_indexes: bool
 
 
 LITE = Deployment(
@@ -43,6 +45,7 @@ LITE = Deployment(
     releases_partitions=False,
     upserts_by_key=True,
     imports_files=False,
+    tears_indexes=True,
 )
 
 SERVER = Deployment(
@@ -54,16 +57,13 @@ SERVER = Deployment(
     releases_partitions=True,
     upserts_by_key=True,
     imports_files=True,
+    tears_indexes=False,
 )
 
-CLOUD = Deployment(
-    "Zilliz Cloud",
-    page_rows=16_384,
-    needs_index=True,
-    describes_index=True,
+CLOUD = replace(
+    SERVER,
+    name="Zilliz Cloud",
     chooses_index=True,
-    releases_partitions=True,
-    upserts_by_key=True,
     # It imports through an interface of its own, with credentials of the cloud's storage.
     imports_files=False,
 )

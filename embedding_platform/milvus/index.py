@@ -1,6 +1,7 @@
 """The vector index of a collection: build it as asked, search through it, measure its recall."""
 
 import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -53,7 +54,10 @@ def ensure_index(
     deadline = time.monotonic() + timeout_seconds
     wanted = _Built(index.type, dict(index.build), metric)
     found = _built(client, collection)
-    if found == wanted or (found is not None and _is_chosen(client, found, wanted)):
+    if _serves(client, found, wanted):
+        ensure_loaded(client, collection, timeout_seconds)
+        found = _built(client, collection)
+    if _serves(client, found, wanted):
         _await_ready(client, collection, deadline, found)
         return False
     with explaining(f"build the index of collection {collection}"):
@@ -74,7 +78,7 @@ def ensure_index(
     with explaining(f"build the index of collection {collection}", lambda: _built(client, collection) == wanted):
         client.create_index(collection, parameters, timeout=timeout_seconds)
     found = _built(client, collection)
-    if found != wanted and not (found and _is_chosen(client, found, wanted)):
+    if not _serves(client, found, wanted):
         raise PlatformError(
             f"Milvus built another index on {collection}: stored={found}, expected={wanted}; "
             "choose an index type that this Milvus has"
@@ -84,11 +88,31 @@ def ensure_index(
 
 
 def ensure_loaded(client: "MilvusClient", collection: str, timeout_seconds: float = BUILD_SECONDS) -> None:
-    """Load the collection where it is not: a restart leaves it on disk, and then no query works."""
+    """Load the collection where it is not: a restart leaves it on disk, and then no query works.
+
+    An index that a killed process left torn is dropped, with a warning, and `ensure_index` builds it again.
+
+    Raises:
+        PlatformError: if Milvus cannot load it.
+    """
     from pymilvus.client.types import LoadState
 
     with explaining(f"load collection {collection}"):
-        if client.get_load_state(collection, timeout=CALL_SECONDS)["state"] != LoadState.Loaded:
+        if client.get_load_state(collection, timeout=CALL_SECONDS)["state"] == LoadState.Loaded:
+            return
+    try:
+        with explaining(f"load collection {collection}"):
+            client.load_collection(collection, timeout=timeout_seconds)
+    except PlatformError:
+        if not deployment_of(client).tears_indexes or _built(client, collection) is None:
+            raise
+        logging.getLogger(__name__).warning(
+            "Milvus cannot read the index of collection %s, and a killed process may have left half of it: "
+            "it is dropped, and searches are exact and slow until the next run builds it",
+            collection,
+        )
+        _drop_indexes(client, collection)
+        with explaining(f"load collection {collection}"):
             client.load_collection(collection, timeout=timeout_seconds)
 
 
@@ -282,8 +306,10 @@ def _drop_indexes(client: "MilvusClient", collection: str) -> None:
             client.drop_index(collection, name, timeout=CALL_SECONDS)
 
 
-def _is_chosen(client: "MilvusClient", found: _Built, wanted: _Built) -> bool:
-    """Whether this is what the deployment builds in place of the index asked for."""
+def _serves(client: "MilvusClient", found: _Built | None, wanted: _Built) -> bool:
+    """Whether this is the index asked for, or what the deployment builds in its place."""
+    if found is None or found == wanted:
+        return found is not None
     return deployment_of(client).chooses_index and found.type == "AUTOINDEX" and found.metric == wanted.metric
 
 

@@ -1,3 +1,4 @@
+import os
 from uuid import uuid4
 
 import numpy as np
@@ -6,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedding_platform.errors import PlatformError
+from embedding_platform.milvus.connection import close_directory, connect
 from embedding_platform.milvus.index import (
     ann_search,
     await_searchable,
@@ -50,6 +52,36 @@ def test_an_index_is_built_once_and_changed_without_touching_rows(client, index)
     assert len(read_rows(client, Partition(collection, PHOTOS))) == len(wanted)
     hits = ann_search(client, collection, None, stored_vectors(wanted)[:3], 1, index, "COSINE")
     assert [hit[0][0] for hit in hits] == list(wanted.index[:3])
+
+
+@pytest.mark.parametrize("index", [HNSW, IVF, FLAT], ids=lambda index: index.type)
+def test_an_index_file_torn_by_a_kill_is_dropped_and_built_anew(tmp_path, caplog, index):
+    directory = str(tmp_path / "milvus")
+    collection, wanted = filled(connect(directory))
+    ensure_index(connect(directory), collection, index, "COSINE")
+    close_directory(directory)
+    (file,) = tmp_path.rglob("*.idx")
+    os.truncate(file, file.stat().st_size // 2)
+
+    client = connect(directory)
+    hits = ann_search(client, collection, None, stored_vectors(wanted)[:3], 1, index, "COSINE")
+    assert [hit[0][0] for hit in hits] == list(wanted.index[:3])
+    assert f"cannot read the index of collection {collection}" in caplog.text
+    assert ensure_index(client, collection, index, "COSINE")
+    assert not ensure_index(client, collection, index, "COSINE")
+    assert len(read_rows(client, Partition(collection, PHOTOS))) == len(wanted)
+    close_directory(directory)
+
+
+def test_a_torn_index_is_found_where_nothing_else_was_asked_before(tmp_path):
+    directory = str(tmp_path / "milvus")
+    collection, _ = filled(connect(directory))
+    ensure_index(connect(directory), collection, HNSW, "COSINE")
+    close_directory(directory)
+    for file in tmp_path.rglob("*.idx"):
+        file.write_bytes(b"")
+    assert ensure_index(connect(directory), collection, HNSW, "COSINE")
+    close_directory(directory)
 
 
 def test_other_build_parameters_mean_another_index(client):
