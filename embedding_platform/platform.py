@@ -6,7 +6,7 @@ loads a model once.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,8 +23,7 @@ from embedding_platform.milvus.connection import connect
 from embedding_platform.models import loading
 from embedding_platform.models.encoder import Encoder, Precision
 from embedding_platform.models.openai import Endpoint
-from embedding_platform.reconcile.collection import holds_source
-from embedding_platform.reconcile.drift import WriteAhead
+from embedding_platform.reconcile.collection import holds_all, holds_source
 from embedding_platform.reconcile.files import (
     classify_source,
     files_increment,
@@ -204,23 +203,28 @@ class Platform:
         most_named = self.settings.milvus.named_partitions
         return target_of(lambda: self.milvus, space, self.fingerprint(space), count, most_named)
 
+    def _targets(self, modality: str, sources: int) -> list[Target]:
+        """The collections of a modality's spaces, whose number of sources is known."""
+        return [self.target(space, sources) for space in self.spaces if space.modality == modality]
+
     def unplaced(self, modality: str) -> set[str]:
         """Listed sources that some space's present collection does not hold as they are listed and cut now.
 
         A run of them is due, whatever came between: a new listing, a killed run, a migration.
         """
         listed = listed_sources(self.store, modality)
-        targets = [self.target(space, len(listed)) for space in self.spaces if space.modality == modality]
+        targets = self._targets(modality, len(listed))
         return {
-            source
-            for source in listed
-            for target in targets
-            if not WriteAhead(self.store, target.partition(source)).is_placed(self.live(target.space, source).state())
+            source for source in listed for target in targets if not holds_all(target, self._live_of(target, source))
         }
 
     def live(self, space: Space, source: str) -> LiveRows:
         """The rows that a source should have in the space's collection."""
         return LiveRows(self.store, space, source, self.fingerprint(space), self.cutting)
+
+    def _live_of(self, target: Target, source: str) -> LiveRows:
+        """The same, of a target, whose fingerprint need not be computed for each of many sources."""
+        return LiveRows(self.store, target.space, source, target.fingerprint, self.cutting)
 
     def published(self, space: Space, unlisted: Callable[[], Sequence[str]]) -> PublicationReport:
         """Let readers have the space's collection if every source is in it and sound; see `publish`.
@@ -231,11 +235,12 @@ class Platform:
         def listed() -> list[str]:
             return listed_sources(self.store, space.modality)
 
+        target = self.target(space)
         return publish(
             self.milvus,
-            self.target(space),
+            target,
             listed(),
-            lambda source: self.live(space, source),
+            partial(self._live_of, target),
             self.settings.quality,
             known=lambda: [*unlisted(), *listed()],
             golden=lambda: self._golden_once(space),
@@ -278,9 +283,9 @@ class Platform:
 
     def is_gone(self, modality: str, source: str) -> bool:
         """Whether nothing of the source is left: no listing, and no partition in Milvus."""
-        spaces = [space for space in self.spaces if space.modality == modality]
-        return source not in listed_sources(self.store, modality) and not any(
-            holds_source(self.milvus, self.target(space), source) for space in spaces
+        listed = listed_sources(self.store, modality)
+        return source not in listed and not any(
+            holds_source(self.milvus, target, source) for target in self._targets(modality, len(listed))
         )
 
     def sources(self, only: Sequence[str] = ()) -> dict[str, list[str]]:
@@ -311,11 +316,7 @@ class Platform:
         listed = {modality: listed_sources(self.store, modality) for modality in self.modalities}
         known = sorted({source for names in listed.values() for source in names})
         for asked, there in ((modalities, list(listed)), (sources, known)):
-            for name in asked:
-                if name not in there:
-                    raise PlatformError(
-                        f"{name!r} is not there; choose from {', '.join(there) or 'nothing: run first'}"
-                    )
+            refuse_unknown(asked, there, "nothing: run first")
         rejects: list[Rejected] = []
         for modality in modalities or self.modalities:
             spaces = [(space, self.fingerprint(space)) for space in self.spaces if space.modality == modality]
@@ -327,8 +328,19 @@ class Platform:
     def pending(self) -> Iterator[Pending]:
         """The increment of each asset and source against what its upstream holds now; nothing is done."""
         for modality, sources in self.sources().items():
-            targets = [self.target(space) for space in self.spaces if space.modality == modality]
+            targets = self._targets(modality, len(listed_sources(self.store, modality)))
             for source in sources:
                 seen = self._classified(source).get(modality, {})
                 yield from pending_of_source(self.milvus, self.store, modality, source, seen, targets, self.cutting)
             yield from (pending_publication(self.milvus, target) for target in targets)
+
+
+def refuse_unknown(asked: Sequence[str], there: Sequence[str], nothing: str) -> None:
+    """Refuse the first name that is not there, and say what is; `nothing` says what to do where nothing is.
+
+    Raises:
+        PlatformError: if a name is not there.
+    """
+    for name in asked:
+        if name not in there:
+            raise PlatformError(f"{name!r} is not there; choose from {', '.join(there) or nothing}")

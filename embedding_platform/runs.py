@@ -13,7 +13,9 @@ from embedding_platform.defs.jobs import job_name
 from embedding_platform.defs.partitions import set_name
 from embedding_platform.errors import PlatformError
 from embedding_platform.launcher import process_is_gone, process_tags
-from embedding_platform.platform import Platform
+from embedding_platform.platform import Platform, refuse_unknown
+
+_NO_MEDIA = "nothing, since the media root is empty"
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,11 @@ def run_sources(
         PlatformError: if a modality or source that was asked for is not there.
     """
     found = expected_sources(platform, dagster, sources)
-    _refuse_unknown(modalities, list(found))
+    refuse_unknown(modalities, list(found), _NO_MEDIA)
     if not set(sources) <= {source for names in found.values() for source in names}:
         everything = expected_sources(platform, dagster)
-        _refuse_unknown(sources, sorted({source for names in everything.values() for source in names}))
+        there = sorted({source for names in everything.values() for source in names})
+        refuse_unknown(sources, there, _NO_MEDIA)
     fail_dead_runs(dagster)
     definitions = build_definitions(platform)
     for modality in modalities or platform.modalities:
@@ -153,13 +156,6 @@ def _was_interrupted(result: dg.ExecuteInProcessResult) -> bool:
     """Whether somebody pressed Ctrl-C, which Dagster turns into a failed step."""
     errors = [event.step_failure_data.error for event in result.get_step_failure_events()]
     return any(error is not None and error.cls_name == "DagsterExecutionInterruptedError" for error in errors)
-
-
-def _refuse_unknown(asked: Sequence[str], there: Sequence[str]) -> None:
-    for name in asked:
-        if name not in there:
-            choices = ", ".join(there) or "nothing, since the media root is empty"
-            raise PlatformError(f"{name!r} is not there; choose from {choices}")
 
 
 def _source_run(modality: str, source: str, result: dg.ExecuteInProcessResult) -> SourceRun:

@@ -3,6 +3,7 @@
 import bisect
 import hashlib
 import json
+import os
 import posixpath
 import re
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from embedding_platform.media.confinement import parse
 from embedding_platform.media.cutting import Cutting
 from embedding_platform.media.documents import Document
 from embedding_platform.media.limits import USUAL_LIMITS, Deadline, check_size
+from embedding_platform.media.listing import current_state
 from embedding_platform.media.reading import open_media
 from embedding_platform.media.recognition import looks_like_pdf
 from embedding_platform.records import Content, Item, Segment, digest, segment_id
@@ -100,9 +102,8 @@ def read(segments: Sequence[Segment], limits: DecodingSettings = USUAL_LIMITS) -
 
 def parameters(cutting: Cutting) -> tuple[str, ...]:
     """What of `cutting` decides the passages; the tokenizer by its content, not its place."""
-    tokenizer = "" if cutting.tokenizer_file is None else _tokenizer_json(cutting.tokenizer_file)
     return (
-        hashlib.sha256(tokenizer.encode()).hexdigest(),
+        _tokenizer_digest(cutting.tokenizer_file),
         str(cutting.max_tokens),
         str(cutting.overlap_tokens),
     )
@@ -194,6 +195,18 @@ def _check_limits(cutting: Cutting, special: int) -> None:
             f"max_tokens {cutting.max_tokens} leaves no room beside {special} special tokens "
             f"and an overlap of {cutting.overlap_tokens}; raise max_tokens or lower overlap_tokens"
         )
+
+
+def _tokenizer_digest(path: str | None) -> str:
+    if path is None:
+        return hashlib.sha256(b"").hexdigest()
+    # Asked of each source and at each write, while a vocabulary takes 20 ms to read; one saved anew has another mark.
+    return _digest_as_marked(path, current_state(path) if os.path.exists(path) else None)
+
+
+@lru_cache(maxsize=8)
+def _digest_as_marked(path: str, mark: tuple[int, str] | None) -> str:
+    return hashlib.sha256(_tokenizer_json(path).encode()).hexdigest()
 
 
 def _tokenizer_json(path: str) -> str:

@@ -1,7 +1,6 @@
 """Where the rows of one source lie: in a Milvus partition of their own, or among others by a partition key."""
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -9,13 +8,11 @@ from embedding_platform.errors import PlatformError
 from embedding_platform.milvus.connection import CALL_SECONDS, explaining
 from embedding_platform.milvus.deployment import deployment_of
 from embedding_platform.milvus.index import ensure_loaded
-from embedding_platform.milvus.schema import Layout, collection_name, has_collection, partition_name
+from embedding_platform.milvus.query import rows_where
+from embedding_platform.milvus.schema import Layout, collection_name, has_collection, partition_name, source_filter
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
-
-MOST_NAMED = 1024
-"""Partitions that a collection may have, the one called _default among them (milvus.io, "Milvus Limits")."""
 
 DELETED_AT_ONCE = 1000
 
@@ -57,11 +54,6 @@ class Partition:
         return f"source {self.source} in {self.collection}"
 
 
-def source_filter(sources: Iterable[str]) -> str:
-    """The filter that keeps rows of these sources, and lets a partition key find them."""
-    return f"source in {json.dumps(list(sources), ensure_ascii=False)}"
-
-
 def plan_layout(client: "MilvusClient", space_key: str, fingerprint: str, sources: int, most_named: int) -> Layout:
     """Named partitions up to `most_named` sources, a partition key beyond.
 
@@ -79,14 +71,14 @@ def ensure_partition(client: "MilvusClient", partition: Partition) -> None:
     """Create the partition where it is not; one by key needs none."""
     if not partition.name:
         return
-    try:
-        with explaining(f"create the partition of {partition}"):
-            if not client.has_partition(partition.collection, partition.name, timeout=CALL_SECONDS):
-                client.create_partition(partition.collection, partition.name, timeout=CALL_SECONDS)
-    except PlatformError:
-        # Another writer may have created it in between.
-        if not client.has_partition(partition.collection, partition.name, timeout=CALL_SECONDS):
-            raise
+
+    def is_there() -> bool:
+        return bool(client.has_partition(partition.collection, partition.name, timeout=CALL_SECONDS))
+
+    # Another writer may create it in between.
+    with explaining(f"create the partition of {partition}", is_there):
+        if not is_there():
+            client.create_partition(partition.collection, partition.name, timeout=CALL_SECONDS)
 
 
 def has_partition(client: "MilvusClient", partition: Partition) -> bool:
@@ -179,16 +171,6 @@ def _delete_all(
 
 def _rows(
     client: "MilvusClient", collection: str, condition: str, most: int = DELETED_AT_ONCE, partition: str | None = None
-) -> list[Mapping[str, Any]]:
+) -> list[dict[str, Any]]:
     """Id and source of rows that meet a condition."""
-    with explaining(f"read ids of {collection}"):
-        answer = client.query(
-            collection,
-            filter=condition or 'id >= ""',
-            output_fields=["id", "source"],
-            partition_names=[partition] if partition else None,
-            limit=most,
-            consistency_level="Strong",
-            timeout=CALL_SECONDS,
-        )
-    return list(answer)
+    return rows_where(client, collection, condition, ("id", "source"), most, [partition] if partition else None)

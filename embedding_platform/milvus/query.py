@@ -9,8 +9,7 @@ import numpy as np
 from embedding_platform.errors import PlatformError
 from embedding_platform.milvus.connection import CALL_SECONDS, explaining
 from embedding_platform.milvus.index import VECTOR_FIELD, ensure_loaded, search_parameters, tuned
-from embedding_platform.milvus.partitions import source_filter
-from embedding_platform.milvus.schema import FIELD_NAMES, SCALAR_NAMES, partition_name, read_provenance
+from embedding_platform.milvus.schema import FIELD_NAMES, SCALAR_NAMES, partition_name, read_provenance, source_filter
 from embedding_platform.spaces import Index, Metric
 
 if TYPE_CHECKING:
@@ -85,6 +84,33 @@ def get_rows(client: "MilvusClient", collection: str, ids: Sequence[str]) -> lis
     return [found[row_id] for row_id in ids if row_id in found]
 
 
+def rows_where(
+    client: "MilvusClient",
+    collection: str,
+    condition: str,
+    fields: Sequence[str],
+    most: int,
+    partitions: list[str] | None = None,
+) -> list[dict[str, Any]]:
+    """At most so many rows that meet a condition, "" being met by all, with these fields; the collection is loaded.
+
+    Raises:
+        PlatformError: if Milvus fails.
+    """
+    with explaining(f"read rows of {collection}"):
+        return list(
+            client.query(
+                collection,
+                filter=condition or 'id >= ""',
+                output_fields=list(fields),
+                partition_names=partitions,
+                limit=most,
+                consistency_level="Strong",
+                timeout=CALL_SECONDS,
+            )
+        )
+
+
 def _restriction(client: "MilvusClient", alias: str, sources: Sequence[str]) -> tuple[list[str] | None, str]:
     """Partition names and filter that restrict a search to the sources."""
     keyed = read_provenance(client, alias).layout == "keyed"
@@ -115,13 +141,5 @@ def _known_sources(client: "MilvusClient", alias: str, partitions: Sequence[str]
 
 def _source_of(client: "MilvusClient", alias: str, condition: str, partition: str | None = None) -> list[str]:
     """The source of one row that meets the condition; nothing without such a row."""
-    with explaining(f"list the sources of {alias}"):
-        answer = client.query(
-            alias,
-            filter=condition or 'id >= ""',
-            output_fields=["source"],
-            partition_names=[partition] if partition else None,
-            limit=1,
-            timeout=CALL_SECONDS,
-        )
-    return [row["source"] for row in answer]
+    rows = rows_where(client, alias, condition, ("source",), 1, [partition] if partition else None)
+    return [row["source"] for row in rows]

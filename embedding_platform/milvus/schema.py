@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
@@ -132,6 +132,11 @@ def alias_name(space_key: str) -> str:
 def partition_name(source: str) -> str:
     """Milvus partition of a source: a readable prefix and 10 hex digits of its SHA-256."""
     return f"{_safe(source)[:40]}_{digest(source)[:10]}"
+
+
+def source_filter(sources: Iterable[str]) -> str:
+    """The filter that keeps rows of these sources, and lets a partition key find them."""
+    return f"{KEY_FIELD} in {json.dumps(list(sources), ensure_ascii=False)}"
 
 
 def ensure_collection(client: "MilvusClient", provenance: Provenance, index: Index) -> str:

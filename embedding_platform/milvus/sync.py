@@ -18,7 +18,7 @@ from embedding_platform.milvus.connection import CALL_SECONDS, explaining
 from embedding_platform.milvus.deployment import deployment_of
 from embedding_platform.milvus.index import VECTOR_FIELD, ensure_loaded
 from embedding_platform.milvus.partitions import Partition, ensure_partition, has_partition
-from embedding_platform.milvus.query import get_rows
+from embedding_platform.milvus.query import get_rows, rows_where
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
@@ -105,7 +105,7 @@ def compare_partition(
     started = time.perf_counter()
     actual, increment = _compare(desired, _pages(client, partition, len(desired)))
     altered: list[str] = []
-    for rows in sample:
+    for rows in sample if len(increment.unchanged) else ():
         unchanged = set(increment.unchanged.intersection([row["id"] for row in rows]))
         altered += differing(client, partition.collection, [row for row in rows if row["id"] in unchanged])
     if altered:
@@ -370,15 +370,5 @@ def _read_range(client: "MilvusClient", partition: Partition, first: int, last: 
 
 def _query(client: "MilvusClient", partition: Partition, condition: str, most: int) -> list[dict[str, Any]]:
     """Id and version of rows that meet a condition, at most so many."""
-    with explaining(f"read the ids of {partition}"):
-        return list(
-            client.query(
-                partition.collection,
-                filter=partition.where(condition),
-                output_fields=["id", "version"],
-                partition_names=partition.names,
-                limit=most,
-                consistency_level="Strong",
-                timeout=CALL_SECONDS,
-            )
-        )
+    fields = ("id", "version")
+    return rows_where(client, partition.collection, partition.where(condition), fields, most, partition.names)

@@ -224,6 +224,11 @@ def refuse_incomplete(live: LiveRows) -> None:
         )
 
 
+def holds_all(target: Target, live: LiveRows) -> bool:
+    """Whether the collection has held all of the source since it was listed, and cut, as it is now."""
+    return WriteAhead(live.store, target.partition(live.source)).is_placed(live.state())
+
+
 def holds_source(client: "MilvusClient", target: Target, source: str) -> bool:
     """Whether the source still has rows or a partition in the collection that runs write to."""
     return has_collection(client, target.collection) and has_partition(client, target.partition(source))

@@ -53,7 +53,6 @@ def prunable(client: "MilvusClient", store: str, targets: Sequence[Target], reta
             places = (folder, *layout.beside_vectors(store, folder))
             size = storage.folder_bytes(folder)
             found.append(Prunable("vectors", folder, size, "of a model that nothing names", places))
-    kept |= {target.collection for target in targets}
     for name in storage.subfolders(layout.collections_folder(store)):
         if name not in kept:
             folder = layout.collection_folder(store, name)

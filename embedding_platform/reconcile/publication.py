@@ -19,9 +19,8 @@ from embedding_platform.milvus.index import VECTOR_FIELD, ann_search, present_in
 from embedding_platform.milvus.partitions import Removed, drop_other_partitions
 from embedding_platform.milvus.query import get_rows
 from embedding_platform.milvus.schema import alias_name, has_collection, read_provenance
-from embedding_platform.reconcile.collection import collection_increment
-from embedding_platform.reconcile.drift import WriteAhead
-from embedding_platform.reconcile.recall import Recall, recall_of
+from embedding_platform.reconcile.collection import collection_increment, holds_all
+from embedding_platform.reconcile.recall import Recall, lowest, recall_of
 from embedding_platform.reconcile.rows import LiveRows
 from embedding_platform.reconcile.target import Target
 from embedding_platform.settings import QualitySettings
@@ -133,10 +132,11 @@ def publish(
             break
     if waiting:
         return PublicationReport(alias, name, previous, moved=False, waiting=waiting)
+    least = lowest(recalls) if recalls else None
     gate = Gate(
         rows=rows,
-        recall_at_10=min((recall.at_10 for recall in recalls), default=None),
-        recall_at_100=min((recall.at_100 for recall in recalls), default=None),
+        recall_at_10=least.at_10 if least else None,
+        recall_at_100=least.at_100 if least else None,
         golden=golden(),
         overlap=overlap(client, target, _some_ids(sources, live), previous) if previous else None,
     )
@@ -242,11 +242,7 @@ def _not_there(
 
 def _not_placed(target: Target, sources: Sequence[str], live: Callable[[str], LiveRows]) -> dict[str, str]:
     """Sources that the collection does not hold as they are listed now."""
-    due = []
-    for source in sources:
-        rows = live(source)
-        if not WriteAhead(rows.store, target.partition(source)).is_placed(rows.state()):
-            due.append(source)
+    due = [source for source in sources if not holds_all(target, live(source))]
     reason = f"not in {target.collection} as it is now; materialize {target.space.key}/collection for it"
     return dict.fromkeys(due[:MOST_WAITING], reason)
 

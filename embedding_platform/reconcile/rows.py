@@ -52,9 +52,9 @@ class LiveRows:
         rejected = [
             content for _, _, content, _ in rejected_contents(self.store, self.space, self.source, self.fingerprint)
         ]
-        bare = pc.invert(pc.is_in(self._live["content_hash"], value_set=self._stored))
-        known = pc.is_in(self._live["content_hash"], value_set=pa.array(rejected, pa.string()))
-        return int(pc.sum(pc.and_not(bare, known)).as_py() or 0)
+        bare = self._live["content_hash"].filter(pc.invert(self._held))
+        known = pc.is_in(bare, value_set=pa.array(rejected, pa.string()))
+        return int(pc.sum(pc.invert(known)).as_py() or 0)
 
     @cached_property
     def multiplicity(self) -> pd.Series:
@@ -136,9 +136,13 @@ class LiveRows:
 
     @cached_property
     def _embedded(self) -> pa.Table:
-        held = pc.is_in(self._live["content_hash"], value_set=self._stored)
         # A copy of a million rows is worth avoiding where none is left out.
-        return self._live if pc.all(held).as_py() else self._live.filter(held)
+        return self._live if pc.all(self._held).as_py() else self._live.filter(self._held)
+
+    @cached_property
+    def _held(self) -> pa.ChunkedArray:
+        """Whether the store has a vector of each live segment."""
+        return pc.is_in(self._live["content_hash"], value_set=self._stored)
 
     @cached_property
     def _stored(self) -> pa.Array:
