@@ -346,25 +346,30 @@ def folder_bytes(url: str) -> int:
     return int(fs.du(path, total=True))
 
 
-def remove_leftovers(folder: str) -> int:
-    """Remove what killed writers left in `folder` more than a day ago; the number of files removed.
+def leftovers(folder: str) -> list[str]:
+    """What killed writers left anywhere under `folder` more than a day ago.
 
     A file that is being written is younger. Only local folders have such files; a clock that
     was set back keeps them longer.
     """
     fs, path = file_system(folder)
-    if not isinstance(fs, LocalFileSystem) or not os.path.isdir(path):
-        return 0
-    removed = 0
-    with os.scandir(path) as entries:
-        leftovers = [entry for entry in entries if entry.name.startswith(_HIDDEN_PREFIX)]
-    for leftover in leftovers:
+    if not isinstance(fs, LocalFileSystem):
+        return []
+    beside = (
+        os.path.join(place, name)
+        for place, _, names in os.walk(path)
+        for name in names
+        if name.startswith(_HIDDEN_PREFIX)
+    )
+    return [one for one in beside if _is_old(one)]
+
+
+def remove_leftovers(folder: str) -> None:
+    """Remove what killed writers left anywhere under `folder`."""
+    for leftover in leftovers(folder):
         # One that may not be removed, or that another run removes, harms nobody.
         with suppress(OSError):
-            if time.time() - leftover.stat().st_mtime > _LEFTOVER_SECONDS:
-                os.unlink(leftover.path)
-                removed += 1
-    return removed
+            os.unlink(leftover)
 
 
 def subfolders(url: str) -> list[str]:
@@ -395,6 +400,13 @@ def remove_sibling_folders(folder: str, older: Mapping[str, Sequence[str]]) -> N
         if older.get(name) == tables:
             fs, path = file_system(join(posixpath.dirname(folder.rstrip("/")), name))
             fs.rm(path, recursive=True)
+
+
+def _is_old(path: str) -> bool:
+    try:
+        return time.time() - os.stat(path).st_mtime > _LEFTOVER_SECONDS
+    except FileNotFoundError:
+        return False
 
 
 def _encode(table: pa.Table) -> bytes:

@@ -249,15 +249,17 @@ def test_files_that_were_being_written_are_no_tables(tmp_path):
 
 
 def test_what_killed_writers_left_goes_after_a_day(tmp_path):
-    storage.append_shard(str(tmp_path), table(1))
+    shards = tmp_path / "source" / "shards"
+    storage.append_shard(str(shards), table(1))
     for name, hours in {".writing-old": 25, ".writing-young": 23, ".writing-ahead": -48, "notes.txt": 100}.items():
-        (tmp_path / name).write_bytes(b"half")
-        os.utime(tmp_path / name, (time.time() - 3600 * hours,) * 2)
-    assert storage.remove_leftovers(str(tmp_path)) == 1
-    assert not (tmp_path / ".writing-old").exists()
-    assert len(list(tmp_path.iterdir())) == 4
-    assert numbers_in(storage.read_shards(str(tmp_path), SCHEMA)) == [1]
-    assert storage.remove_leftovers(str(tmp_path / "absent")) == 0
+        (shards / name).write_bytes(b"half")
+        os.utime(shards / name, (time.time() - 3600 * hours,) * 2)
+    assert storage.leftovers(str(tmp_path)) == [str(shards / ".writing-old")]
+    storage.remove_leftovers(str(tmp_path))
+    assert storage.leftovers(str(tmp_path)) == []
+    assert len(list(shards.iterdir())) == 4
+    assert numbers_in(storage.read_shards(str(shards), SCHEMA)) == [1]
+    assert storage.leftovers(str(tmp_path / "absent")) == []
 
 
 def damaged(path: Path) -> None:

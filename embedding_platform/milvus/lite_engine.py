@@ -1,16 +1,20 @@
-"""A Milvus Lite engine in this process, which starts anew after a write that the disk refused.
+"""A Milvus Lite engine in this process, which mends what a kill or a full disk left of the one before.
 
-Such a write tears the engine's log, and a refused flush takes rows out of its memory: what it
-acknowledges afterwards is gone when it is next killed. Opened again, it reads from disk every
-row that it acknowledged before.
+A collection whose making or dropping was cut off may have no schema: it cannot be opened, and
+its name stays taken. A write that the disk refused tears the engine's log, and a refused flush
+takes rows out of its memory: what it acknowledges afterwards is gone when it is next killed.
+Opened again, it reads from disk every row that it acknowledged before.
 """
 
 import logging
+import os
+import shutil
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 
 from milvus_lite.adapter.grpc.server import start_server_in_thread
+from milvus_lite.db import COLLECTIONS_DIRNAME, MilvusLite
 from milvus_lite.exceptions import MilvusLiteError
 
 WORKERS = 1
@@ -52,6 +56,7 @@ class LiteEngine:
             self._stop()
 
     def _open(self) -> None:
+        _remove_halves(self._directory)
         self._server, self._database, self.port = start_server_in_thread(
             self._directory, host="127.0.0.1", port=self.port, max_workers=WORKERS
         )
@@ -87,6 +92,14 @@ class LiteEngine:
                     if self._database.get_collection(name, database).load_state == "loaded":
                         found.append((database, name))
         return found
+
+
+def _remove_halves(directory: str) -> None:
+    """Remove collections that have no schema, while no other engine can be in the middle of making one."""
+    with MilvusLite(directory) as database, os.scandir(os.path.join(directory, COLLECTIONS_DIRNAME)) as entries:
+        for entry in entries:
+            if entry.is_dir() and not database.has_collection(entry.name):
+                shutil.rmtree(entry.path)
 
 
 class _DiskErrors(logging.Handler):

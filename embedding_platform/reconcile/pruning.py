@@ -1,4 +1,4 @@
-"""What no alias, no setting and no retention protects any more: former collections and former vectors."""
+"""What no alias, no setting and no retention protects any more: former collections, former vectors, half files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Prunable:
     `size` is its rows, or its bytes; `places` are what to remove of the store.
     """
 
-    kind: Literal["collection", "vectors", "notes"]
+    kind: Literal["collection", "vectors", "notes", "leftovers"]
     name: str
     size: int
     reason: str
@@ -35,7 +35,7 @@ def prunable(client: "MilvusClient", store: str, targets: Sequence[Target], reta
     A collection stays while an alias points to it, while settings ask for it, or as one of the
     `retained` of its space that were published last before it. Vectors stay while they
     belong to a collection that stays, or to a fingerprint that settings ask for; notes while
-    they tell of a collection that stays.
+    they tell of a collection that stays. Half-written files stay for a day.
     """
     ours = publications(client)
     kept = _kept(client, ours, targets, retained)
@@ -61,6 +61,9 @@ def prunable(client: "MilvusClient", store: str, targets: Sequence[Target], reta
                     "notes", folder, storage.folder_bytes(folder), "on a collection that goes or is gone", (folder,)
                 )
             )
+    if left := storage.leftovers(store):
+        size = sum(map(storage.folder_bytes, left))
+        found.append(Prunable("leftovers", store, size, f"{len(left)} files that killed runs left half", tuple(left)))
     return found
 
 

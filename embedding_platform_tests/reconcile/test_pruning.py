@@ -1,5 +1,8 @@
 """What nothing protects goes, and nothing else."""
 
+import os
+from pathlib import Path
+
 import pytest
 
 from embedding_platform import layout
@@ -64,6 +67,18 @@ def test_vectors_outlive_a_milvus_that_lost_the_collection(client, migrated):
     client.drop_collection(migrated.target.collection)
     things = prunable(client, migrated.store, [migrated.target], retained=3)
     assert names(migrated, things) == []
+
+
+def test_files_that_killed_runs_left_half_go_once_they_are_a_day_old(client, lake):
+    collect(client, lake)
+    half = Path(lake.store, "files", "text", ".writing-abc")
+    half.write_bytes(b"half")
+    assert prunable(client, lake.store, [lake.target], retained=0) == []
+    os.utime(half, (0, 0))
+    (found,) = prunable(client, lake.store, [lake.target], retained=0)
+    assert (found.kind, found.size, found.places) == ("leftovers", 4, (str(half),))
+    prune(client, [found])
+    assert not half.exists()
 
 
 def test_pruned_vectors_take_their_rejections_and_pin_with_them(client, lake):
