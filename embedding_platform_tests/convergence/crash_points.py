@@ -26,8 +26,8 @@ class CrashPoint:
     """A boundary: before or after a call of `target` ("module:attribute"), or in the middle of one.
 
     `concerns` decides by the call's arguments whether it counts. `half` does the first half of
-    a call, for points in the middle. A point that is `violent` ends a call that runs elsewhere
-    meanwhile, which only a kill can do.
+    a call, for points in the middle; without it, the call runs on for some milliseconds. A point
+    that is `violent` ends a call that runs elsewhere meanwhile, which only a kill can do.
     """
 
     name: str
@@ -85,11 +85,11 @@ def _wrapped(
                 strike()
             return answer
         if strikes(point):
-            if point.violent:
+            if point.half is not None:
+                point.half(*args, **kwargs)
+            if point.when == "middle" and point.half is None:
                 threading.Thread(target=_strike_soon, args=(strike,), daemon=True).start()
             else:
-                if point.half is not None:
-                    point.half(*args, **kwargs)
                 strike()
         return original(*args, **kwargs)
 
@@ -128,6 +128,22 @@ def _leave_half_a_file(url: str, payload: bytes) -> None:
         file.write(payload[: len(payload) // 2])
 
 
+def _leave_half_an_index(segment: Any, spec: Any, folder: str) -> None:
+    """What Milvus Lite leaves when it is killed while it writes the index of one of its segments."""
+    from milvus_lite.index.factory import build_index_from_spec
+
+    vectors, _ = segment.vector_data(spec.field_name)
+    path = segment.index_file_path(folder, spec.index_type, spec.field_name)
+    os.makedirs(folder, exist_ok=True)
+    build_index_from_spec(spec, vectors).save(path)
+    os.truncate(path, os.path.getsize(path) // 2)
+
+
+def _has_no_index_file(segment: Any, spec: Any, folder: str) -> bool:
+    path = segment.index_file_path(folder, spec.index_type, spec.field_name)
+    return segment.num_rows > 0 and not os.path.exists(path)
+
+
 def _remove_one(folder: str, names: Sequence[str]) -> None:
     from embedding_platform import storage
 
@@ -150,6 +166,7 @@ def _around(what: str, target: str) -> tuple[CrashPoint, CrashPoint]:
 _STAGES = "embedding_platform.defs.assets:reconcile_"
 _SHARD = "embedding_platform.storage:append_shard"
 _CLIENT = "pymilvus:MilvusClient."
+_INDEXED = "milvus_lite.storage.segment:Segment.build_or_load_index"
 
 POINTS: tuple[CrashPoint, ...] = (
     CrashPoint("after hashing a file", "embedding_platform.media.items:_examined", "after"),
@@ -174,6 +191,8 @@ POINTS: tuple[CrashPoint, ...] = (
     *_around("drop_index", f"{_CLIENT}drop_index"),
     *_around("create_index", f"{_CLIENT}create_index"),
     CrashPoint("mid index build", f"{_CLIENT}create_index", "middle", violent=True),
+    CrashPoint("mid index file", _INDEXED, "middle", _has_no_index_file, half=_leave_half_an_index, violent=True),
+    CrashPoint("mid making of a collection", "milvus_lite.db:save_schema", "before", violent=True),
     CrashPoint("mid upsert", f"{_CLIENT}upsert", "middle", violent=True),
     CrashPoint("after the collection", f"{_STAGES}collection", "after"),
     *_around("create_alias", f"{_CLIENT}create_alias"),

@@ -49,6 +49,7 @@ FIRST = (
     "after a vector shard",
     "between store and Milvus",
     "before create_collection",
+    "mid making of a collection",
     "after create_collection",
     "mid write of what is intended",
     "before create_partition",
@@ -72,7 +73,10 @@ OF_A_CHANGE = ("between removals", "during compaction", "before delete", "after 
 OF_AN_INDEX = ("before drop_index", "after drop_index", "mid index build", "after create_index")
 OF_A_MODEL = ("before alter_alias", "mid alias switch", "after alter_alias")
 OF_A_GOING = ("before drop_partition", "after drop_partition")
+OF_AN_INDEX_FILE = ("mid index file",)
 OF_A_CUTTING = ("before older segments go",)
+
+INDEX_TYPES = ("IVF_FLAT", "FLAT", "HNSW")
 
 COMPACTING = ("text", "video")
 """Modalities whose vectors are compacted as soon as there are a few shards of them."""
@@ -353,7 +357,7 @@ def torment(lake: Lake, place: int, rounds: int) -> None:
         lake.kill_at([OF_A_CHANGE[turn % len(OF_A_CHANGE)]], [one])
         lake.kill_at_random([one], 1.5)
         lake.finish([one])
-        lake.another_index(("IVF_FLAT", "FLAT", "HNSW")[number % 3])
+        lake.another_index(INDEX_TYPES[number % len(INDEX_TYPES)])
         lake.kill_at([OF_AN_INDEX[turn % len(OF_AN_INDEX)]], [other])
         lake.kill_at_random([other], 1.5)
         if number == 0 and lake.modality in OTHER_MODELS:
@@ -368,6 +372,10 @@ def torment(lake: Lake, place: int, rounds: int) -> None:
     shutil.rmtree(lake.folder / "media" / other)
     lake.kill_at([OF_A_GOING[place % len(OF_A_GOING)]], [other])
     lake.kill_at_random([other], 1.0)
+    lake.finish([other])
+    # A partition that was dropped made Milvus Lite write what it had in memory to files, each with an index.
+    lake.another_index(INDEX_TYPES[rounds % len(INDEX_TYPES)])
+    lake.kill_at(OF_AN_INDEX_FILE, [one])
     lake.write(other, "back")
     lake.compare()
     lake.count_embedded()
