@@ -2,6 +2,7 @@
 
     .venv/bin/python benchmarks/increments.py                                        # 10 thousand, Milvus Lite
     .venv/bin/python benchmarks/increments.py --segments 1000000 --uri http://127.0.0.1:19530 --token root:Milvus
+    .venv/bin/python benchmarks/increments.py --segments 100000 --sources 10         # one after the other
 
 Texts are files on disk, of 20 passages each, and every stage is the one that runs in production;
 only the vectors are drawn from a hash of the text instead of computed by a model. Each run is a process of its own:
@@ -43,7 +44,6 @@ from embedding_platform.spaces import Index, Model, Role, Space
 
 PASSAGES = 20
 FILES_PER_FOLDER = 1000
-SOURCE = "library"
 CUTTING = Cutting(tokenizer_file=None, max_tokens=24, overlap_tokens=0)
 """A passage of the texts below is one segment."""
 
@@ -53,10 +53,11 @@ WRITES = ("insert", "upsert", "delete")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a source lies, how large it is, and where its rows go."""
+    """Where sources lie, how many segments they have together, and where their rows go."""
 
     folder: str
     segments: int
+    sources: Sequence[str]
     dimension: int
     index: str
     uri: str
@@ -74,10 +75,10 @@ class Place:
 
     @property
     def space(self) -> Space:
-        """A space of texts, whose name tells the size, so that sizes share a Milvus."""
+        """A space of texts, whose name tells the sizes, so that they share a Milvus."""
         model = Model("drawn", "drawn", self.dimension, ("text",), "none", "drawn from a hash of the text")
         index = {"HNSW": Index(), "FLAT": Index("FLAT", {}, {})}[self.index]
-        return Space("text", f"increments_{self.segments}", model, index=index)
+        return Space("text", f"increments_{self.segments}_{len(self.sources)}", model, index=index)
 
     @property
     def fingerprint(self) -> str:
@@ -152,6 +153,7 @@ class CountingClient:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--segments", type=int, nargs="+", default=[10_000])
+    parser.add_argument("--sources", type=int, default=1, help="sources that the segments are shared out to")
     parser.add_argument("--uri", default="", help="a Milvus server; without one, Milvus Lite in the folder")
     parser.add_argument("--token", default="")
     parser.add_argument("--dimension", type=int, default=384)
@@ -166,7 +168,9 @@ def main() -> None:
         with kept_or_temporary(options.folder) as folder:
             uri = options.uri or str(Path(folder, f"milvus-{segments}"))
             own = str(Path(folder, str(segments)))
-            measure(Place(own, segments, options.dimension, options.index, uri, options.token), options.parts)
+            sources = [f"library-{number:02}" for number in range(options.sources)]
+            place = Place(own, segments, sources, options.dimension, options.index, uri, options.token)
+            measure(place, options.parts)
 
 
 @contextmanager
@@ -180,7 +184,7 @@ def kept_or_temporary(folder: str | None) -> Iterator[str]:
 
 
 def measure(place: Place, parts: bool) -> None:
-    """Print a line for each run over one source, which grows from nothing and then changes."""
+    """Print a line for each run over the sources, which grow from nothing and then change."""
     files = place.segments // PASSAGES
     changes: dict[str, Callable[[], None]] = {
         "all new": lambda: write(place, range(files), edition=0),
@@ -220,7 +224,8 @@ def print_line(place: Place, name: str, outcome: dict[str, Any]) -> None:
 def write(place: Place, numbers: Iterable[int], edition: int, passages: int = PASSAGES) -> None:
     """Write the documents of those numbers; the first `passages` of each tell of the edition."""
     for number in numbers:
-        path = Path(place.media, SOURCE, f"{number // FILES_PER_FOLDER:04}", f"{number:07}.txt")
+        source = place.sources[number % len(place.sources)]
+        path = Path(place.media, source, f"{number // FILES_PER_FOLDER:04}", f"{number:07}.txt")
         path.parent.mkdir(parents=True, exist_ok=True)
         texts = [
             f"Passage {passage} of document {number}, edition {edition if passage < passages else 0}, tells of tides, "
@@ -231,54 +236,53 @@ def write(place: Place, numbers: Iterable[int], edition: int, passages: int = PA
 
 
 def run(place: Place) -> dict[str, Any]:
-    """Run every stage, and tell its seconds, the peak memory after it, and what was done."""
-    seconds: dict[str, float] = {}
+    """Run every stage of every source, and tell its seconds, the peak memory after it, and what was done."""
+    counted = CountingClient(connect(place.uri, place.token))
+    client = cast("Any", counted)
+    totals: Counter[str] = Counter()
+    seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
+    steps: Counter[str] = Counter()
     peaks: dict[str, float] = {}
 
     def stage(name: str, work: Callable[[], Any]) -> Any:
         started = time.perf_counter()
         report = work()
-        seconds[name] = time.perf_counter() - started
+        seconds[name] += time.perf_counter() - started
         peaks[name] = peak_mib()
         return report
 
-    source = (place.store, "text", SOURCE, CUTTING)
     encoder = DrawnEncoder(place.dimension)
-    stage("files", lambda: reconcile_files(place.store, place.media, "text", SOURCE))
-    stage("segments", lambda: reconcile_segments(*source))
-    embeddings = stage(
-        "embeddings",
-        lambda: reconcile_embeddings(
-            place.store, place.space, SOURCE, place.fingerprint, CUTTING, lambda: encoder, BatchSettings(), "run"
-        ),
-    )
-    client = CountingClient(connect(place.uri, place.token))
-    target = Target(place.space, place.fingerprint)
-    live = LiveRows(place.store, place.space, SOURCE, place.fingerprint, CUTTING)
-    collection = stage(
-        "collection",
-        lambda: reconcile_collection(cast("Any", client), target, live, MilvusSettings(), QualitySettings()),
-    )
-    assert collection.rows == place.segments, f"{collection.rows} rows, expected {place.segments}"
+    space, fingerprint, target = place.space, place.fingerprint, Target(place.space, place.fingerprint)
+    for source in place.sources:
+        cut = (place.store, "text", source, CUTTING)
+        vectors = (place.store, space, source, fingerprint, CUTTING)
+        rows = (client, target, LiveRows(*vectors), MilvusSettings(), QualitySettings())
+        stage("files", partial(reconcile_files, place.store, place.media, "text", source))
+        stage("segments", partial(reconcile_segments, *cut))
+        embeddings = stage(
+            "embeddings", partial(reconcile_embeddings, *vectors, lambda: encoder, BatchSettings(), "run")
+        )
+        collection = stage("collection", partial(reconcile_collection, *rows))
+        steps.update(collection.seconds)
+        totals.update(
+            rows=collection.rows,
+            embedded=embeddings.embedded,
+            written=collection.sync.upserted + collection.sync.deleted,
+        )
+    assert totals["rows"] == place.segments, f"{totals['rows']} rows, expected {place.segments}"
     close(place)
-    return {
-        "seconds": seconds,
-        "peaks": peaks,
-        "calls": dict(client.calls),
-        "steps": collection.seconds,
-        "embedded": embeddings.embedded,
-        "written": collection.sync.upserted + collection.sync.deleted,
-    }
+    return {"seconds": seconds, "peaks": peaks, "calls": dict(counted.calls), "steps": dict(steps), **totals}
 
 
 def read_back(place: Place) -> tuple[float, int, float, float]:
     """Seconds to read ids and versions of all rows, their number, and the peak memory before and after in MiB."""
     client = connect(place.uri, place.token)
+    target, each = Target(place.space, place.fingerprint), place.segments // len(place.sources)
     before, started = peak_mib(), time.perf_counter()
-    rows = read_rows(client, Target(place.space, place.fingerprint).partition(SOURCE), expected=place.segments)
+    rows = sum(len(read_rows(client, target.partition(source), expected=each)) for source in place.sources)
     seconds = time.perf_counter() - started
     close(place)
-    return seconds, len(rows), before, peak_mib()
+    return seconds, rows, before, peak_mib()
 
 
 def drop(place: Place) -> None:

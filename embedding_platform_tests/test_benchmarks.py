@@ -24,7 +24,7 @@ def increments(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_a_run_embeds_and_writes_what_changed_and_nothing_else(tmp_path: Path, increments: ModuleType) -> None:
-    place = increments.Place(str(tmp_path / "own"), SEGMENTS, 8, "FLAT", str(tmp_path / "milvus"), "")
+    place = increments.Place(str(tmp_path / "own"), SEGMENTS, ["one", "two"], 8, "FLAT", str(tmp_path / "milvus"), "")
 
     def counted() -> tuple[int, int, int]:
         """Contents embedded, rows written, and calls that write."""
@@ -33,7 +33,7 @@ def test_a_run_embeds_and_writes_what_changed_and_nothing_else(tmp_path: Path, i
 
     files = SEGMENTS // increments.PASSAGES
     increments.write(place, range(files), edition=0)
-    assert counted() == (SEGMENTS, SEGMENTS, 1)
+    assert counted() == (SEGMENTS, SEGMENTS, len(place.sources))
     assert counted() == (0, 0, 0)
     increments.write(place, range(1, 4), edition=1, passages=1)
     embedded, written, _ = counted()
