@@ -9,7 +9,7 @@ MILVUS := .venv-milvus
 MILVUS_INSTALLED := $(MILVUS)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test lint format starter-weights clean $(MILVUS)
+.PHONY: help demo dev test test-long lint format starter-weights clean $(MILVUS)
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -24,6 +24,9 @@ dev: $(INSTALLED) ## Open the Dagster web UI on http://127.0.0.1:3000, with daem
 # since those that take longest come first.
 test: $(INSTALLED_DEV) $(MILVUS) ## Run the test suite.
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-long: $(INSTALLED_DEV) $(MILVUS) ## Run the tests that take minutes each, which `make test` leaves out.
+	$(BIN)/pytest -n 2 -m long
 
 lint: $(INSTALLED_DEV) ## Check style, format and types.
 	$(BIN)/ruff check .

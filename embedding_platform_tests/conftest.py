@@ -19,6 +19,15 @@ CACHE = tempfile.TemporaryDirectory()
 """Where networks that were converted for a runtime are kept until the session ends."""
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # Not in `addopts`: any -m on the command line would take its place and bring long tests in.
+    if "long" in config.getoption("markexpr"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("long")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SETTINGS", "MEDIA_ROOT", "STORE_ROOT", "MILVUS__URI", "MILVUS__TOKEN", "MODEL_SET", "SPACES"):
