@@ -256,19 +256,17 @@ def run(place: Place) -> dict[str, Any]:
     for source in place.sources:
         cut = (place.store, "text", source, CUTTING)
         vectors = (place.store, space, source, fingerprint, CUTTING)
-        rows = (client, target, LiveRows(*vectors), MilvusSettings(), QualitySettings())
         stage("files", partial(reconcile_files, place.store, place.media, "text", source))
         stage("segments", partial(reconcile_segments, *cut))
         embeddings = stage(
             "embeddings", partial(reconcile_embeddings, *vectors, lambda: encoder, BatchSettings(), "run")
         )
-        collection = stage("collection", partial(reconcile_collection, *rows))
+        totals["embedded"] += embeddings.embedded
+        del embeddings
+        rows = (LiveRows(*vectors), MilvusSettings(), QualitySettings())
+        collection = stage("collection", partial(reconcile_collection, client, target, *rows))
         steps.update(collection.seconds)
-        totals.update(
-            rows=collection.rows,
-            embedded=embeddings.embedded,
-            written=collection.sync.upserted + collection.sync.deleted,
-        )
+        totals.update(rows=collection.rows, written=collection.sync.upserted + collection.sync.deleted)
     assert totals["rows"] == place.segments, f"{totals['rows']} rows, expected {place.segments}"
     close(place)
     return {"seconds": seconds, "peaks": peaks, "calls": dict(counted.calls), "steps": dict(steps), **totals}

@@ -6,6 +6,7 @@ import select
 import signal
 import subprocess
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,8 @@ START_SECONDS = 150.0
 class MilvusServer:
     """One server: where it listens, its token, and where its data lie ("" if we did not start it).
 
+    `variables` of its environment change its configuration.
+
     A server that was started here ends with this process, however that ends.
     """
 
@@ -35,6 +38,7 @@ class MilvusServer:
     uri: str = ""
     token: str = ROOT_TOKEN
     pid: int = 0
+    variables: Mapping[str, str] = field(default_factory=dict)
     _keeper: "subprocess.Popen[bytes] | None" = field(default=None, repr=False)
 
     def start(self) -> None:
@@ -42,9 +46,10 @@ class MilvusServer:
         assert self._keeper is None, "it runs already"
         log = os.path.join(self.folder, "keeper.log")
         command = [environment_python(), "-P", str(Path(__file__).with_name("milvus_server_process.py")), self.folder]
+        environment = {**_plain_environment(), **self.variables}
         with open(log, "ab") as log_file:
             self._keeper = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log_file, env=_plain_environment()
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log_file, env=environment
             )
         assert self._keeper.stdout is not None
         answered, _, _ = select.select([self._keeper.stdout], [], [], START_SECONDS)

@@ -234,15 +234,13 @@ def _compare(desired: pd.Series, pages: Iterable[_Page]) -> tuple[pd.Series, Inc
     order = np.argsort(prefixes, kind="stable")
     ends = prefixes[order]
     wrong: list[pd.Series] = [_series([])]
-    parts: list[Increment] = []
+    parts: list[tuple[pd.Index, pd.Index, pd.Index]] = []
     for page in pages:
         own = order[np.searchsorted(ends, page.first) : np.searchsorted(ends, page.last)]
         part = diff(desired.iloc[own], page.rows)
-        parts.append(part)
+        parts.append((part.new, part.stale, part.orphaned))
         wrong.append(page.rows[page.rows.index.isin(part.stale.append(part.orphaned))])
-    new, stale, orphaned = (
-        desired.index[:0].append([getattr(part, name) for part in parts]) for name in ("new", "stale", "orphaned")
-    )
+    new, stale, orphaned = (desired.index[:0].append(list(met)) for met in zip(*parts, strict=True))
     due = new.append(stale)
     unchanged = desired.index if due.empty else desired.index[~desired.index.isin(due)]
     return pd.concat(wrong), Increment(new, stale, orphaned, unchanged)

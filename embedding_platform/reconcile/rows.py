@@ -107,11 +107,7 @@ class LiveRows:
 
         Their vectors lie side by side, so that little is read for them.
         """
-        contents = self._contents
-        first = int(records.digest(turn)[:8], 16) % max(len(contents), 1)
-        chosen = pa.concat_arrays(
-            [contents.slice(first, most), contents.slice(0, max(0, most - len(contents) + first))]
-        )
+        chosen = self._some_contents(most, int(records.digest(turn)[:8], 16))
         among = self._embedded.filter(pc.is_in(self._embedded["content_hash"], value_set=chosen))
         return self.rows(index_of(among["segment_id"].slice(0, most)))
 
@@ -120,7 +116,7 @@ class LiveRows:
 
         Shards are named by their content, so that the first vectors are as good a sample as any.
         """
-        chosen = self._contents.slice(0, most)
+        chosen = self._some_contents(most, 0)
         parts = list(self.vectors(index_of(chosen)))
         path_of: dict[str, str] = {}
         for table in self._segments(["content_hash", "path"], {"content_hash": chosen}):
@@ -148,11 +144,23 @@ class LiveRows:
     def _stored(self) -> pa.Array:
         return pa.array(vector_store.stored_hashes(self.folder, self.fingerprint), pa.string())
 
-    @property
-    def _contents(self) -> pa.Array:
-        """Contents of live rows, in the order in which their vectors lie in the store."""
-        live = self._embedded["content_hash"].unique()
-        return self._stored.filter(pc.is_in(self._stored, value_set=live))
+    def _some_contents(self, most: int, place: int) -> pa.Array:
+        """At most so many contents of live rows, in the order in which their vectors lie in the store from a place on.
+
+        Looked for in stretches, because a set of all contents takes more memory than all else here.
+        """
+        begin = place % max(len(self._stored), 1)
+        turned = (self._stored.slice(begin), self._stored.slice(0, begin))
+        chosen, size = self._stored.slice(0, 0), 2 * most
+        for stored in turned:
+            first = 0
+            while first < len(stored) and len(chosen) < most:
+                stretch = stored.slice(first, size)
+                live = self._embedded["content_hash"]
+                met = live.filter(pc.is_in(live, value_set=stretch)).unique()
+                chosen = pa.concat_arrays([chosen, stretch.filter(pc.is_in(stretch, value_set=met))])
+                first, size = first + size, 2 * size
+        return chosen.slice(0, most)
 
     @cached_property
     def _maker(self) -> Maker:

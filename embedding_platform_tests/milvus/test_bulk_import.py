@@ -12,6 +12,7 @@ import pytest
 from embedding_platform.errors import PlatformError
 from embedding_platform.milvus import bulk_import
 from embedding_platform.milvus.bulk_import import count_rows, import_rows, settle_imports
+from embedding_platform.milvus.connection import connect
 from embedding_platform.milvus.partitions import Partition
 from embedding_platform.milvus.query import get_rows
 from embedding_platform.milvus.sync import compare_partition, read_rows, sync_partition
@@ -94,6 +95,42 @@ def test_what_was_killed_goes_on_without_a_row_twice(server, milvus_server, root
     assert count_rows(server, partition) == 2000
     assert sync_partition(server, partition, wanted, no_rows).batches == 0
     assert settle_imports(server, partition, root) == 0
+
+
+@pytest.mark.long
+@pytest.mark.server
+def test_a_server_that_was_killed_takes_no_row_twice_and_loses_none(mortal_server, monkeypatch):
+    """It gives up the job that it was at work on after a minute here, but looks for such every five."""
+    mortal_server.stop()
+    mortal_server.variables = {"ROOTCOORD_IMPORTTASKEXPIRATION": "60"}
+    mortal_server.start()
+    client = connect(mortal_server.uri, mortal_server.token)
+    partition, root = Partition(new_collection(client), "photos"), mortal_server.storage
+    begin, begun = bulk_import._begin, []
+
+    def kill_after_the_third(*arguments):
+        begun.append(begin(*arguments))
+        if len(begun) == 3:
+            mortal_server.kill()
+            raise KeyboardInterrupt
+        return begun[-1]
+
+    wanted = desired(range(8000))
+    monkeypatch.setattr(bulk_import, "FILE_ROWS", 2000)
+    monkeypatch.setattr(bulk_import, "_begin", kill_after_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        import_rows(client, partition, rows_for(wanted, size=500)(wanted.index), root)
+    monkeypatch.setattr(bulk_import, "_begin", begin)
+    mortal_server.start()
+    client = connect(mortal_server.uri, mortal_server.token)
+    with pytest.raises(PlatformError, match=r"imports to source photos .* that a former run began do not end"):
+        settle_imports(client, partition, root, seconds=1)
+
+    assert settle_imports(client, partition, root) == 3
+    missing = compare_partition(client, partition, wanted).increment.new
+    assert import_rows(client, partition, rows_for(wanted)(missing), root).rows == len(missing) > 0
+    assert count_rows(client, partition) == 8000
+    assert sync_partition(client, partition, wanted, no_rows).batches == 0
 
 
 @pytest.mark.server
