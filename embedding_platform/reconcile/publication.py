@@ -117,24 +117,21 @@ def publish(
         return PublicationReport(alias, name, previous, moved=False, behind=behind, removed=removed)
     if previous:
         read_provenance(client, previous)
+    found: dict[str, _Found] = {}
     waiting = _not_there(client, target, sources, live)
-    recalls: list[Recall] = []
-    rows = 0
     for source in sources if not waiting else ():
-        # Not kept: memory holds the ids of one source at a time.
-        found = _look(client, target, live(source), quality, held_out)
-        rows += found.rows
-        if found.reason:
-            waiting[source] = found.reason
-        if found.recall is not None:
-            recalls.append(found.recall)
+        # The rows are not kept: memory holds the ids of one source at a time.
+        found[source] = _look(client, target, live(source), quality, held_out)
+        if found[source].reason:
+            waiting[source] = found[source].reason
         if len(waiting) >= MOST_WAITING:
             break
     if waiting:
         return PublicationReport(alias, name, previous, moved=False, waiting=waiting)
+    recalls = [one.recall for one in found.values() if one.recall is not None]
     least = lowest(recalls) if recalls else None
     gate = Gate(
-        rows=rows,
+        rows=sum(one.rows for one in found.values()),
         recall_at_10=least.at_10 if least else None,
         recall_at_100=least.at_100 if least else None,
         golden=golden(),

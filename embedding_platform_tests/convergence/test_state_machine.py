@@ -505,7 +505,9 @@ def _counts(
     }
 
 
-def run_histories(place: Place, examples: int, steps: int, long: bool) -> None:
+def run_histories(place: Place, examples: int, steps: int, seeded: bool = False) -> None:
+    """The same histories each time, or those of the seed that the command line gives."""
+
     class InPlace(History):
         pass
 
@@ -516,24 +518,25 @@ def run_histories(place: Place, examples: int, steps: int, long: bool) -> None:
             max_examples=examples,
             stateful_step_count=steps,
             deadline=None,
-            derandomize=not long,
+            derandomize=not seeded,
             database=None,
             print_blob=True,
             suppress_health_check=list(HealthCheck),
             # To make a failing history shorter takes minutes.
-            phases=[Phase.generate, *([Phase.shrink] if long else [])],
+            phases=[Phase.generate, *([Phase.shrink] if seeded else [])],
         ),
     )
 
 
 def test_whatever_happened_a_run_gives_what_a_rebuild_gives(place: Place) -> None:
-    run_histories(place, examples=6, steps=25, long=False)
+    run_histories(place, examples=6, steps=25)
     show(place.figures)
     assert place.figures["runs compared with a rebuild"] >= 10
     assert sum(count for what, count in place.figures.items() if what.startswith("crashed ")) >= 10
 
 
 @pytest.mark.long
-def test_many_more_histories(place: Place) -> None:
-    run_histories(place, examples=400, steps=50, long=True)
+def test_many_more_histories(place: Place, request: pytest.FixtureRequest) -> None:
+    """Others with each seed: `pytest -m long --hypothesis-seed 7 ...`."""
+    run_histories(place, examples=40, steps=50, seeded=request.config.getoption("hypothesis_seed") is not None)
     show(place.figures)
