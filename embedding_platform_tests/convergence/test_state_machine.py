@@ -420,7 +420,7 @@ class History(RuleBasedStateMachine):
         assert (reading.stored_files(platform.store), self.embedded) == before
 
     def _tamper(self) -> None:
-        """Note that no run has put any collection right since; a former model's stays so until it is asked for again."""
+        """Note that no run has put any collection right yet; a former model's stays so until it is asked for."""
         self.tampered |= set(self.place.client.list_collections())
 
     def _platform(self) -> SmallPlatform:
