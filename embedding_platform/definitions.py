@@ -5,9 +5,11 @@ import warnings
 import dagster as dg
 
 from embedding_platform.defs.assets import modality_assets
-from embedding_platform.defs.jobs import modality_job
-from embedding_platform.defs.schedules import nightly_schedule
+from embedding_platform.defs.failures import failure_sensor
+from embedding_platform.defs.jobs import maintenance_job, modality_job, probe_job
+from embedding_platform.defs.schedules import schedules_of
 from embedding_platform.defs.sensors import media_sensor
+from embedding_platform.defs.upkeep import space_probes, upkeep_assets
 from embedding_platform.platform import Platform
 from embedding_platform.settings import load_settings
 from embedding_platform.spaces import MODALITIES
@@ -19,19 +21,43 @@ warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 def build_definitions(platform: Platform) -> dg.Definitions:
     """All that Dagster knows of a platform. Pure: nothing but the settings decides it."""
     modalities = [MODALITIES[name] for name in platform.modalities]
+    settings = platform.settings
+    upkeep = upkeep_assets()
+    probes = {space.key: space_probes(space) for space in platform.spaces}
     return dg.Definitions(
         assets=[
-            asset
-            for modality in modalities
-            for asset in modality_assets(
-                modality,
-                [(space, platform.fingerprint(space)) for space in platform.spaces if space.modality == modality.name],
-                platform.cutting,
-            )
+            *(
+                asset
+                for modality in modalities
+                for asset in modality_assets(
+                    modality,
+                    [
+                        (space, platform.fingerprint(space))
+                        for space in platform.spaces
+                        if space.modality == modality.name
+                    ],
+                    platform.cutting,
+                )
+            ),
+            *upkeep,
         ],
-        jobs=[modality_job(modality.name) for modality in modalities],
-        sensors=[media_sensor(modality.name, platform.settings.sensor_seconds) for modality in modalities],
-        schedules=[nightly_schedule(modality.name, platform.settings.nightly) for modality in modalities],
+        asset_checks=list(probes.values()),
+        jobs=[
+            *(
+                modality_job(
+                    modality.name,
+                    [probes[space.key] for space in platform.spaces if space.modality == modality.name],
+                )
+                for modality in modalities
+            ),
+            probe_job(list(probes.values())),
+            maintenance_job(upkeep),
+        ],
+        sensors=[
+            *(media_sensor(modality.name, settings.sensor_seconds) for modality in modalities),
+            failure_sensor(),
+        ],
+        schedules=schedules_of(settings),
         resources={"platform": platform},
         executor=dg.in_process_executor,
     )

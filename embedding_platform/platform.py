@@ -51,12 +51,14 @@ class Sight:
     """The files of one modality that a source holds.
 
     `state` is a hash of all of them, `holds` whether there are any, `differs` whether they
-    differ from the last listing.
+    differ from the last listing. `changed_at` is when the newest of all the source's files changed, in
+    seconds since 1970; None without files, and where the file system does not tell.
     """
 
     state: str
     holds: bool
     differs: bool
+    changed_at: float | None = None
 
 
 @dataclass(frozen=True)
@@ -268,13 +270,13 @@ class Platform:
         While neither its files nor its last listings change, none of them is read again: only
         names, sizes and times are looked at.
         """
-        mark = source_mark(self.store, self.settings.media_url, source)
+        mark, changed_at = source_mark(self.store, self.settings.media_url, source)
         known, sight = self._sights.get((modality, source), ("", None))
         if sight is None or known != mark:
             seen = self.seen(modality, source)
             state = digest(*(part for item in sorted(seen.items()) for part in item))[:12]
             differs = not files_increment(self.store, modality, source, seen).is_empty
-            sight = Sight(state, bool(seen), differs)
+            sight = Sight(state, bool(seen), differs, changed_at)
             self._sights[modality, source] = (mark, sight)
         return sight
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
@@ -95,14 +96,18 @@ class CuttingSettings(_Section):
 
 
 class ListingSettings(_Section):
-    """When a source that is found empty is not believed.
+    """When a source that is found empty is not believed, and when one that changes is left alone for now.
 
     The last listing of a source with `large_source` files or more is kept while its folder is
-    there and holds no media, unless `allow_emptied` names it.
+    there and holds no media, unless `allow_emptied` names it. Sensors wait until nothing has changed
+    in a source for `quiet_seconds`, so that files are not met half copied, but for
+    `longest_wait_seconds` at most.
     """
 
     large_source: int = Field(default=100, ge=1)
     allow_emptied: list[str] = []
+    quiet_seconds: float = Field(default=10.0, ge=0)
+    longest_wait_seconds: float = Field(default=600.0, ge=0)
 
 
 class DecodingSettings(_Section):
@@ -140,6 +145,48 @@ class RetentionSettings(_Section):
     """What `embedding-platform prune` leaves alone besides what is in use."""
 
     collections: int = Field(default=1, ge=0)
+
+
+class AlertSettings(_Section):
+    """Who hears of failed runs besides the log: a URL that takes a POST of JSON, which may hold a secret."""
+
+    webhook: SecretStr = SecretStr("")
+    timeout_seconds: float = Field(default=3.0, gt=0, le=10)
+    stale_seconds: float = Field(default=3600.0, gt=0)
+
+    @field_validator("webhook")
+    @classmethod
+    def _refuse_what_is_no_address(cls, webhook: SecretStr) -> SecretStr:
+        if not re.fullmatch(r"(https?://[^\s/@]+(/\S*)?)?", webhook.get_secret_value()):
+            raise ValueError("no address of the web; write http:// or https://, a host and a path, without a user")
+        return webhook
+
+
+class ScheduleSettings(_Section):
+    """One more schedule: what it does, when, and for which modalities, spaces and sources; without names for all."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    does: Literal["reconcile", "maintenance", "probe"]
+    cron: str
+    modalities: list[str] | None = None
+    spaces: list[str] | None = None
+    sources: list[str] | None = None
+
+    @field_validator("cron")
+    @classmethod
+    def _refuse_what_is_no_cron_line(cls, line: str) -> str:
+        return _cron_line(line)
+
+    @model_validator(mode="after")
+    def _refuse_what_it_does_not_take(self) -> "ScheduleSettings":
+        if self.does == "maintenance" and (self.modalities or self.spaces or self.sources):
+            raise ValueError(f"schedule {self.name} names modalities, spaces or sources, but maintenance is of all")
+        if self.does == "probe" and self.sources:
+            raise ValueError(f"schedule {self.name} names sources, but a probe is of whole spaces; name spaces")
+        for field in ("modalities", "spaces", "sources"):
+            if getattr(self, field) == []:
+                raise ValueError(f"schedule {self.name} names no {field}, and would do nothing; leave {field} out")
+        return self
 
 
 class IndexSettings(_Section):
@@ -188,6 +235,11 @@ class Settings(BaseSettings):
     retention: RetentionSettings = RetentionSettings()
     sensor_seconds: int = Field(default=30, ge=5)
     nightly: str = "0 2 * * *"
+    hourly: str = "15 * * * *"
+    weekly: str = "0 4 * * 0"
+    timezone: str = "UTC"
+    schedules: list[ScheduleSettings] = []
+    alerts: AlertSettings = AlertSettings()
 
     @classmethod
     def settings_customise_sources(
@@ -273,19 +325,19 @@ class Settings(BaseSettings):
             space = replace(space, index=self.indexes[space.key].index)
         return replace(space, generation=self.generations.get(space.key, 0))
 
-    @field_validator("nightly")
+    @field_validator("nightly", "hourly", "weekly")
     @classmethod
     def _refuse_what_is_no_cron_line(cls, line: str) -> str:
-        fields = line.split()
-        if len(fields) != len(_CRON_FIELDS):
-            names = " ".join(name for name, *_ in _CRON_FIELDS)
-            raise ValueError(f"a cron line has five fields, {names}, such as 0 2 * * *")
-        _, _, days, months, _ = (
-            _cron_numbers(field, *known) for field, known in zip(fields, _CRON_FIELDS, strict=True)
-        )
-        if min(days) > max(_LONGEST_MONTHS[month - 1] for month in months):
-            raise ValueError(f"no month {fields[3]} has a day {fields[2]}, so that it would never run")
-        return line
+        return _cron_line(line)
+
+    @field_validator("timezone")
+    @classmethod
+    def _refuse_an_unknown_timezone(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError("no time zone of this machine; write one such as UTC or Europe/Berlin") from None
+        return name
 
     @model_validator(mode="after")
     def _refuse_the_impossible(self) -> "Settings":
@@ -334,6 +386,7 @@ class Settings(BaseSettings):
         for key, place in self.quality.queries.items():
             if re.search(r"://[^/\s]*@", place):
                 raise ValueError(f"quality.queries.{key} holds a user or password; leave it out, as in media_root")
+        self._refuse_schedules_of_nothing()
         if "://" in self.cache_folder:
             raise ValueError(f"cache_root {self.cache_root} is no local folder; OpenVINO reads networks from disk")
         places = {"store_root": self.store_url, "cache_root": self.cache_folder, "milvus.uri": self.milvus_uri}
@@ -341,6 +394,22 @@ class Settings(BaseSettings):
             if f"{place}/".startswith(f"{self.media_url}/"):
                 raise ValueError(f"{name} {place} lies inside media_root, which would index itself; move it out")
         return self
+
+    def _refuse_schedules_of_nothing(self) -> None:
+        kept = {
+            "modalities": sorted({space.modality for space in self.active_spaces}),
+            "spaces": [space.key for space in self.active_spaces],
+        }
+        names = ["nightly", "hourly", "weekly"]
+        for schedule in self.schedules:
+            if schedule.name in names:
+                raise ValueError(f"two schedules are called {schedule.name}; rename one of schedules")
+            names.append(schedule.name)
+            for field, known in kept.items():
+                for one in getattr(schedule, field) or ():
+                    if one not in known:
+                        mend = _closest(one, known)
+                        raise ValueError(f"schedule {schedule.name} names {one!r}, none of the {field} kept; {mend}")
 
 
 def load_settings(file: str | Path | None = None, **overrides: Any) -> Settings:
@@ -378,6 +447,7 @@ def masked(settings: Settings) -> dict[str, Any]:
     shown = settings.model_dump(mode="json")
     shown["milvus"]["token"] = "*****" if settings.milvus.token.get_secret_value() else ""
     shown["openai"]["key"] = "*****" if settings.openai.key.get_secret_value() else ""
+    shown["alerts"]["webhook"] = "*****" if settings.alerts.webhook.get_secret_value() else ""
     for name in ("media_root", "store_root"):
         shown[name] = _without_password(shown[name])
     shown["milvus"]["uri"] = _without_password(shown["milvus"]["uri"])
@@ -423,6 +493,22 @@ def _names() -> list[str]:
 
 def _is_folder(location: str) -> bool:
     return location.startswith((".", "~", "/"))
+
+
+def _cron_line(line: str) -> str:
+    """The line itself.
+
+    Raises:
+        ValueError: if it is no cron line, or of a day that never comes.
+    """
+    fields = line.split()
+    if len(fields) != len(_CRON_FIELDS):
+        names = " ".join(name for name, *_ in _CRON_FIELDS)
+        raise ValueError(f"a cron line has five fields, {names}, such as 0 2 * * *")
+    _, _, days, months, _ = (_cron_numbers(field, *known) for field, known in zip(fields, _CRON_FIELDS, strict=True))
+    if min(days) > max(_LONGEST_MONTHS[month - 1] for month in months):
+        raise ValueError(f"no month {fields[3]} has a day {fields[2]}, so that it would never run")
+    return line
 
 
 def _cron_numbers(field: str, name: str, low: int, high: int, words: tuple[str, ...]) -> set[int]:
@@ -471,7 +557,7 @@ def _explain(problem: Mapping[str, Any]) -> str:
 
 
 def _mask(value: Any, name: str) -> str:
-    if re.search("token|password|secret|key", name, re.IGNORECASE):
+    if re.search("token|password|secret|key|webhook", name, re.IGNORECASE):
         return "*****"
     if isinstance(value, Mapping):
         return f"{{{', '.join(map(_bare_key, value))}}}"
@@ -494,7 +580,9 @@ def _names_beside(location: tuple[Any, ...]) -> list[str]:
     for part in location[:-1]:
         section = section.model_fields[part].annotation
         if not hasattr(section, "model_fields"):
-            return list(IndexSettings.model_fields)
+            # A table or list of sections.
+            (section,) = (inner for inner in get_args(section) if hasattr(inner, "model_fields"))
+            return list(section.model_fields)
     return _names() if section is Settings else list(section.model_fields)
 
 

@@ -37,6 +37,9 @@ _LEFTOVER_SECONDS = 24 * 3600.0
 ROWS_PER_GROUP = 8192
 """Rows of a Parquet row group: what is read of a large file to have some of its rows."""
 
+FEWEST_SHARDS = 32
+"""Small shards of a folder that are worth joining in the middle of a run."""
+
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure"}
 """Extras of this package that install the file system of a protocol."""
 
@@ -171,6 +174,15 @@ def change_mark(url: str) -> str:
     return str(fs.ukey(path)) if fs.exists(path) else ""
 
 
+def modified_at(url: str) -> float:
+    """When the file at `url` was last replaced, in seconds since 1970; 0 while it is absent."""
+    fs, path = file_system(url)
+    try:
+        return float(fs.modified(path).timestamp())
+    except FileNotFoundError:
+        return 0.0
+
+
 def append_shard(folder: str, table: pa.Table) -> str:
     """Add `table` to the shard folder and return the shard's name, a hash of its bytes."""
     payload = _encode(table)
@@ -288,7 +300,11 @@ def remove_shards(folder: str, names: Iterable[str]) -> None:
 
 
 def compact_shards(
-    folder: str, schema: pa.Schema, keep: Callable[[pa.Table], pa.Table], rows_per_shard: int, fewest: int = 32
+    folder: str,
+    schema: pa.Schema,
+    keep: Callable[[pa.Table], pa.Table],
+    rows_per_shard: int,
+    fewest: int = FEWEST_SHARDS,
 ) -> int:
     """Rewrite many small shards into few, with the rows that `keep` returns of some; the number of shards removed.
 

@@ -14,8 +14,8 @@ ROOT = Path(embedding_platform.__file__).parent
 
 FLOORS = (
     ("errors", "spaces", "records", "storage", "increments", "layout", "settings"),
-    ("media", "models", "vectors", "milvus", "starter", "reference"),
-    ("inference", "reconcile", "platform", "search", "lineage"),
+    ("media", "models", "vectors", "milvus", "alerts", "starter", "reference"),
+    ("inference", "reconcile", "platform", "watching", "search", "lineage"),
     ("defs",),
     ("definitions", "launcher", "runs", "terminal", "demo", "development", "cli"),
 )

@@ -245,6 +245,61 @@ def test_a_mistake_in_the_file_is_one_line_with_key_value_and_mend(folder, text,
         assert part in message
 
 
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("weekly: monthly", ["weekly = 'monthly'", "five fields"]),
+        ("timezone: Middle/Earth", ["timezone = 'Middle/Earth'", "Europe/Berlin"]),
+        ("timezone: ../../etc/passwd", ["timezone", "no time zone"]),
+        ("listing: {quiet_seconds: -1}", ["listing.quiet_seconds = -1"]),
+        ("alerts: {timeout_seconds: 60}", ["alerts.timeout_seconds = 60"]),
+        ("schedules: [{name: a, does: probe, crom: x}]", ["schedules.0.crom", "did you mean cron?"]),
+        ("schedules: [{name: a, does: dance, cron: '0 2 * * *'}]", ["schedules.0.does = 'dance'", "'reconcile'"]),
+        ("schedules: [{name: A b, does: probe, cron: '0 2 * * *'}]", ["schedules.0.name = 'A b'"]),
+        ("schedules: [{name: a, does: probe, cron: '0 2 30 2 *'}]", ["schedules.0.cron", "no month 2 has a day 30"]),
+        (
+            "schedules: [{name: nightly, does: probe, cron: '0 2 * * *'}]",
+            ["two schedules are called nightly", "rename one"],
+        ),
+        (
+            "schedules: [{name: a, does: reconcile, cron: '0 2 * * *', spaces: [image/clup]}]",
+            ["schedule a names 'image/clup'", "did you mean image/clip?"],
+        ),
+        (
+            "spaces: [image/clip]\nschedules: [{name: a, does: reconcile, cron: '0 2 * * *', modalities: [text]}]",
+            ["schedule a names 'text', none of the modalities kept", "choose from image"],
+        ),
+        (
+            "schedules: [{name: a, does: maintenance, cron: '0 2 * * *', spaces: [image/clip]}]",
+            ["schedule a names modalities, spaces or sources, but maintenance is of all"],
+        ),
+        (
+            "schedules: [{name: a, does: probe, cron: '0 2 * * *', sources: [letters]}]",
+            ["schedule a names sources, but a probe is of whole spaces"],
+        ),
+        (
+            "schedules: [{name: a, does: reconcile, cron: '0 2 * * *', sources: []}]",
+            ["schedule a names no sources", "leave sources out"],
+        ),
+    ],
+)
+def test_a_mistake_about_what_runs_by_itself_is_one_line(folder, text, parts):
+    write(folder, text)
+    message = complaint()
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize("address", [f"hooks/{SECRET}", f"ftp://host/{SECRET}", f"https://me:{SECRET}@host/"])
+def test_a_webhook_that_is_no_address_is_refused_without_showing_it(address):
+    assert "alerts.webhook" in complaint(alerts={"webhook": address})
+
+
+def test_a_webhook_is_shown_as_stars():
+    assert masked(load_settings(alerts={"webhook": f"https://host/{SECRET}"}))["alerts"]["webhook"] == "*****"
+    assert masked(load_settings())["alerts"]["webhook"] == ""
+
+
 def test_several_mistakes_are_all_named(folder):
     write(folder, "devise: cpu\nbatch: {text: 0, imago: 1}\n")
     message = complaint()

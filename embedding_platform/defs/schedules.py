@@ -1,32 +1,162 @@
-"""Schedules: every night each source of every modality is reconciled, whatever the sensors saw."""
+"""Schedules: rounds over all sources whatever the sensors saw, probes of what is published, and upkeep."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Sequence
+from datetime import UTC, datetime
 
 import dagster as dg
+from dagster._utils.schedules import get_latest_completed_cron_tick
 
-from embedding_platform.defs.jobs import job_name
+from embedding_platform.defs.jobs import BACKGROUND_TAG, MAINTENANCE, NIGHTLY, PRIORITY_TAG, PROBE, job_name
 from embedding_platform.defs.partitions import set_name
+from embedding_platform.defs.runs_of_sources import UNFINISHED, last_materialized, run_since
+from embedding_platform.settings import ScheduleSettings, Settings
+from embedding_platform.spaces import Space
+
+MOST_RUNS_WAITING = 20
+"""Runs of one round that wait or work at a time. What is left of it follows at the next ticks."""
+
+BETWEEN = "*/10 * * * *"
+"""Ticks at which a round goes on."""
+
+ROUND_TAG = "embedding_platform/round"
+"""Tag of a run that a round asked for: the schedule's name."""
 
 
-def nightly_schedule(modality: str, cron: str) -> dg.ScheduleDefinition:
-    """Runs of the modality's job for all its sources at `cron`; where nothing differs, they do nothing."""
+def schedules_of(settings: Settings) -> list[dg.ScheduleDefinition]:
+    """All schedules of a platform: the usual three, and those that the settings add."""
+    usual = [
+        ScheduleSettings(name="nightly", does="reconcile", cron=settings.nightly),
+        ScheduleSettings(name="hourly", does="probe", cron=settings.hourly),
+        ScheduleSettings(name="weekly", does="maintenance", cron=settings.weekly),
+    ]
+    return [
+        schedule
+        for named in (*usual, *settings.schedules)
+        for schedule in _schedules(named, settings.active_spaces, settings.timezone)
+    ]
+
+
+def _schedules(named: ScheduleSettings, kept: Sequence[Space], timezone: str) -> list[dg.ScheduleDefinition]:
+    spaces = [
+        space
+        for space in kept
+        if (named.spaces is None or space.key in named.spaces)
+        and (named.modalities is None or space.modality in named.modalities)
+    ]
+    if named.does == "maintenance":
+        return [_plain(named, MAINTENANCE, timezone)]
+    if named.does == "probe":
+        return [_probing(named, spaces if len(spaces) < len(kept) else None, timezone)]
+    rounds = []
+    for modality in dict.fromkeys(space.modality for space in spaces):
+        mine = [space for space in spaces if space.modality == modality]
+        is_whole = len(mine) == sum(1 for space in kept if space.modality == modality)
+        rounds.append(_round(named, modality, None if is_whole else mine, timezone))
+    return rounds
+
+
+def _round(
+    named: ScheduleSettings, modality: str, spaces: Sequence[Space] | None, timezone: str
+) -> dg.ScheduleDefinition:
+    """The schedule that reconciles sources of one modality once after each time that `named.cron` names.
+
+    It asks for a few runs at each of its ticks, in between too, until each source has had one since; those
+    come first whose last listing is oldest. A source that the sensor's run has reconciled since has had its
+    own. Where the machine was off, the round begins when it is on again.
+    """
+    name = f"{modality}_{named.name}"
+    assets = None if spaces is None else _assets(modality, spaces)
 
     @dg.schedule(
-        name=f"{modality}_nightly",
+        name=name,
         job_name=job_name(modality),
-        cron_schedule=cron,
+        cron_schedule=[named.cron, BETWEEN],
+        execution_timezone=timezone,
         default_status=dg.DefaultScheduleStatus.RUNNING,
-        description=f"Reconciles every {modality} source, also with what changed inside Milvus.",
+        description=(
+            f"Reconciles {'some' if named.sources or spaces else 'every'} {modality} source after {named.cron}, "
+            "also with what changed inside Milvus; the ticks in between take it on."
+        ),
     )
-    def schedule(
-        context: dg.ScheduleEvaluationContext,
-    ) -> Iterator[dg.RunRequest | dg.SkipReason]:
-        sources = sorted(context.instance.get_dynamic_partitions(set_name(modality)))
+    def schedule(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
+        began = get_latest_completed_cron_tick(named.cron, context.scheduled_execution_time, timezone)
+        instance = context.instance
+        sources = _chosen(instance.get_dynamic_partitions(set_name(modality)), named.sources)
         if not sources:
-            yield dg.SkipReason(f"no {modality} sources yet")
-        for source in sources:
-            yield dg.RunRequest(
-                run_key=f"{context.scheduled_execution_time.isoformat()}/{source}", partition_key=source
+            return dg.SkipReason(f"no {modality} sources yet")
+        due = set(sources) - run_since(instance, modality, began.timestamp(), assets or ())
+        if not due:
+            return dg.SkipReason(f"each of {len(sources)} sources has had a run since {_told(began)}")
+        waiting = instance.get_runs_count(dg.RunsFilter(tags={ROUND_TAG: name}, statuses=list(UNFINISHED)))
+        room = max(0, MOST_RUNS_WAITING - waiting)
+        if not room:
+            return dg.SkipReason(f"{waiting} runs are waiting or at work; {len(due)} sources follow")
+        listed = last_materialized(instance, dg.AssetKey([modality, "files"]))
+        first = sorted(due, key=lambda source: (listed.get(source, 0), source))[:room]
+        tags = {PRIORITY_TAG: str(NIGHTLY), BACKGROUND_TAG: named.name, ROUND_TAG: name}
+        return [
+            dg.RunRequest(
+                run_key=f"{name}/{began.astimezone(UTC).isoformat()}/{source}",
+                partition_key=source,
+                tags=tags,
+                asset_selection=assets,
             )
+            for source in first
+        ]
 
     return schedule
+
+
+def _probing(named: ScheduleSettings, spaces: Sequence[Space] | None, timezone: str) -> dg.ScheduleDefinition:
+    checks = None
+    if spaces is not None:
+        checks = [
+            dg.AssetCheckKey(dg.AssetKey([space.modality, space.name, "published"]), name)
+            for space in spaces
+            for name in ("probe_recall", "probe_freshness", "failed_sources")
+        ]
+
+    @dg.schedule(
+        name=f"{named.name}_{PROBE}",
+        job_name=PROBE,
+        cron_schedule=named.cron,
+        execution_timezone=timezone,
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description=f"Searches what is published of {'some' if checks else 'all'} spaces and sees how fresh it is.",
+    )
+    def schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+        at = context.scheduled_execution_time.astimezone(UTC).isoformat()
+        return dg.RunRequest(run_key=at, tags={PRIORITY_TAG: "0"}, asset_check_keys=checks)
+
+    return schedule
+
+
+def _plain(named: ScheduleSettings, job: str, timezone: str) -> dg.ScheduleDefinition:
+    @dg.schedule(
+        name=f"{named.name}_{job}",
+        job_name=job,
+        cron_schedule=named.cron,
+        execution_timezone=timezone,
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description="Joins small files of the store and reports what may be pruned; nothing is removed.",
+    )
+    def schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+        at = context.scheduled_execution_time.astimezone(UTC).isoformat()
+        return dg.RunRequest(run_key=at, tags={PRIORITY_TAG: str(NIGHTLY), BACKGROUND_TAG: named.name})
+
+    return schedule
+
+
+def _assets(modality: str, spaces: Sequence[Space]) -> list[dg.AssetKey]:
+    """The chain from files to the published collections of some spaces."""
+    upstream = [dg.AssetKey([modality, stage]) for stage in ("files", "segments")]
+    stages = ("embeddings", "collection", "published")
+    return [*upstream, *(dg.AssetKey([modality, space.name, stage]) for space in spaces for stage in stages)]
+
+
+def _chosen(there: Collection[str], wanted: Sequence[str] | None) -> list[str]:
+    return [source for source in there if wanted is None or source in wanted]
+
+
+def _told(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%d %H:%M %Z")

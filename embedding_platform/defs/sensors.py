@@ -1,46 +1,62 @@
 """Sensors: one per modality notices media that came, changed or went, and requests runs."""
 
+import json
 import time
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import dagster as dg
 
-from embedding_platform.defs.jobs import job_name
-from embedding_platform.defs.partitions import set_name, sources_of
+from embedding_platform.defs.jobs import BACKGROUND_TAG, FRESH, PRIORITY_TAG, REPAIR, job_name
+from embedding_platform.defs.partitions import most_at_once, set_name, sources_of
 from embedding_platform.defs.resources import PlatformResource
-from embedding_platform.errors import PlatformError
-from embedding_platform.platform import Platform, Sight
-from embedding_platform.reconcile.files import listed_sources, listing_age, present_sources
+from embedding_platform.defs.runs_of_sources import (
+    SECONDS_OF_MEMORY,
+    STATE_TAG,
+    LastRun,
+    failed_lately,
+    last_materialized,
+    last_run,
+    under_way,
+)
 from embedding_platform.records import digest
+from embedding_platform.settings import ListingSettings
+from embedding_platform.watching import Look, Round, Watch
 
-MOST_RUNS_PER_TICK = 50
+MOST_RUNS_WAITING = 50
+"""Requested runs of a modality that wait in the queue. Beyond them the choice is left to later ticks, which
+put first what has waited longest then."""
+
+SECONDS_TO_LOOK = 30.0
+"""How long a tick waits for sources to be looked at; Dagster gives up a tick after 60 seconds."""
 
 SECONDS_TO_RETRY = 600.0
-"""A run that failed is requested again after so long, or at once when the media changed meanwhile."""
+"""A run that failed is requested again after so long, or at once when the media changed meanwhile. Each further
+failure over the same media doubles it."""
 
-STATE_TAG = "embedding_platform/state"
-"""Tag of a requested run: a hash of the media that it was requested for."""
+MOST_SECONDS_TO_RETRY = 6 * 3600.0
 
+MOST_REMEMBERED = 200
+"""Sources whose waiting a cursor remembers: those that wait longest. It is stored with every tick."""
 
-@dataclass(frozen=True)
-class _LastRun:
-    """What is known of the newest run of a source."""
+MOST_TOLD = 10
+"""Problems that the reason of an idle tick spells out."""
 
-    run_id: str = ""
-    state: str = ""
-    is_going: bool = False
-    failed_at: float | None = None
+_FAILED = "failed"
 
 
 def media_sensor(modality: str, seconds: int) -> dg.SensorDefinition:
     """The sensor of one modality, looking every `seconds`.
 
     A source whose files differ from its last listing, whose last run failed, or which a new
-    collection does not hold yet, gets a run, unless one is still going. A new source gets its
+    collection does not hold yet, gets a run, unless one is still going. New files come before
+    the rest, and those sources first that have gone without a run for longest. A new source gets its
     partition first; a vanished one is emptied by a run, and loses its partition when nothing of
     it is left.
     """
     partitions = sources_of(modality)
+    watch = Watch(modality)
 
     @dg.sensor(
         name=f"{modality}_media",
@@ -50,73 +66,210 @@ def media_sensor(modality: str, seconds: int) -> dg.SensorDefinition:
         description=f"Requests a run of {job_name(modality)} for each source whose {modality} media or model changed.",
     )
     def sensor(context: dg.SensorEvaluationContext, platform: PlatformResource) -> dg.SensorResult | dg.SkipReason:
-        try:
-            present = present_sources(platform.store, platform.settings.media_url)
-            unplaced = platform.unplaced(modality)
-        except PlatformError as error:
-            return dg.SkipReason(str(error))
         existing = set(context.instance.get_dynamic_partitions(set_name(modality)))
-        requests: list[dg.RunRequest] = []
-        gone: list[str] = []
-        for source in sorted({*present, *existing, *listed_sources(platform.store, modality)}):
-            try:
-                sight = platform.sight(modality, source)
-                last = _last_run(context.instance, modality, source)
-                if _is_due(platform, modality, source, sight, last, source in existing, source in unplaced):
-                    requests.append(_request(platform, modality, source, sight, last))
-                elif (
-                    source in existing and not sight.holds and not last.is_going and platform.is_gone(modality, source)
-                ):
-                    gone.append(source)
-            except PlatformError as error:
-                context.log.warning(f"{source}: {error}")
-        requests = requests[:MOST_RUNS_PER_TICK]
-        if not requests and not gone:
-            return dg.SkipReason("all sources are as last listed, or at work")
-        added = [str(request.partition_key) for request in requests if request.partition_key not in existing]
+        seen = watch.look(platform, existing, SECONDS_TO_LOOK)
+        if seen.error:
+            return dg.SkipReason(seen.error)
+        cursor = _Cursor.read(context.cursor)
+        plan = _plan(context.instance, modality, seen, existing, cursor, platform.settings.listing)
+        problems = [f"{source}: {problem}" for source, problem in sorted(seen.problems.items())]
+        told = digest(*problems) if problems else ""
+        if told != cursor.told:
+            # Each tick that logs leaves a file behind, so that a standing problem is logged once.
+            for problem in problems:
+                context.log.warning(problem)
+        kept = _Cursor(plan.waiting, told).written()
+        summary = _summary(seen, plan)
+        if not plan.requests and not plan.added and not plan.gone:
+            context.update_cursor(kept)
+            return dg.SkipReason("; ".join([summary, *problems[:MOST_TOLD]]))
+        context.log.info(summary)
         return dg.SensorResult(
-            run_requests=requests,
+            run_requests=plan.requests,
+            cursor=kept,
             dynamic_partitions_requests=[
-                *([partitions.build_add_request(added)] if added else []),
-                *([partitions.build_delete_request(gone)] if gone else []),
+                *(partitions.build_add_request(part) for part in most_at_once(plan.added)),
+                *(partitions.build_delete_request(part) for part in most_at_once(plan.gone)),
             ],
         )
 
     return sensor
 
 
-def _is_due(
-    platform: Platform,
+@dataclass(frozen=True)
+class _Waiting:
+    """A source that is not quiet: its state, since when it has been in it, and since when it has been waiting."""
+
+    state: str
+    seen: float
+    since: float
+
+
+@dataclass(frozen=True)
+class _Cursor:
+    """What a tick leaves to the next: the sources that wait, by a hash of their name, and a hash of the problems told.
+
+    Everything else is compared anew in each tick, so that a lost cursor loses no more than some waiting.
+    """
+
+    waiting: Mapping[str, _Waiting] = field(default_factory=dict)
+    told: str = ""
+
+    @classmethod
+    def read(cls, written: str | None) -> "_Cursor":
+        """The cursor of the last tick; an empty one where there is none, or one of another shape."""
+        try:
+            kept = json.loads(written or "{}")
+            waiting = {
+                str(name): _Waiting(str(state), float(seen), float(since))
+                for name, (state, seen, since) in kept.get("waiting", {}).items()
+            }
+            return cls(waiting, str(kept.get("told", "")))
+        except (ValueError, TypeError, AttributeError):
+            return cls()
+
+    def written(self) -> str:
+        longest = sorted(self.waiting.items(), key=lambda item: item[1].since)[:MOST_REMEMBERED]
+        waiting = {name: [one.state, round(one.seen), round(one.since)] for name, one in longest}
+        return json.dumps({"waiting": waiting, "told": self.told}, separators=(",", ":"))
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A source that is to have a run: how urgently, why, and what is known of the one before."""
+
+    source: str
+    look: Look
+    priority: int
+    why: str
+    last: LastRun
+
+
+@dataclass
+class _Plan:
+    """What a tick asks for, and how many sources are in which case."""
+
+    requests: list[dg.RunRequest] = field(default_factory=list)
+    added: list[str] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
+    waiting: dict[str, _Waiting] = field(default_factory=dict)
+    cases: Counter[str] = field(default_factory=Counter)
+    left_out: int = 0
+
+
+def _plan(
+    instance: dg.DagsterInstance,
     modality: str,
-    source: str,
-    sight: Sight,
-    last: _LastRun,
-    is_partition: bool,
-    is_unplaced: bool = False,
-) -> bool:
-    if last.is_going:
+    seen: Round,
+    existing: set[str],
+    cursor: _Cursor,
+    listing: ListingSettings,
+) -> _Plan:
+    now = time.time()
+    going = under_way(instance, modality)
+    failed = failed_lately(instance, modality, now - SECONDS_OF_MEMORY)
+    plan, candidates = _Plan(), []
+    # Copied, since a round that is under way adds to it.
+    for source, look in sorted(dict(seen.looks).items()):
+        is_new = source not in existing
+        why, priority = _case(look, source in failed, is_new)
+        if is_new and look.sight.holds:
+            plan.added.append(source)
+        if not why:
+            plan.cases["as listed"] += 1
+            if not is_new and not look.sight.holds and source not in going:
+                plan.gone.append(source)
+            continue
+        name = digest(source)[:12]
+        waiting = _waiting(look, cursor.waiting.get(name), now, listing) if look.sight.differs else None
+        if waiting is not None:
+            plan.waiting[name] = waiting
+            plan.cases["changing, left to be quiet"] += 1
+        elif source in going and going[source] >= priority:
+            plan.cases["at work"] += 1
+        else:
+            last = last_run(instance, modality, source)
+            if why == _FAILED and last.failed_at is None:
+                plan.cases["as listed"] += 1
+            elif _is_too_early(last, look, now):
+                plan.cases["failed, left for later"] += 1
+            else:
+                plan.cases[why] += 1
+                candidates.append(_Candidate(source, look, priority, why, last))
+    queued = sum(1 for priority in going.values() if priority in (FRESH, REPAIR))
+    room = max(0, MOST_RUNS_WAITING - queued)
+    ordered = _longest_without_a_run_first(instance, modality, candidates) if len(candidates) > room else candidates
+    plan.requests = [_request(candidate) for candidate in ordered[:room]]
+    plan.left_out = len(candidates) - len(plan.requests)
+    plan.added += [one.source for one in ordered[:room] if one.source not in existing and one.source not in plan.added]
+    return plan
+
+
+def _case(look: Look, has_failed: bool, is_new: bool) -> tuple[str, int]:
+    """Why a source is to have a run, and with which priority; "" where there is nothing to do."""
+    if look.sight.differs:
+        return ("new" if is_new else "changed" if look.sight.holds else "vanished"), FRESH
+    if look.is_left:
+        return "vanished", FRESH
+    if look.is_unplaced:
+        return "not in a collection", REPAIR
+    if has_failed:
+        return _FAILED, REPAIR
+    return "", REPAIR
+
+
+def _waiting(look: Look, before: _Waiting | None, now: float, listing: ListingSettings) -> _Waiting | None:
+    """How a source that differs waits; None if it has been quiet, or has waited, for long enough.
+
+    Where the file system does not tell when a file changed, or tells a time that is still to come, the
+    source has to look the same for so long.
+    """
+    if not listing.quiet_seconds:
+        return None
+    state = look.sight.state
+    # A time to come is one from before the clock was set back.
+    since = before.since if before is not None and before.since <= now else now
+    seen = before.seen if before is not None and before.state == state and before.seen <= now else now
+    changed_at = look.sight.changed_at
+    newest = seen if changed_at is None or changed_at > now else changed_at
+    if now - newest >= listing.quiet_seconds or (before is not None and now - since >= listing.longest_wait_seconds):
+        return None
+    return _Waiting(state, seen, since)
+
+
+def _is_too_early(last: LastRun, look: Look, now: float) -> bool:
+    if last.failed_at is None or last.state != look.sight.state:
         return False
-    if last.failed_at is not None and last.state == sight.state:
-        # A failure in the future is one before the clock was set back.
-        return not 0 <= time.time() - last.failed_at < SECONDS_TO_RETRY
-    if sight.differs or is_unplaced:
-        return True
-    vanished = is_partition and not sight.holds and not platform.is_gone(modality, source)
-    return vanished or last.failed_at is not None
+    wait = min(SECONDS_TO_RETRY * 2 ** (last.failures - 1), MOST_SECONDS_TO_RETRY)
+    # A failure in the future is one before the clock was set back.
+    return 0 <= now - last.failed_at < wait
 
 
-def _request(platform: Platform, modality: str, source: str, sight: Sight, last: _LastRun) -> dg.RunRequest:
+def _longest_without_a_run_first(
+    instance: dg.DagsterInstance, modality: str, candidates: Sequence[_Candidate]
+) -> list[_Candidate]:
+    listed = last_materialized(instance, dg.AssetKey([modality, "files"]))
+    return sorted(candidates, key=lambda one: (-one.priority, listed.get(one.source, 0), one.source))
+
+
+def _request(candidate: _Candidate) -> dg.RunRequest:
     """One request per difference and attempt: the listing it differs from, what is there now, the run before."""
-    age = listing_age(platform.store, modality, source)
-    key = digest(source, age, sight.state, last.run_id)
-    return dg.RunRequest(run_key=key, partition_key=source, tags={STATE_TAG: sight.state})
+    look = candidate.look
+    key = digest(candidate.source, look.age, look.sight.state, candidate.last.run_id)
+    tags = {STATE_TAG: look.sight.state, PRIORITY_TAG: str(candidate.priority)}
+    if candidate.priority < FRESH:
+        tags[BACKGROUND_TAG] = candidate.why
+    return dg.RunRequest(run_key=key, partition_key=candidate.source, tags=tags)
 
 
-def _last_run(instance: dg.DagsterInstance, modality: str, source: str) -> _LastRun:
-    wanted = dg.RunsFilter(job_name=job_name(modality), tags={"dagster/partition": source})
-    records = instance.get_run_records(wanted, limit=1)
-    if not records:
-        return _LastRun()
-    run, ended = records[0].dagster_run, records[0].end_time
-    failed = run.status in (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
-    return _LastRun(run.run_id, run.tags.get(STATE_TAG, ""), not run.is_finished, (ended or 0.0) if failed else None)
+def _summary(seen: Round, plan: _Plan) -> str:
+    parts: Iterable[str] = (f"{count} {case}" for case, count in sorted(plan.cases.items()))
+    counted = ", ".join([*parts, *([f"{len(seen.problems)} not to be read"] if seen.problems else [])])
+    told = [f"{len(seen.looks) + len(seen.problems)} of {seen.sources} sources looked at: {counted or 'none there'}"]
+    if seen.is_under_way:
+        told.append(f"still looking, now at {seen.at}, for {time.monotonic() - seen.started:.0f} s")
+    if plan.requests or plan.left_out:
+        told.append(f"{len(plan.requests)} runs requested, {plan.left_out} left to later ticks")
+    if plan.gone:
+        told.append(f"{len(plan.gone)} gone altogether")
+    return "; ".join(told)

@@ -55,6 +55,12 @@ class Entry:
     size: int
     modified: str
 
+    @property
+    def changed_at(self) -> float | None:
+        """When a local file was last written or put here, in seconds since 1970: its ctime, which copying does not
+        carry over. None elsewhere, where `modified` need not be a time."""
+        return int(self.modified.partition(".")[2]) / 1e9 if self.uri.startswith("/") else None
+
 
 def list_sources(media_root: str) -> list[str]:
     """Names of the folders directly under `media_root`, sorted, hidden ones left out.

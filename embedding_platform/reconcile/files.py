@@ -131,15 +131,20 @@ def listing_age(store: str, modality: str, source: str) -> str:
     return " ".join(storage.change_mark(url) for url in urls)
 
 
-def source_mark(store: str, media_root: str, source: str) -> str:
+def source_mark(store: str, media_root: str, source: str) -> tuple[str, float | None]:
     """A mark that changes whenever a file of the source does, or one of its last listings; nothing is opened.
+
+    With it comes when the newest of the files changed, in seconds since 1970, where the file system tells: see
+    `Entry.changed_at`.
 
     Raises:
         PlatformError: if a folder of the source may not be read.
     """
     ages = (listing_age(store, modality, source) for modality in MODALITIES)
     entries = list_entries(media_root, source)
-    return records.digest(*ages, *(part for entry in entries for part in (entry.path, str(entry.size), entry.modified)))
+    parts = (part for entry in entries for part in (entry.path, str(entry.size), entry.modified))
+    changes = [entry.changed_at for entry in entries if entry.changed_at is not None]
+    return records.digest(*ages, *parts), max(changes, default=None)
 
 
 def listed_sources(store: str, modality: str) -> list[str]:

@@ -130,7 +130,13 @@ def reuse(space_folder: str, own_folder: str, dimension: int, wanted: pd.Index, 
     return index_of(found.sort())
 
 
-def compact(folder: str, dimension: int, fingerprint: str, rows_per_shard: int | None = None) -> int:
+def compact(
+    folder: str,
+    dimension: int,
+    fingerprint: str,
+    rows_per_shard: int | None = None,
+    fewest: int = storage.FEWEST_SHARDS,
+) -> int:
     """Rewrite many small shards into few of SHARD_BYTES that hold each content once; the number of shards removed.
 
     Nothing is dropped that no other shard holds: a content that is gone may come back, or be on
@@ -146,7 +152,7 @@ def compact(folder: str, dimension: int, fingerprint: str, rows_per_shard: int |
         contents.take(table["content_hash"].take(rows))
         return table.take(rows)
 
-    return storage.compact_shards(folder, vectors_schema(dimension), keep, rows_per_shard)
+    return storage.compact_shards(folder, vectors_schema(dimension), keep, rows_per_shard, fewest)
 
 
 def vectors_of(table: pa.Table, dimension: int) -> np.ndarray:

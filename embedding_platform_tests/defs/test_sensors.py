@@ -1,9 +1,10 @@
-"""The media sensors and the nightly schedules, called directly, and in a run of what they request."""
+"""The media sensors, called directly, and in a run of what they request."""
 
+import json
 import os
 import shutil
-from collections.abc import Mapping
-from datetime import UTC, datetime
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import dagster as dg
@@ -11,10 +12,26 @@ import pytest
 from dagster._core.test_utils import create_run_for_test
 
 from embedding_platform.definitions import build_definitions
-from embedding_platform.platform import Platform
+from embedding_platform.defs import sensors
+from embedding_platform.defs.jobs import FRESH, NIGHTLY, PRIORITY_TAG, REPAIR
+from embedding_platform.milvus.connection import close_directory
+from embedding_platform.platform import Platform, Sight
 from embedding_platform.reconcile.files import reconcile_files
 from embedding_platform.runs import run_sources
+from embedding_platform.settings import ListingSettings
+from embedding_platform.watching import Look
 from embedding_platform_tests.conftest import open_platform
+
+AT_ONCE = {"quiet_seconds": 0}
+"""Settings of a listing that waits for no file to be quiet."""
+
+
+@pytest.fixture
+def platform(tmp_path: Path) -> Iterator[Platform]:
+    (tmp_path / "media").mkdir()
+    opened = open_platform(tmp_path, spaces=["text/minilm", "image/clip"], listing=AT_ONCE)
+    yield opened
+    close_directory(opened.settings.milvus_uri)
 
 
 @pytest.fixture
@@ -25,11 +42,30 @@ def texts(platform: Platform) -> Path:
     return source
 
 
+class Ticks:
+    """One sensor, tick after tick, with the cursor that each leaves to the next."""
+
+    def __init__(self, platform: Platform, instance: dg.DagsterInstance, modality: str = "text") -> None:
+        defined = build_definitions(platform).sensors or []
+        (self.sensor,) = [sensor for sensor in defined if sensor.name == f"{modality}_media"]
+        self.platform, self.instance = platform, instance
+        self.cursor: str | None = None
+
+    def __call__(self) -> dg.SensorResult | dg.SkipReason:
+        resources = {"platform": self.platform}
+        with dg.build_sensor_context(instance=self.instance, cursor=self.cursor, resources=resources) as context:
+            result = self.sensor(context)
+            self.cursor = result.cursor if isinstance(result, dg.SensorResult) else context.cursor
+        return result
+
+
 def tick(platform: Platform, instance: dg.DagsterInstance, modality: str = "text") -> dg.SensorResult | dg.SkipReason:
-    sensors = build_definitions(platform).sensors or []
-    (sensor,) = [sensor for sensor in sensors if sensor.name == f"{modality}_media"]
-    with dg.build_sensor_context(instance=instance, resources={"platform": platform}) as context:
-        return sensor(context)
+    return Ticks(platform, instance, modality)()
+
+
+def reason(result: dg.SensorResult | dg.SkipReason) -> str:
+    assert isinstance(result, dg.SkipReason), result
+    return result.skip_message or ""
 
 
 def requested(result: dg.SensorResult | dg.SkipReason) -> Mapping[str | None, str | None]:
@@ -148,7 +184,7 @@ def test_an_unreachable_media_root_is_a_reason_to_wait_and_to_remove_nothing(
 def test_a_large_source_that_is_found_empty_gets_no_run_but_a_line_that_says_why(
     platform: Platform, texts: Path, instance: dg.DagsterInstance, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    guarded = open_platform(platform.settings.base, listing={"large_source": 1})
+    guarded = open_platform(platform.settings.base, listing={"large_source": 1, **AT_ONCE})
     reconcile_files(guarded.store, guarded.settings.media_url, "text", "letters")
     instance.add_dynamic_partitions("text_sources", ["letters"])
     shutil.rmtree(texts)
@@ -161,14 +197,16 @@ def test_a_large_source_that_is_found_empty_gets_no_run_but_a_line_that_says_why
     assert "WARNING - letters: source letters under" in told
     assert "listing.allow_emptied" in told
     assert guarded.sources()["text"] == ["letters", "other"]
-    allowed = open_platform(platform.settings.base, listing={"large_source": 1, "allow_emptied": ["letters"]})
+    allowed = open_platform(
+        platform.settings.base, listing={"large_source": 1, "allow_emptied": ["letters"], **AT_ONCE}
+    )
     assert set(requested(tick(allowed, instance))) == {"letters", "other"}
 
 
 def fail_on_milvus(platform: Platform) -> Platform:
     """The same media and store, with a Milvus that nobody serves."""
     broken = {"uri": "http://127.0.0.1:9", "timeout_seconds": 1}
-    return open_platform(platform.settings.base, milvus=broken)
+    return open_platform(platform.settings.base, milvus=broken, listing=AT_ONCE)
 
 
 def test_a_failed_run_is_requested_again_after_a_while_or_when_the_media_changed(
@@ -193,7 +231,9 @@ def test_no_run_is_requested_beside_one_that_is_going(
     create_run_for_test(
         instance, job_name="text_sync", tags={"dagster/partition": "letters"}, status=dg.DagsterRunStatus.STARTED
     )
-    assert isinstance(tick(platform, instance), dg.SkipReason)
+    assert requested(tick(platform, instance)) == {}, "its partition alone is added"
+    instance.add_dynamic_partitions("text_sources", ["letters"])
+    assert "1 at work" in reason(tick(platform, instance))
 
 
 def test_a_source_whose_emptying_failed_keeps_its_partition_until_nothing_is_left(
@@ -210,12 +250,276 @@ def test_a_source_whose_emptying_failed_keeps_its_partition_until_nothing_is_lef
     assert instance.get_dynamic_partitions("text_sources") == []
 
 
-def test_every_night_each_source_is_reconciled(platform: Platform, texts: Path, instance: dg.DagsterInstance) -> None:
-    list(run_sources(platform, instance))
-    (schedule,) = [
-        schedule for schedule in build_definitions(platform).schedules or [] if schedule.name == "text_nightly"
+def write_sources(platform: Platform, count: int) -> list[str]:
+    names = [f"source{number:04}" for number in range(count)]
+    for name in names:
+        folder = Path(platform.settings.media_url) / name
+        folder.mkdir()
+        (folder / "note.txt").write_text(f"This is the note of {name}.")
+    return names
+
+
+def queue(instance: dg.DagsterInstance, result: dg.SensorResult | dg.SkipReason) -> list[dg.DagsterRun]:
+    """Do with a tick's result what the daemon does: add the partitions, and make the runs."""
+    assert isinstance(result, dg.SensorResult), result
+    for change in result.dynamic_partitions_requests or []:
+        assert isinstance(change, dg.AddDynamicPartitionsRequest)
+        instance.add_dynamic_partitions("text_sources", list(change.partition_keys))
+    return [
+        create_run_for_test(
+            instance,
+            job_name="text_sync",
+            tags={**request.tags, "dagster/partition": request.partition_key},
+        )
+        for request in result.run_requests or []
     ]
-    night = datetime(2026, 1, 2, 2, tzinfo=UTC)
-    with dg.build_schedule_context(instance=instance, scheduled_execution_time=night) as context:
-        requests = list(schedule(context))
-    assert [request.partition_key for request in requests] == ["letters"]
+
+
+def test_a_thousand_new_sources_all_get_their_partition_and_the_first_of_them_a_run(
+    platform: Platform, instance: dg.DagsterInstance
+) -> None:
+    names = write_sources(platform, 1000)
+    ticks = Ticks(platform, instance)
+    runs = queue(instance, ticks())
+    assert instance.get_dynamic_partitions("text_sources") == names
+    assert len(runs) == sensors.MOST_RUNS_WAITING
+    assert len(ticks.cursor or "") < 1000
+    told = reason(ticks())
+    assert "1000 of 1000 sources looked at: 50 at work, 950 changed" in told
+    assert "0 runs requested, 950 left to later ticks" in told
+
+
+def test_names_that_keep_changing_keep_no_other_from_its_turn(
+    platform: Platform, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sensors, "MOST_RUNS_WAITING", 2)
+    names = write_sources(platform, 6)
+    ticks, order = Ticks(platform, instance), []
+    for _ in range(4):
+        runs = queue(instance, ticks())
+        order += [run.tags["dagster/partition"] for run in runs]
+        for run in runs:
+            # Each has its run, whose listing is old again at once.
+            source = run.tags["dagster/partition"]
+            instance.report_runless_asset_event(dg.AssetMaterialization(["text", "files"], partition=source))
+            instance.delete_run(run.run_id)
+    assert order == [*names, *names[:2]]
+
+
+def test_room_in_the_queue_bounds_what_a_tick_requests(
+    platform: Platform, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sensors, "MOST_RUNS_WAITING", 3)
+    write_sources(platform, 5)
+    ticks = Ticks(platform, instance)
+    first, *_ = queue(instance, ticks())
+    assert "5 of 5 sources looked at: 3 at work, 2 changed; 0 runs requested, 2 left to later ticks" in reason(ticks())
+    instance.delete_run(first.run_id)
+    assert len(requested(ticks())) == 1
+
+
+def test_fresh_files_pass_a_run_that_waits_in_the_background(
+    platform: Platform, texts: Path, instance: dg.DagsterInstance
+) -> None:
+    waiting = create_run_for_test(
+        instance,
+        job_name="text_sync",
+        tags={"dagster/partition": "letters", PRIORITY_TAG: str(NIGHTLY)},
+    )
+    (run,) = queue(instance, tick(platform, instance))
+    assert run.tags[PRIORITY_TAG] == str(FRESH)
+    assert "1 at work" in reason(tick(platform, instance))
+    for one in (run, waiting):
+        instance.delete_run(one.run_id)
+    begun = {"dagster/partition": "letters", PRIORITY_TAG: str(NIGHTLY)}
+    create_run_for_test(instance, job_name="text_sync", tags=begun, status=dg.DagsterRunStatus.STARTED)
+    assert "1 at work" in reason(tick(platform, instance)), "one that has begun is waited for"
+
+
+def test_what_a_collection_lacks_is_requested_in_the_background(
+    platform: Platform, texts: Path, instance: dg.DagsterInstance
+) -> None:
+    reconcile_files(platform.store, platform.settings.media_url, "text", "letters")
+    (request,) = tick(platform, instance).run_requests
+    assert request.tags[PRIORITY_TAG] == str(REPAIR)
+    assert request.tags["embedding_platform/background"] == "not in a collection"
+
+
+def test_a_run_of_the_web_ui_over_some_assets_of_a_source_is_waited_for(
+    platform: Platform, texts: Path, instance: dg.DagsterInstance
+) -> None:
+    instance.add_dynamic_partitions("text_sources", ["letters"])
+    create_run_for_test(
+        instance,
+        job_name="__ASSET_JOB",
+        tags={"dagster/partition": "letters"},
+        asset_selection=frozenset({dg.AssetKey(["text", "minilm", "embeddings"])}),
+        status=dg.DagsterRunStatus.STARTED,
+    )
+    assert "1 at work" in reason(tick(platform, instance))
+
+
+def test_a_failure_that_a_later_run_mended_is_no_reason_for_another(
+    platform: Platform, texts: Path, instance: dg.DagsterInstance
+) -> None:
+    (failed,) = run_sources(fail_on_milvus(platform), instance)
+    assert not failed.succeeded
+    list(run_sources(platform, instance))
+    assert "1 as listed" in reason(tick(platform, instance))
+
+
+def test_a_source_that_was_just_written_is_left_to_be_quiet(
+    platform: Platform, texts: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patient = open_platform(platform.settings.base, listing={"quiet_seconds": 60, "longest_wait_seconds": 600})
+    clock = Clock(os.stat(texts / "one.txt").st_ctime + 1)
+    monkeypatch.setattr(sensors, "time", clock)
+    ticks = Ticks(patient, instance)
+    for seconds in (0, 30):
+        clock.seconds += seconds
+        result = ticks()
+        assert requested(result) == {}, "its partition is there, its run comes when nothing has changed for a minute"
+    clock.seconds += 30
+    assert set(requested(ticks())) == {"letters"}
+
+
+class Clock:
+    """Stands in for the module `time`."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def time(self) -> float:
+        return self.seconds
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+
+@pytest.mark.parametrize("loses_its_cursor", [False, True])
+def test_a_copy_that_keeps_growing_waits_but_not_for_ever(
+    platform: Platform,
+    texts: Path,
+    instance: dg.DagsterInstance,
+    monkeypatch: pytest.MonkeyPatch,
+    loses_its_cursor: bool,
+) -> None:
+    patient = open_platform(platform.settings.base, listing={"quiet_seconds": 10, "longest_wait_seconds": 100})
+    instance.add_dynamic_partitions("text_sources", ["letters"])
+    clock = Clock(os.stat(texts / "one.txt").st_ctime)
+    monkeypatch.setattr(sensors, "time", clock)
+    ticks, waited = Ticks(patient, instance), 0
+    while not isinstance(ticks(), dg.SensorResult):
+        assert json.loads(ticks.cursor or "")["waiting"]
+        clock.seconds += 30
+        waited += 30
+        if loses_its_cursor and waited == 60:
+            ticks.cursor = "{lost"
+        # The clock of the sensor runs ahead of the file's, which is written just now.
+        monkeypatch.setattr(Platform, "sight", lambda *_: Sight(str(clock.seconds), True, True, clock.seconds))
+    assert waited == (180 if loses_its_cursor else 120)
+
+
+def look(state: str = "state", changed_at: float | None = None) -> Look:
+    return Look(Sight(state, True, True, changed_at), "", False, False)
+
+
+PATIENT = ListingSettings(quiet_seconds=10, longest_wait_seconds=100)
+
+
+@pytest.mark.parametrize(
+    ("met", "before", "waits"),
+    [
+        (look(changed_at=995), None, True),
+        (look(changed_at=985), None, False),
+        (look(changed_at=985), sensors._Waiting("another", 999, 999), False),
+        (look(changed_at=2000), None, True),
+        (look(changed_at=2000), sensors._Waiting("state", 985, 985), False),
+        (look(), None, True),
+        (look(), sensors._Waiting("state", 995, 950), True),
+        (look(), sensors._Waiting("state", 985, 950), False),
+        (look(), sensors._Waiting("another", 985, 950), True),
+        (look(), sensors._Waiting("another", 985, 899), False),
+        (look(), sensors._Waiting("state", 2000, 2000), True),
+    ],
+    ids=[
+        "written just now",
+        "quiet",
+        "quiet, seen changing before",
+        "of a clock ahead of ours",
+        "of a clock ahead of ours, unchanged for long",
+        "of no known time",
+        "unchanged, but not for long",
+        "unchanged for long",
+        "changed since",
+        "always changing",
+        "before the clock was set back",
+    ],
+)
+def test_a_source_is_quiet_when_its_files_are_old_or_look_the_same_for_long(
+    met: Look, before: "sensors._Waiting | None", waits: bool
+) -> None:
+    assert (sensors._waiting(met, before, 1000.0, PATIENT) is not None) == waits
+    assert sensors._waiting(met, before, 1000.0, ListingSettings(quiet_seconds=0)) is None
+
+
+def test_a_cursor_stays_small_however_many_sources_wait() -> None:
+    waiting = {f"{number:012}": sensors._Waiting("0" * 12, number, number) for number in range(5000)}
+    written = sensors._Cursor(waiting, told="").written()
+    assert len(written) < 20_000
+    kept = sensors._Cursor.read(written).waiting
+    assert kept == dict(list(waiting.items())[: sensors.MOST_REMEMBERED]), "those that wait longest"
+
+
+@pytest.mark.parametrize(
+    "written", [None, "", "{lost", "[]", "7", '{"waiting": {"a": 1}}', '{"waiting": {"a": [1, "b", 2]}}']
+)
+def test_a_lost_cursor_is_an_empty_one(written: str | None) -> None:
+    assert sensors._Cursor.read(written) == sensors._Cursor()
+
+
+def test_a_source_that_takes_long_to_look_at_holds_up_no_tick_and_no_source_before_it(
+    platform: Platform, texts: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (texts.parent / "slow").mkdir()
+    (texts.parent / "slow" / "one.txt").write_text("On a disk that takes its time.")
+    answers, sight = threading.Event(), Platform.sight
+
+    def slow(self: Platform, modality: str, source: str) -> Sight:
+        if source == "slow":
+            answers.wait(60)
+        return sight(self, modality, source)
+
+    monkeypatch.setattr(Platform, "sight", slow)
+    monkeypatch.setattr(sensors, "SECONDS_TO_LOOK", 0.5)
+    ticks = Ticks(platform, instance)
+    assert [run.tags["dagster/partition"] for run in queue(instance, ticks())] == ["letters"]
+    told = reason(ticks())
+    assert "1 of 2 sources looked at: 1 at work; still looking, now at slow" in told
+    answers.set()
+    monkeypatch.setattr(sensors, "SECONDS_TO_LOOK", 60.0)
+    assert set(requested(ticks())) == {"slow"}
+
+
+def test_a_fault_while_looking_fails_the_tick_and_not_the_next_one(
+    platform: Platform, texts: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = Ticks(platform, instance)
+    with monkeypatch.context() as broken:
+        broken.setattr(threading, "excepthook", lambda told: None)
+        broken.setattr(Platform, "sight", lambda *_: 1 / 0)
+        with pytest.raises(RuntimeError, match="text source letters broke off"):
+            ticks()
+    assert set(requested(ticks())) == {"letters"}
+
+
+def test_a_problem_that_stands_is_logged_once_and_stays_in_the_reason(
+    platform: Platform, texts: Path, instance: dg.DagsterInstance, capfd: pytest.CaptureFixture[str]
+) -> None:
+    guarded = open_platform(platform.settings.base, listing={"large_source": 1, **AT_ONCE})
+    reconcile_files(guarded.store, guarded.settings.media_url, "text", "letters")
+    (texts / "one.txt").unlink()
+    ticks = Ticks(guarded, instance)
+    for _ in range(3):
+        assert "1 not to be read; letters: source letters under" in reason(ticks())
+    assert capfd.readouterr().err.count("WARNING - letters: source letters under") == 1

@@ -5,11 +5,13 @@ import os
 import time
 from pathlib import Path
 
-import dagster as dg
 import pytest
 
 from embedding_platform.defs import sensors
+from embedding_platform.defs.runs_of_sources import LastRun
 from embedding_platform.milvus.connection import close_directory, connect
+from embedding_platform.platform import Sight
+from embedding_platform.watching import Look
 from embedding_platform_tests.faults.indexing import assert_true_to_media, edit, index
 from embedding_platform_tests.reconcile.small_lake import Lake, counts
 
@@ -66,16 +68,23 @@ def test_a_clock_set_back_between_runs_changes_nothing(client, lake: Lake, monke
 
 
 @pytest.mark.parametrize(
-    ("seconds_ago", "is_due"),
-    [(1.0, False), (sensors.SECONDS_TO_RETRY + 1, True), (-YEAR, True)],
-    ids=["just now", "long ago", "in the future, since the clock was set back"],
+    ("seconds_ago", "failures", "waits"),
+    [
+        (1.0, 1, True),
+        (sensors.SECONDS_TO_RETRY + 1, 1, False),
+        (sensors.SECONDS_TO_RETRY + 1, 2, True),
+        (2 * sensors.SECONDS_TO_RETRY + 1, 2, False),
+        (sensors.MOST_SECONDS_TO_RETRY + 1, 8, False),
+        (-YEAR, 1, False),
+    ],
+    ids=["just now", "long ago", "again", "longer ago", "often", "in the future, since the clock was set back"],
 )
 def test_a_failed_run_is_tried_again_whatever_the_clock_said_then(
-    platform, instance: dg.DagsterInstance, seconds_ago: float, is_due: bool
+    seconds_ago: float, failures: int, waits: bool
 ) -> None:
-    source = Path(platform.settings.media_url) / "letters"
-    source.mkdir()
-    (source / "a.txt").write_text("words")
-    sight = platform.sight("text", "letters")
-    last = sensors._LastRun("run", sight.state, failed_at=time.time() - seconds_ago)
-    assert sensors._is_due(platform, "text", "letters", sight, last, is_partition=True) == is_due
+    look = Look(Sight("state", holds=True, differs=True), age="", is_unplaced=False, is_left=False)
+    now = time.time()
+    last = LastRun("run", "state", failed_at=now - seconds_ago, failures=failures)
+    assert sensors._is_too_early(last, look, now) == waits
+    other = LastRun("run", "another state", failed_at=now - seconds_ago, failures=failures)
+    assert not sensors._is_too_early(other, look, now), "the media changed since"

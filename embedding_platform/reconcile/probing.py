@@ -1,0 +1,115 @@
+"""What readers get: searches of the published collection against exact search, and how old what it lacks is."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from embedding_platform import layout, storage
+from embedding_platform.milvus.alias import alias_target
+from embedding_platform.milvus.index import tuned
+from embedding_platform.milvus.partitions import Partition
+from embedding_platform.reconcile.collection import holds_all
+from embedding_platform.reconcile.recall import Recall, lowest, measure_recall
+from embedding_platform.reconcile.rows import LiveRows
+from embedding_platform.reconcile.target import Target
+from embedding_platform.records import digest
+
+if TYPE_CHECKING:
+    from pymilvus import MilvusClient
+
+MOST_SOURCES = 5
+"""Sources that one probe searches; the next ones search others."""
+
+MOST_ROWS = 100_000
+"""Rows that one probe compares exactly: every vector of them is read. A larger source is measured by its runs alone."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a probe of one space found.
+
+    `published` is the collection that the alias names, "" without one. `recall` is the lowest of
+    the `searched` sources, over `rows` rows; None where none could be searched, and `why_not` says
+    why. `seconds_behind` maps the listed sources that the collection does not hold as they are to
+    how long ago they were listed.
+    """
+
+    alias: str
+    published: str
+    searched: tuple[str, ...]
+    rows: int
+    recall: Recall | None
+    why_not: str
+    seconds_since_listing: float | None
+    seconds_behind: dict[str, float] = field(default_factory=dict)
+
+
+def probe(
+    client: "MilvusClient",
+    store: str,
+    target: Target,
+    sources: Sequence[str],
+    live: Callable[[str], LiveRows],
+    sample: int,
+    turn: str,
+) -> Probe:
+    """Search the space's alias with stored vectors of some sources, others for another `turn`; nothing is changed.
+
+    Raises:
+        PlatformError: if Milvus fails.
+    """
+    published = alias_target(client, target.alias) or ""
+    behind = {source for source in sources if not holds_all(target, live(source))}
+    listed = {source: _listed_at(store, target.space.modality, source) for source in sources}
+    now = time.time()
+    # A listing from the future is one from before the clock was set back.
+    ages = {source: max(0.0, now - at) for source, at in listed.items()}
+    held = [source for source in sources if source not in behind]
+    rows, recalls, searched = 0, [], []
+    if published == target.collection:
+        for source, count in _some(store, target, held, turn):
+            # By the name that readers search.
+            partition = Partition(target.alias, source, target.layout)
+            index = tuned(client, target.collection, target.space.index)
+            recalls.append(measure_recall(client, partition, live(source), index, sample))
+            searched.append(source)
+            rows += count
+    if not published:
+        why_not = "nothing is published yet"
+    elif published != target.collection:
+        why_not = f"{target.collection} is being filled, and {published} is left as it is"
+    else:
+        why_not = "" if searched else f"no source is held whole, or all have over {MOST_ROWS} rows"
+    return Probe(
+        alias=target.alias,
+        published=published,
+        searched=tuple(searched),
+        rows=rows,
+        recall=lowest(recalls) if recalls else None,
+        why_not=why_not,
+        seconds_since_listing=min(ages.values(), default=None),
+        seconds_behind={source: ages[source] for source in sorted(behind)},
+    )
+
+
+def _some(store: str, target: Target, sources: Sequence[str], turn: str) -> list[tuple[str, int]]:
+    """Some of the sources with their rows, as many as one probe searches, in an order that the turn decides."""
+    chosen: list[tuple[str, int]] = []
+    total = 0
+    for source in sorted(sources, key=lambda name: digest(turn, name)):
+        rows = storage.row_count(layout.verified_url(store, target.collection, source))
+        if rows and total + rows <= MOST_ROWS:
+            chosen.append((source, rows))
+            total += rows
+        if len(chosen) == MOST_SOURCES:
+            break
+    return chosen
+
+
+def _listed_at(store: str, modality: str, source: str) -> float:
+    """When the source's listing was last replaced, in seconds since 1970; 0 without one."""
+    return max(
+        storage.modified_at(layout.items_url(store, modality, source)),
+        storage.modified_at(layout.rejected_items_url(store, modality, source)),
+    )

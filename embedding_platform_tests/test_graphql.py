@@ -1,0 +1,199 @@
+"""What people click in the web UI, by its GraphQL, against a real web server, daemon and local Milvus."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from embedding_platform.media.cutting import Cutting
+from embedding_platform.platform import Platform
+from embedding_platform.reconcile.files import reconcile_files
+from embedding_platform.reconcile.segments import reconcile_segments
+from embedding_platform.settings import load_settings
+from embedding_platform_tests.web_ui_process import LOCATION, WebUi, wait_until
+
+pytestmark = pytest.mark.long
+
+SENSOR = {**LOCATION, "sensorName": "text_media"}
+SPACE = [["text", "minilm", stage] for stage in ("embeddings", "collection", "published")]
+SOURCES = [f"archive{number}" for number in range(4)]
+TEXTS = 3
+
+
+@pytest.fixture(scope="module")
+def web_ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUi]:
+    """A running web UI without media, whose sensor was stopped by hand."""
+    settings = "spaces: [text/minilm]\nsensor_seconds: 5\nlisting: {quiet_seconds: 1}\n"
+    opened = WebUi(tmp_path_factory.mktemp("project"), settings)
+    opened.start()
+    try:
+        set_sensor(opened, running=False)
+        yield opened
+    finally:
+        opened.stop()
+
+
+def sensor_state(web_ui: WebUi) -> dict[str, str]:
+    answer = web_ui.ask(
+        """query ($one: SensorSelector!) { sensorOrError(sensorSelector: $one) {
+            ... on Sensor { sensorState { id status } } } }""",
+        one=SENSOR,
+    )
+    return dict(answer["sensorState"])
+
+
+def set_sensor(web_ui: WebUi, running: bool) -> None:
+    if running:
+        query = """mutation ($one: SensorSelector!) { startSensor(sensorSelector: $one) {
+            ... on Sensor { sensorState { status } } } }"""
+        answer = web_ui.ask(query, one=SENSOR)
+        assert answer["sensorState"]["status"] == "RUNNING"
+        return
+    query = """mutation ($id: String!) { stopSensor(id: $id) {
+        ... on StopSensorMutationResult { instigationState { status } } } }"""
+    answer = web_ui.ask(query, id=sensor_state(web_ui)["id"])
+    assert answer["instigationState"]["status"] == "STOPPED"
+
+
+def add_source(web_ui: WebUi, source: str) -> None:
+    answer = web_ui.ask(
+        """mutation ($where: RepositorySelector!, $key: String!) { addDynamicPartition(
+            repositorySelector: $where, partitionsDefName: "text_sources", partitionKey: $key) { __typename } }""",
+        where=LOCATION,
+        key=source,
+    )
+    assert answer["__typename"] == "AddDynamicPartitionSuccess"
+
+
+def test_all_definitions_are_there_and_run_by_themselves(web_ui: WebUi) -> None:
+    (repository,) = web_ui.ask(
+        """{ repositoriesOrError { ... on RepositoryConnection { nodes {
+            name jobs { name } sensors { name sensorState { status } } schedules { name scheduleState { status } }
+        } } } }"""
+    )["nodes"]
+    jobs = {job["name"] for job in repository["jobs"]}
+    assert jobs >= {"text_sync", "probe", "maintenance"}
+    sensors = {sensor["name"]: sensor["sensorState"]["status"] for sensor in repository["sensors"]}
+    assert sensors == {"text_media": "STOPPED", "run_failures": "RUNNING"}
+    schedules = {schedule["name"]: schedule["scheduleState"]["status"] for schedule in repository["schedules"]}
+    assert schedules == dict.fromkeys(("text_nightly", "hourly_probe", "weekly_maintenance"), "RUNNING")
+
+
+def test_a_run_of_one_source_finishes_with_metadata_and_checks_and_can_be_searched(web_ui: WebUi) -> None:
+    web_ui.write("letters", "storm.txt", "A storm tore the roof from the lighthouse.")
+    add_source(web_ui, "letters")
+    run = web_ui.await_run(web_ui.launch("text_sync", "letters"))
+    assert run["status"] == "SUCCESS", web_ui.log[-3000:]
+    made = {"/".join(one["assetKey"]["path"]): one for one in run["assetMaterializations"]}
+    assert set(made) == {"text/files", "text/segments", *("/".join(path) for path in SPACE)}
+    assert {key: one["partition"] for key, one in made.items() if not key.endswith("published")} == dict.fromkeys(
+        ("text/files", "text/segments", "text/minilm/embeddings", "text/minilm/collection"), "letters"
+    )
+    numbers = {entry["label"]: entry.get("intValue") for entry in made["text/minilm/embeddings"]["metadataEntries"]}
+    assert (numbers["new"], numbers["embedded"], numbers["dimension"]) == (1, 1, 384)
+    executions = web_ui.ask(
+        """query ($key: AssetKeyInput!) { assetCheckExecutions(assetKey: $key, checkName: "rows", limit: 5) {
+            status runId evaluation { success } } }""",
+        key={"path": SPACE[1]},
+    )
+    assert [(one["status"], one["runId"]) for one in executions] == [("SUCCEEDED", run["runId"])]
+    assert "letters/storm.txt" in web_ui.search("damage by wind")
+
+
+def test_one_space_of_one_source_can_be_launched_alone(web_ui: WebUi) -> None:
+    run = web_ui.await_run(web_ui.launch("__ASSET_JOB", "letters", SPACE))
+    assert run["status"] == "SUCCESS", web_ui.log[-3000:]
+    assert {"/".join(one["assetKey"]["path"]) for one in run["assetMaterializations"]} == {
+        "/".join(path) for path in SPACE
+    }
+
+
+def test_a_probe_can_be_launched_and_leaves_its_verdicts_on_the_published_asset(web_ui: WebUi) -> None:
+    run_id = web_ui.ask(
+        """mutation ($params: ExecutionParams!) { launchRun(executionParams: $params) {
+            ... on LaunchRunSuccess { run { runId } } } }""",
+        params={
+            "selector": {
+                "repositoryName": "__repository__",
+                "repositoryLocationName": "embedding_platform",
+                "pipelineName": "probe",
+            },
+            "mode": "default",
+        },
+    )["run"]["runId"]
+    assert web_ui.await_run(run_id)["status"] == "SUCCESS", web_ui.log[-3000:]
+    for check in ("probe_recall", "probe_freshness", "failed_sources"):
+        (execution,) = web_ui.ask(
+            """query ($key: AssetKeyInput!, $check: String!) {
+                assetCheckExecutions(assetKey: $key, checkName: $check, limit: 1) { status runId } }""",
+            key={"path": SPACE[2]},
+            check=check,
+        )
+        assert execution == {"status": "SUCCEEDED", "runId": run_id}
+
+
+def test_a_sensor_that_is_started_makes_a_new_file_searchable_with_no_click(web_ui: WebUi) -> None:
+    web_ui.write("letters", "bees.txt", "Bees dance to tell where the flowers are.")
+    set_sensor(web_ui, running=True)
+    wanted = {"tags": [{"key": "dagster/sensor_name", "value": "text_media"}]}
+    wait_until(lambda: bool(web_ui.runs(**wanted)), "the sensor has requested a run")
+    (run,) = web_ui.runs(**wanted)
+    assert web_ui.await_run(run["runId"])["status"] == "SUCCESS"
+    tags = {tag["key"]: tag["value"] for tag in run["tags"]}
+    assert (tags["dagster/partition"], tags["dagster/priority"]) == ("letters", "10")
+    assert "letters/bees.txt" in web_ui.search("insects")
+    set_sensor(web_ui, running=False)
+    assert len(web_ui.runs(**wanted)) == 1
+
+
+def test_a_backfill_of_a_space_is_cancelled_at_once_and_taken_up_without_embedding_twice(web_ui: WebUi) -> None:
+    platform = Platform(load_settings(web_ui.folder / "embedding_platform.yaml"))
+    for source in SOURCES:
+        for number in range(TEXTS):
+            web_ui.write(source, f"{number}.txt", f"Shelf {number} of {source} holds the maps of that year.")
+        list_and_cut(platform, source, platform.cutting)
+        add_source(web_ui, source)
+    before = web_ui.count(SPACE[0], "embedded")
+
+    first = backfill(web_ui)
+    of_first = {"tags": [{"key": "dagster/backfill", "value": first}]}
+    wait_until(
+        lambda: any(run["status"] == "SUCCESS" for run in web_ui.runs(**of_first)), "one source is through", every=0.5
+    )
+    cancelled = web_ui.ask(
+        "mutation ($id: String!) { cancelPartitionBackfill(backfillId: $id) { __typename } }", id=first
+    )
+    assert cancelled["__typename"] == "CancelBackfillSuccess"
+    wait_until(lambda: backfill_status(web_ui, first) == "CANCELED", "the backfill is cancelled")
+    statuses = [run["status"] for run in web_ui.runs(**of_first)]
+    assert set(statuses) <= {"SUCCESS", "CANCELED"}, "nothing of it goes on"
+    assert statuses.count("SUCCESS") < len(SOURCES)
+
+    second = backfill(web_ui)
+    wait_until(lambda: backfill_status(web_ui, second).startswith("COMPLETED"), "the backfill ends")
+    assert backfill_status(web_ui, second) == "COMPLETED_SUCCESS"
+    assert web_ui.count(SPACE[0], "embedded") - before == len(SOURCES) * TEXTS, "each text once"
+    assert SOURCES[-1] in web_ui.search(f"maps of {SOURCES[-1]}")
+
+
+def list_and_cut(platform: Platform, source: str, cutting: Cutting) -> None:
+    reconcile_files(platform.store, platform.settings.media_url, "text", source)
+    reconcile_segments(platform.store, "text", source, cutting)
+
+
+def backfill(web_ui: WebUi) -> str:
+    """Launch a backfill of the space over all sources; its id."""
+    answer = web_ui.ask(
+        """mutation ($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $params) {
+            __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }""",
+        params={"assetSelection": [{"path": path} for path in SPACE], "partitionNames": SOURCES},
+    )
+    assert answer["__typename"] == "LaunchBackfillSuccess", answer
+    return str(answer["backfillId"])
+
+
+def backfill_status(web_ui: WebUi, backfill_id: str) -> str:
+    answer = web_ui.ask(
+        "query ($id: String!) { partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill { status } } }",
+        id=backfill_id,
+    )
+    return str(answer["status"])
