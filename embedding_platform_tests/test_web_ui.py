@@ -1,4 +1,4 @@
-"""`embedding-platform dev` as a person meets it: the graph in a browser, and a sensor that does its work."""
+"""`embedding-platform up` as a person meets it: the graph in a browser, and a sensor that does its work."""
 
 import contextlib
 import os
@@ -41,7 +41,7 @@ def web_ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
     environment.pop("DAGSTER_HOME", None)
     with (folder / "dev.log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "embedding_platform.cli", "dev", "--port", str(port)],
+            [sys.executable, "-m", "embedding_platform.cli", "up", "--port", str(port)],
             cwd=folder,
             env=environment,
             stdout=log,
