@@ -74,14 +74,14 @@ def demo(opened: Callable[[], "Platform"]) -> None:
 
 @main.command()
 @click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", default=3000, show_default=True)
+@click.option("--port", default=3000, show_default=True, type=click.IntRange(1, 65535))
 @click.pass_obj
-def dev(opened: Callable[[], "Platform"], host: str, port: int) -> None:
-    """Start the web UI, its daemon, and the local Milvus that they share."""
-    from embedding_platform.development import serve_web_ui
+def up(opened: Callable[[], "Platform"], host: str, port: int) -> None:
+    """Start the web UI, its daemon, the code location, and the local Milvus that they share."""
+    from embedding_platform.up import up as start
 
     settings = click.get_current_context().find_root().params["settings"]
-    sys.exit(serve_web_ui(opened(), host, port, settings))
+    sys.exit(start(opened(), host, port, settings))
 
 
 @main.command()

@@ -45,23 +45,38 @@ class SourceRun:
         return not (cut or embedded or written or removed or built or moved)
 
 
-@contextmanager
-def instance() -> Iterator[dg.DagsterInstance]:
-    """The Dagster instance of DAGSTER_HOME, or of the dagster.yaml in this folder, as `dagster dev` takes it.
+def home() -> str:
+    """The folder whose dagster.yaml counts: DAGSTER_HOME, or else this folder, as `dagster dev` takes it.
 
     Raises:
         PlatformError: if there is neither.
     """
-    if os.environ.get("DAGSTER_HOME"):
-        if not os.path.isdir(os.environ["DAGSTER_HOME"]):
-            raise PlatformError(
-                f"DAGSTER_HOME {os.environ['DAGSTER_HOME']} is no folder; make it, or unset the variable"
-            )
-        opened = dg.DagsterInstance.get()
-    elif Path("dagster.yaml").is_file():
-        opened = dg.DagsterInstance.from_config(os.getcwd())
-    else:
+    if named := os.environ.get("DAGSTER_HOME"):
+        if not os.path.isdir(named):
+            raise PlatformError(f"DAGSTER_HOME {named} is no folder; make it, or unset the variable")
+        if not os.path.isabs(named):
+            raise PlatformError(f"DAGSTER_HOME {named} is no absolute path; write {os.path.abspath(named)}")
+        return named
+    if not Path("dagster.yaml").is_file():
         raise PlatformError("no dagster.yaml in this folder; change to the project's folder or set DAGSTER_HOME")
+    return os.getcwd()
+
+
+@contextmanager
+def instance() -> Iterator[dg.DagsterInstance]:
+    """The Dagster instance of `home`.
+
+    Raises:
+        PlatformError: if there is none, its dagster.yaml is wrong, or its storage cannot be reached.
+    """
+    folder = home()
+    try:
+        opened = dg.DagsterInstance.from_config(folder)
+    except Exception as error:
+        # Dagster, its storages and their drivers each have errors of their own.
+        raise PlatformError(
+            f"Dagster cannot open what {folder}/dagster.yaml names: {_root_cause(error)}; correct it there"
+        ) from error
     with opened:
         yield opened
 
@@ -189,3 +204,9 @@ def _reason(event: dg.DagsterEvent) -> str:
         return ""
     cause = failure.error.cause or failure.error
     return f"{event.step_key}: {' '.join(cause.message.split())}"
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split())[:400]

@@ -14,6 +14,7 @@ from embedding_platform.platform import Platform
 from embedding_platform.settings import load_settings
 from embedding_platform_tests.milvus_server import TOKEN_VARIABLE, URI_VARIABLE, MilvusServer, why_no_server
 from embedding_platform_tests.models import small_models
+from embedding_platform_tests.postgres_server import PostgresServer, binaries
 
 CACHE = tempfile.TemporaryDirectory()
 """Where networks that were converted for a runtime are kept until the session ends."""
@@ -113,3 +114,17 @@ def _started(folder: Path) -> Iterator[MilvusServer]:
     server.start()
     yield server
     server.kill()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """The PostgreSQL of the whole session; each test takes a database of its own from it."""
+    found = binaries()
+    if not found:
+        pytest.skip("no PostgreSQL server here (Debian: apt-get install postgresql)")
+    server = PostgresServer(found)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()

@@ -1,4 +1,4 @@
-"""`embedding-platform dev` as a person meets it: the graph in a browser, and a sensor that does its work."""
+"""`embedding-platform up` as a person meets it: the graph in a browser, and a sensor that does its work."""
 
 import shutil
 from collections.abc import Iterator

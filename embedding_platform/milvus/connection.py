@@ -77,11 +77,14 @@ def close_directory(path: str) -> None:
 
 
 @contextmanager
-def serve(data_dir: str, timeout_seconds: float = 60) -> Iterator[str]:
+def serve(
+    data_dir: str, timeout_seconds: float = 60, replaced: Callable[[str], None] = lambda line: None
+) -> Iterator[str]:
     """Serve a Milvus Lite directory to several processes; yields the server's http uri.
 
     The server is a child process that ends with this context, or with this process however
-    it ends. One that dies before is replaced at the same uri, so that calls under way go on.
+    it ends. One that dies before is replaced at the same uri, so that calls under way go on, and
+    `replaced` is told so in a line.
     `<data_dir>.server.json` (uri, pid, keeper) tells `connect` of other processes where it
     listens; its log is `<data_dir>.server.log`.
 
@@ -92,14 +95,20 @@ def serve(data_dir: str, timeout_seconds: float = 60) -> Iterator[str]:
         PlatformError: the directory is in use or cannot be opened.
     """
     directory = _canonical(data_dir)
-    served, _ = _served(directory)
-    if served is not None:
-        raise PlatformError(f"{data_dir} is already served at {served}; use that server or stop it")
     note = f"{directory}.server.json"
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        served, is_kept = _served(directory)
+        if served is None:
+            break
+        # The server of a process that was killed is just closing the directory.
+        if is_kept or time.monotonic() >= deadline:
+            raise PlatformError(f"{data_dir} is already served at {served}; use that server or stop it")
+        time.sleep(0.2)
     keeper: _Keeper | None = None
     try:
         os.makedirs(os.path.dirname(directory), exist_ok=True)
-        keeper = _Keeper(directory, timeout_seconds)
+        keeper = _Keeper(directory, timeout_seconds, replaced)
         if not keeper.address:
             raise PlatformError(f"cannot serve {data_dir}: {keeper.last_words() or 'no answer'}; see {keeper.log}")
         keeper.write_note()
@@ -233,7 +242,7 @@ def _open_here(directory: str) -> str:
 
 
 def _served(directory: str) -> tuple[str | None, bool]:
-    """The uri at which a server of the directory listens, None without one; and whether one is being replaced.
+    """The uri at which a server of the directory listens, None without one; and whether its keeper lives.
 
     The note of a server whose keeper is gone is removed.
     """
@@ -249,7 +258,7 @@ def _served(directory: str) -> tuple[str | None, bool]:
     if parts is not None and _lives(served.get("pid")):
         with suppress(OSError):
             socket.create_connection((parts.hostname, parts.port), timeout=5).close()
-            return str(served["uri"]), False
+            return str(served["uri"]), _lives(served.get("keeper"))
     if _lives(served.get("keeper")):
         return None, True
     with suppress(OSError):
@@ -275,7 +284,8 @@ class _Keeper:
     `address` is "" where the first server did not come up.
     """
 
-    def __init__(self, directory: str, timeout_seconds: float) -> None:
+    def __init__(self, directory: str, timeout_seconds: float, replaced: Callable[[str], None]) -> None:
+        self._replaced = replaced
         self.log = f"{directory}.server.log"
         self._directory = directory
         self._timeout_seconds = timeout_seconds
@@ -329,6 +339,10 @@ class _Keeper:
                     former, self._server = self._server, self._start(port)
                     _close_pipes(former)
                     self.write_note()
+                    self._replaced(
+                        f"Milvus Lite server (pid {former.pid}) ended with status {former.returncode}; "
+                        f"started again as pid {self._server.pid}"
+                    )
 
     def _start(self, port: int) -> "subprocess.Popen[bytes]":
         command = [sys.executable, "-m", "embedding_platform.milvus.lite_server", self._directory, str(port)]
