@@ -27,6 +27,7 @@ def build_definitions(platform: Platform) -> dg.Definitions:
                 modality,
                 [(space, platform.fingerprint(space)) for space in platform.spaces if space.modality == modality.name],
                 platform.cutting,
+                platform.settings,
             )
         ],
         jobs=[modality_job(modality.name) for modality in modalities],
