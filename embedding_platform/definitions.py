@@ -37,6 +37,7 @@ def build_definitions(platform: Platform) -> dg.Definitions:
                         if space.modality == modality.name
                     ],
                     platform.cutting,
+                    settings,
                 )
             ),
             *upkeep,

@@ -1,5 +1,7 @@
 """The two ways in which things go wrong for a user rather than for us, and how others are told in one line."""
 
+from collections.abc import Mapping, Sequence
+
 
 class PlatformError(Exception):
     """A mistake or a lack that the user can mend.
@@ -7,6 +9,21 @@ class PlatformError(Exception):
     The message is one line: what is wrong, where, and the mend. The command line prints it
     without a stack trace; Dagster shows it as the step's failure.
     """
+
+
+class UnsoundError(PlatformError):
+    """A PlatformError that a check of the asset stands for, so that people see it among the checks as well.
+
+    `check` is the name of that check, `numbers` are what was measured, and `worst` names the worst offenders.
+    """
+
+    def __init__(
+        self, message: str, check: str, numbers: Mapping[str, int | float] | None = None, worst: Sequence[str] = ()
+    ) -> None:
+        super().__init__(message)
+        self.check = check
+        self.numbers = dict(numbers or {})
+        self.worst = tuple(worst)
 
 
 class RejectedError(Exception):

@@ -34,9 +34,14 @@ def source_name(table: str) -> str:
     return unquote(table.removesuffix(".parquet"))
 
 
+def segments_root(store: str, modality: str) -> str:
+    """The folder over all sources' segments."""
+    return join(store, "segments", modality)
+
+
 def segments_folder(store: str, modality: str, source: str, cut_version: str) -> str:
     """The shards of segments that one version of the cutter made."""
-    return join(store, "segments", modality, _safe(source), cut_version[:16])
+    return join(segments_root(store, modality), _safe(source), cut_version[:16])
 
 
 def rejected_segments_url(store: str, modality: str, source: str, cut_version: str) -> str:
@@ -65,6 +70,7 @@ def beside_vectors(store: str, folder: str) -> tuple[str, ...]:
     modality, space, fingerprint = folder.rsplit("/", 3)[1:]
     return (
         join(store, "rejected", "vectors", modality, space, fingerprint),
+        join(store, "distributions", modality, space, fingerprint),
         join(store, "queries", modality, space, f"{fingerprint}.parquet"),
         join(store, "models", "pins", f"{fingerprint}.json"),
         join(store, "models", "golden", f"{fingerprint}.parquet"),
@@ -80,6 +86,11 @@ def vectors_folder(store: str, space_key: str, fingerprint: str, source: str) ->
 def rejected_vectors_url(store: str, space_key: str, fingerprint: str, source: str) -> str:
     """The table of segments that could not be embedded, or whose vector failed judgement."""
     return join(store, "rejected", "vectors", space_key, fingerprint[:FINGERPRINT_DIGITS], f"{_safe(source)}.parquet")
+
+
+def distribution_url(store: str, space_key: str, fingerprint: str, source: str) -> str:
+    """How the vectors of a source were distributed when its checks last passed, and the times before."""
+    return join(store, "distributions", space_key, fingerprint[:FINGERPRINT_DIGITS], f"{_safe(source)}.json")
 
 
 def verified_url(store: str, collection: str, source: str) -> str:

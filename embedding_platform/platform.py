@@ -169,6 +169,14 @@ class Platform:
         """
         return check_golden(self.encoder(space), space, self.store, self.fingerprint(space), space.model.roles)
 
+    def compared(self, space: Space) -> GoldenReport:
+        """What loading the space's model compared; nothing is done again where this process has loaded it.
+
+        Raises:
+            PlatformError: as `encoder` does.
+        """
+        return check_golden(self.encoder(space), space, self.store, self.fingerprint(space))
+
     def _golden_once(self, space: Space) -> float | None:
         """The worst golden cosine; None, and no model, where the fingerprint has passed here before.
 

@@ -133,6 +133,8 @@ class QualitySettings(_Section):
     max_rejected_share: float = Field(default=0.5, ge=0, le=1)
     max_failed_share: float = Field(default=0.05, ge=0, le=1)
     max_duplicate_share: float = Field(default=0.5, ge=0, le=1)
+    max_shift: float = Field(default=0.1, ge=0)
+    max_listing_hours: float = Field(default=36.0, gt=0)
     min_cosine_distance: float = Field(default=0.001, ge=0)
     min_recall: float = Field(default=0.95, ge=0, le=1)
     min_recall_at_100: float = Field(default=0.9, ge=0, le=1)
@@ -240,6 +242,7 @@ class Settings(BaseSettings):
     timezone: str = "UTC"
     schedules: list[ScheduleSettings] = []
     alerts: AlertSettings = AlertSettings()
+    metadata_page: str = "docs/metadata.md"
 
     @classmethod
     def settings_customise_sources(

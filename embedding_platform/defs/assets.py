@@ -1,35 +1,53 @@
 """Assets: one shape for every modality. Each body reads, calls a reconciliation, and reports."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
 
 import dagster as dg
 
 from embedding_platform.defs import checks, metadata
+from embedding_platform.defs.freshness import last_listings
 from embedding_platform.defs.partitions import set_name, sources_of
-from embedding_platform.defs.resources import PlatformResource, clear_failures, progress_of
+from embedding_platform.defs.resources import PlatformResource, progress_of
+from embedding_platform.errors import PlatformError, UnsoundError
 from embedding_platform.media.cutting import Cutting, code_version
+from embedding_platform.media.items import verdict_code
+from embedding_platform.milvus.schema import alias_name
 from embedding_platform.models.loading import is_remote
+from embedding_platform.platform import Platform
 from embedding_platform.reconcile.collection import reconcile_collection
-from embedding_platform.reconcile.embeddings import reconcile_embeddings
+from embedding_platform.reconcile.distribution import accept_distribution, compare_distribution
+from embedding_platform.reconcile.embeddings import EmbeddingsReport, reconcile_embeddings
 from embedding_platform.reconcile.files import reconcile_files
 from embedding_platform.reconcile.segments import reconcile_segments
-from embedding_platform.spaces import Modality, Space
+from embedding_platform.settings import Settings
+from embedding_platform.spaces import Index, Modality, Space
 
 OWNERS = ("team:data-platform",)
 
+MOST_TAG_CHARACTERS = 63
+"""Longest value of a tag that Dagster takes."""
+
+Results: TypeAlias = Iterator[dg.MaterializeResult | dg.AssetCheckResult]
+
 
 def modality_assets(
-    modality: Modality, spaces: Sequence[tuple[Space, str]], cutting: Cutting
+    modality: Modality, spaces: Sequence[tuple[Space, str]], cutting: Cutting, settings: Settings
 ) -> list[dg.AssetsDefinition]:
     """The asset chain of one modality; `spaces` are its spaces with their fingerprints."""
     return [
-        _files(modality),
-        _segments(modality, cutting),
-        *(make(space, fingerprint) for space, fingerprint in spaces for make in (_embeddings, _collection, _published)),
+        _files(modality, settings),
+        _segments(modality, cutting, settings),
+        *(
+            make(space, fingerprint, settings)
+            for space, fingerprint in spaces
+            for make in (_embeddings, _collection, _published)
+        ),
     ]
 
 
-def _files(modality: Modality) -> dg.AssetsDefinition:
+def _files(modality: Modality, settings: Settings) -> dg.AssetsDefinition:
     key, partitions = dg.AssetKey([modality.name, "files"]), sources_of(modality.name)
 
     @dg.asset(
@@ -38,31 +56,41 @@ def _files(modality: Modality) -> dg.AssetsDefinition:
         partitions_def=partitions,
         kinds={"file"},
         owners=OWNERS,
-        tags={"modality": modality.name, "stage": "files"},
-        description=f"The listing of a source: {modality.holds}. Known by content first, hashed once.",
+        tags=_tags(modality.name, "files"),
+        code_version=verdict_code(modality.name),
+        description=(
+            f"**The listing of a source**: {modality.holds}.\n\n"
+            "Compared with the last listing by size and time; what differs is hashed, and known by its content "
+            "from then on. A file that is not what its name promises is rejected with a reason."
+        ),
+        metadata=metadata.of_files_asset(settings, modality.name),
         check_specs=checks.specs(key, partitions),
     )
-    def files(context: dg.AssetExecutionContext, platform: PlatformResource) -> dg.MaterializeResult:
-        with clear_failures():
+    def files(context: dg.AssetExecutionContext, platform: PlatformResource) -> Results:
+        source = context.partition_key
+
+        def work() -> dg.MaterializeResult:
             report = reconcile_files(
                 platform.store,
                 platform.settings.media_url,
                 modality.name,
-                context.partition_key,
+                source,
                 platform.settings.listing,
                 platform.settings.decoding,
             )
-        total = len(report.items) + len(report.rejected)
-        return dg.MaterializeResult(
-            metadata=metadata.of_files(report),
-            data_version=dg.DataVersion(report.data_version),
-            check_results=[checks.of_rejects(report.rejected, total, platform.settings.quality)],
-        )
+            total = len(report.items) + len(report.rejected)
+            return dg.MaterializeResult(
+                metadata=metadata.of_files(report, platform, modality.name, source),
+                data_version=dg.DataVersion(report.data_version),
+                check_results=[checks.of_rejects(report.rejected, total, platform.settings.quality)],
+            )
+
+        yield from _told("files", work)
 
     return files
 
 
-def _segments(modality: Modality, cutting: Cutting) -> dg.AssetsDefinition:
+def _segments(modality: Modality, cutting: Cutting, settings: Settings) -> dg.AssetsDefinition:
     key, partitions = dg.AssetKey([modality.name, "segments"]), sources_of(modality.name)
 
     @dg.asset(
@@ -72,31 +100,40 @@ def _segments(modality: Modality, cutting: Cutting) -> dg.AssetsDefinition:
         partitions_def=partitions,
         kinds={"parquet"},
         owners=OWNERS,
-        tags={"modality": modality.name, "stage": "segments"},
+        tags=_tags(modality.name, "segments"),
         code_version=code_version(modality.name, cutting),
-        description="The pieces that get one vector each: passages, images, captions, windows, clips.",
+        description=(
+            "**The pieces that get one vector each**: passages, images, captions, windows, clips.\n\n"
+            "Files are compared by content with those that were cut already; each is decoded to its end. One that "
+            "cannot be is rejected with a reason, and tried again when it, or the way of cutting, changes."
+        ),
+        metadata=metadata.of_segments_asset(settings, modality.name),
         check_specs=checks.specs(key, partitions),
     )
-    def segments(context: dg.AssetExecutionContext, platform: PlatformResource) -> dg.MaterializeResult:
-        with clear_failures():
+    def segments(context: dg.AssetExecutionContext, platform: PlatformResource) -> Results:
+        source = context.partition_key
+
+        def work() -> dg.MaterializeResult:
             report = reconcile_segments(
                 platform.store,
                 modality.name,
-                context.partition_key,
+                source,
                 platform.cutting,
                 readers=platform.settings.batch.readers,
                 progress=progress_of(context, platform, "files cut"),
             )
-        return dg.MaterializeResult(
-            metadata=metadata.of_segments(report),
-            data_version=dg.DataVersion(report.data_version),
-            check_results=[checks.of_rejects(report.rejected, report.items, platform.settings.quality)],
-        )
+            return dg.MaterializeResult(
+                metadata=metadata.of_segments(report, platform, modality.name, source),
+                data_version=dg.DataVersion(report.data_version),
+                check_results=[checks.of_rejects(report.rejected, report.items, platform.settings.quality, "segments")],
+            )
+
+        yield from _told("segments", work)
 
     return segments
 
 
-def _embeddings(space: Space, fingerprint: str) -> dg.AssetsDefinition:
+def _embeddings(space: Space, fingerprint: str, settings: Settings) -> dg.AssetsDefinition:
     key, partitions = dg.AssetKey([space.modality, space.name, "embeddings"]), sources_of(space.modality)
 
     @dg.asset(
@@ -106,21 +143,27 @@ def _embeddings(space: Space, fingerprint: str) -> dg.AssetsDefinition:
         partitions_def=partitions,
         kinds={"openai" if is_remote(space.model) else "pytorch", "parquet", space.name},
         owners=OWNERS,
-        tags={"modality": space.modality, "space": space.name, "stage": "embeddings"},
+        tags=_tags(space.modality, "embeddings", space),
         code_version=fingerprint,
         pool="gpu",
         description=(
-            f"Vectors by {space.model.location}, {space.model.dimension} dimensions"
-            f"{', normalised' if space.normalised else ''}: {space.model.source}."
+            f"**Vectors** of {space.model.dimension} dimensions{', normalised' if space.normalised else ''}, by "
+            f"`{space.model.location}`: {space.model.source}.\n\n"
+            "A content that has a vector, in whatever source, is not embedded again. Each vector is judged before "
+            "it is stored: dimension, finite values, zero, norm. The code version is the fingerprint: all that "
+            "decides a vector's values."
         ),
+        metadata=metadata.of_embeddings_asset(settings, space, fingerprint),
         check_specs=checks.specs(key, partitions),
     )
-    def embeddings(context: dg.AssetExecutionContext, platform: PlatformResource) -> dg.MaterializeResult:
-        with clear_failures():
+    def embeddings(context: dg.AssetExecutionContext, platform: PlatformResource) -> Results:
+        source = context.partition_key
+
+        def work() -> dg.MaterializeResult:
             report = reconcile_embeddings(
                 platform.store,
                 space,
-                context.partition_key,
+                source,
                 platform.fingerprint(space),
                 platform.cutting,
                 lambda: platform.encoder(space),
@@ -128,16 +171,48 @@ def _embeddings(space: Space, fingerprint: str) -> dg.AssetsDefinition:
                 run_id=context.run_id,
                 progress=progress_of(context, platform, "segments embedded"),
             )
-        return dg.MaterializeResult(
-            metadata=metadata.of_embeddings(report, space),
-            data_version=dg.DataVersion(report.data_version),
-            check_results=checks.of_embeddings(report, space, platform.settings.quality),
-        )
+            return dg.MaterializeResult(
+                metadata=metadata.of_embeddings(report, platform, space, source),
+                data_version=dg.DataVersion(report.data_version),
+                check_results=judged_embeddings(report, platform, space, source),
+            )
+
+        yield from _told("embeddings", work)
 
     return embeddings
 
 
-def _collection(space: Space, fingerprint: str) -> dg.AssetsDefinition:
+def judged_embeddings(
+    report: EmbeddingsReport, platform: Platform, space: Space, source: str
+) -> list[dg.AssetCheckResult]:
+    """The verdicts on a source's vectors. Where all but warnings pass, later ones are compared with these vectors.
+
+    A distribution that the check of it warns of is not accepted by itself.
+
+    Raises:
+        PlatformError: if the history of the distribution cannot be read or written.
+    """
+    quality = platform.settings.quality
+    place = (platform.store, space.key, platform.fingerprint(space), source)
+    change = compare_distribution(*place, report.judged, report.data_version, quality.max_shift)
+    offending = checks.offending_contents(report, change, quality)
+    named = platform.live(space, source).segments_of(offending) if offending else []
+    verdicts = checks.of_embeddings(
+        report,
+        space,
+        quality,
+        platform.compared(space) if report.device else None,
+        change,
+        {segment.content_hash: segment.path for segment in named},
+    )
+    if not change.exceeded and all(
+        verdict.passed or verdict.severity == dg.AssetCheckSeverity.WARN for verdict in verdicts
+    ):
+        accept_distribution(*place, report.judged, change, report.data_version)
+    return verdicts
+
+
+def _collection(space: Space, fingerprint: str, settings: Settings) -> dg.AssetsDefinition:
     key, partitions = dg.AssetKey([space.modality, space.name, "collection"]), sources_of(space.modality)
 
     @dg.asset(
@@ -147,18 +222,23 @@ def _collection(space: Space, fingerprint: str) -> dg.AssetsDefinition:
         partitions_def=partitions,
         kinds={"milvus", space.name},
         owners=OWNERS,
-        tags={"modality": space.modality, "space": space.name, "stage": "collection"},
-        code_version=fingerprint,
+        tags=_tags(space.modality, "collection", space),
+        code_version=f"{fingerprint} {_index_code(space.index)}",
         pool="milvus",
-        description=f"One Milvus partition per source, {space.index.type} under {space.metric}, read back row by row.",
+        description=(
+            f"**The rows in Milvus**, {space.index.type} under {space.metric}; published as `{alias_name(space.key)}`."
+            "\n\nRows that are missing, stale or orphaned are written or deleted, and all are read back at Strong "
+            "consistency. Rows just written are searched for, and recall is measured against exact search."
+        ),
+        metadata=metadata.of_collection_asset(settings, space, fingerprint),
         check_specs=checks.specs(key, partitions),
     )
-    def collection(context: dg.AssetExecutionContext, platform: PlatformResource) -> dg.MaterializeResult:
-        live = platform.live(space, context.partition_key)
-        with clear_failures():
+    def collection(context: dg.AssetExecutionContext, platform: PlatformResource) -> Results:
+        def work() -> dg.MaterializeResult:
+            target, live = platform.target(space), platform.live(space, context.partition_key)
             report = reconcile_collection(
                 platform.milvus,
-                platform.target(space),
+                target,
                 live,
                 platform.settings.milvus_in_place,
                 platform.settings.quality,
@@ -166,16 +246,18 @@ def _collection(space: Space, fingerprint: str) -> dg.AssetsDefinition:
                 held_out=lambda: platform.held_out(space),
                 progress=progress_of(context, platform, "rows written"),
             )
-        return dg.MaterializeResult(
-            metadata=metadata.of_collection(report, live),
-            data_version=dg.DataVersion(report.data_version),
-            check_results=checks.of_collection(report, platform.settings.quality),
-        )
+            return dg.MaterializeResult(
+                metadata=metadata.of_collection(report, platform, target, live, _started(context)),
+                data_version=dg.DataVersion(report.data_version),
+                check_results=checks.of_collection(report, platform.settings.quality),
+            )
+
+        yield from _told("collection", work)
 
     return collection
 
 
-def _published(space: Space, fingerprint: str) -> dg.AssetsDefinition:
+def _published(space: Space, fingerprint: str, settings: Settings) -> dg.AssetsDefinition:
     key = dg.AssetKey([space.modality, space.name, "published"])
 
     @dg.asset(
@@ -184,21 +266,66 @@ def _published(space: Space, fingerprint: str) -> dg.AssetsDefinition:
         group_name=space.modality,
         kinds={"milvus", space.name},
         owners=OWNERS,
-        tags={"modality": space.modality, "space": space.name, "stage": "published"},
+        tags=_tags(space.modality, "published", space),
         code_version=fingerprint,
         pool="milvus",
-        description="The alias that readers search: moves to the newest collection when every source is complete.",
+        description=(
+            f"**The alias `{alias_name(space.key)}` that readers search.**\n\n"
+            "It moves, in one step, to the newest collection when every source is complete and sound in it; until "
+            "then readers go on with the one before. `embedding-platform rollback` moves it back."
+        ),
+        metadata=metadata.of_published_asset(settings, space, fingerprint),
         check_specs=checks.specs(key, None),
     )
-    def published(context: dg.AssetExecutionContext, platform: PlatformResource) -> dg.MaterializeResult:
-        with clear_failures():
+    def published(context: dg.AssetExecutionContext, platform: PlatformResource) -> Results:
+        def work() -> dg.MaterializeResult:
             report = platform.published(
                 space, lambda: context.instance.get_dynamic_partitions(set_name(space.modality))
             )
-        return dg.MaterializeResult(
-            metadata=metadata.of_published(report),
-            data_version=dg.DataVersion(report.collection if report.published else (report.previous or "none")),
-            check_results=[checks.of_published(report)],
-        )
+            return dg.MaterializeResult(
+                metadata=metadata.of_published(report, platform, space),
+                data_version=dg.DataVersion(report.collection if report.published else (report.previous or "none")),
+                check_results=checks.of_published(
+                    report, last_listings(context.instance, space.modality), platform.settings.quality
+                ),
+            )
+
+        yield from _told("published", work)
 
     return published
+
+
+def _told(stage: str, work: Callable[[], dg.MaterializeResult]) -> Results:
+    """What the work came to. A PlatformError becomes a failure that shows its one line and is not retried.
+
+    Where a check stands for it, that check shows it as failed too.
+    """
+    try:
+        result = work()
+    except PlatformError as error:
+        verdict = checks.of_error(error, stage) if isinstance(error, UnsoundError) else None
+        if verdict is not None:
+            yield verdict
+        raise dg.Failure(description=str(error), allow_retries=False) from None
+    yield result
+
+
+def _started(context: dg.AssetExecutionContext) -> float | None:
+    """When the run began, in seconds since 1970."""
+    record = context.instance.get_run_record_by_id(context.run_id)
+    return record.start_time if record is not None else None
+
+
+def _tags(modality: str, stage: str, space: Space | None = None) -> dict[str, str]:
+    tags = {"modality": modality, "stage": stage}
+    return tags if space is None else {**tags, "space": space.name, "model": _tag(space.model.location)}
+
+
+def _tag(location: str) -> str:
+    """The name of a model without the place it lies in, of letters that a tag may have."""
+    name = location.partition("@")[0].rstrip("/").rsplit("/", 1)[-1]
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:MOST_TAG_CHARACTERS]
+
+
+def _index_code(index: Index) -> str:
+    return " ".join([index.type, *(f"{name}={value}" for name, value in index.build.items())])

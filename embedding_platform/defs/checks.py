@@ -1,11 +1,20 @@
-"""Asset checks: what is specified for each asset, and the verdicts on a stage's report."""
+"""Asset checks: what is specified for each asset, and the verdicts on a stage's report.
 
-from collections.abc import Iterable, Sequence
+Each verdict has the numbers and the thresholds that it was passed on; one that fails names the
+worst offenders, and says what to do. docs/metadata.md explains each of them.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import dagster as dg
 
 from embedding_platform.defs import metadata
+from embedding_platform.defs.freshness import MOST_LOOKED_AT, Listings
+from embedding_platform.errors import UnsoundError
+from embedding_platform.inference.golden import GoldenReport
 from embedding_platform.reconcile.collection import CollectionReport
+from embedding_platform.reconcile.distribution import Change
 from embedding_platform.reconcile.embeddings import EmbeddingsReport
 from embedding_platform.reconcile.publication import PublicationReport
 from embedding_platform.reconcile.recall import Recall
@@ -15,111 +24,259 @@ from embedding_platform.spaces import Space
 
 MOST_EXAMPLES = 20
 
+MOST_CELL_CHARACTERS = 500
+
 MOST_NAMED = 3
 
 FEWEST_TO_COLLAPSE = 10
 """A handful of alike files is no sign of a broken model."""
 
-_REJECTS = ("rejects", True, "Few enough items were rejected. Any reject is a warning; too large a share blocks.")
-_OF_EMBEDDINGS = (
-    ("dimension", True, "Every vector has the space's dimension."),
-    ("finite", True, "Every value of every vector is finite."),
-    ("zero", True, "No vector is zero."),
-    ("norm", True, "Every norm lies in the space's band."),
-    ("collapse", True, "Different contents have different vectors: not all pairs have a cosine near one."),
-    ("count", True, "Every live segment has a vector or a recorded rejection."),
-    _REJECTS,
-    ("duplicates", False, "Few segments share their content with another."),
+
+@dataclass(frozen=True)
+class _Check:
+    """A check of one kind of asset: whether a failure stops what comes after, what it holds, and what to do if not."""
+
+    name: str
+    blocking: bool
+    holds: str
+    mend: str
+
+
+_REJECTS = _Check(
+    "rejects",
+    True,
+    "Few enough items were rejected. Any reject is a warning; too large a share blocks.",
+    "See the list with `embedding-platform rejects`; mend or remove the files, raise the limit that a reason "
+    "names, or raise `quality.max_rejected_share`.",
 )
-_OF_COLLECTION = (
-    ("rows", True, "Milvus holds exactly the desired rows, read back at Strong consistency."),
-    ("recall", True, "Recall@10 and recall@100 of the index against exact search reach their floors."),
-    ("drift", False, "Nobody else dropped, altered or added rows; where somebody did, they are put right."),
+_GOLDEN = _Check(
+    "golden",
+    True,
+    "The model gives the vectors of fixed inputs that it gave when it made its first.",
+    "Go back to the library, runtime or device that the failure names, or set a higher number in `generations`, "
+    "which embeds the space anew.",
 )
-_OF_PUBLISHED = (("gate", False, "Every source is complete in the collection that the alias names."),)
+_STORED_FAULT = "Remove the shards of this source, which the materialization names, and run again."
+_FAULT = (
+    f"Look at the files that were left out, and at precision and device. Where stored vectors offend: {_STORED_FAULT}"
+)
+
+CHECKS: Mapping[str, tuple[_Check, ...]] = {
+    "files": (_REJECTS,),
+    "segments": (_REJECTS,),
+    "embeddings": (
+        _Check("dimension", True, "Every vector has the space's dimension.", _FAULT),
+        _Check("finite", True, "Every value of every vector is finite.", _FAULT),
+        _Check("zero", True, "No vector is zero.", _FAULT),
+        _Check("norm", True, "Every norm lies in the space's band.", _FAULT),
+        _Check(
+            "collapse",
+            True,
+            "Different contents have different vectors: not all pairs have a cosine near one.",
+            "Suspect the model's files, its precision or its device; where the media are that much alike, lower "
+            "`quality.min_cosine_distance`.",
+        ),
+        _Check(
+            "count",
+            True,
+            "Every live segment has a vector or a recorded rejection.",
+            "Materialize embeddings of this source again, which does what is missing.",
+        ),
+        _REJECTS,
+        _Check(
+            "duplicates",
+            False,
+            "Few segments share their content with another.",
+            "Remove copies from the source, or raise `quality.max_duplicate_share`. Each content is embedded once.",
+        ),
+        _Check(
+            "distribution",
+            False,
+            "Centre, spread and mean norm of the vectors are as when the checks last passed, as far as is usual for "
+            "this source.",
+            "Look at the files that are named: where the media are meant to be that different, accept it with "
+            "`embedding-platform accept`; where not, put the media right, or see what changed in decoder and model.",
+        ),
+        _GOLDEN,
+    ),
+    "collection": (
+        _Check(
+            "rows",
+            True,
+            "Milvus holds exactly the desired rows, read back at Strong consistency.",
+            "See that nobody else writes to the collection, then materialize it again.",
+        ),
+        _Check(
+            "index",
+            True,
+            "The index that the settings ask for is built and loaded, and rows just written are found through it.",
+            "See the log and the load of Milvus, choose an index type that it has, or raise "
+            "`milvus.searchable_seconds`; then materialize again.",
+        ),
+        _Check(
+            "recall",
+            True,
+            "Recall@10 and recall@100 of the index against exact search reach their floors.",
+            "Run `embedding-platform tune` for the space, which finds search parameters that suffice; or build the "
+            "index with more effort (`indexes`), or lower the floors (`quality.min_recall`).",
+        ),
+        _Check(
+            "tampering",
+            False,
+            "Nobody else dropped, altered or added rows; where somebody did, they are put right.",
+            "Nothing is left to do here; find out who else writes to this Milvus, and let them have a user without "
+            "that right.",
+        ),
+    ),
+    "published": (
+        _Check(
+            "gate",
+            False,
+            "Every source is complete and sound in the collection that the alias is to name.",
+            "Run the sources that are named: `embedding-platform run --source NAME`.",
+        ),
+        _Check(
+            "alias",
+            False,
+            "Readers search the collection of the present model: the alias points there.",
+            "See the check `gate` for what it waits for; after a rollback, `embedding-platform publish`.",
+        ),
+        _GOLDEN,
+        _Check(
+            "freshness",
+            False,
+            "Every source was listed not long ago, so that new media are not missed.",
+            "See that the daemon runs and the schedules are on, and why the last runs of the sources that are named "
+            "failed; then `embedding-platform run --source NAME`.",
+        ),
+    ),
+}
+"""The checks by the last part of an asset's key."""
 
 
 def specs(asset: dg.AssetKey, partitions: dg.PartitionsDefinition | None) -> list[dg.AssetCheckSpec]:
     """The check specifications of the asset, by the last part of its key."""
-    table = {
-        "files": (_REJECTS,),
-        "segments": (_REJECTS,),
-        "embeddings": _OF_EMBEDDINGS,
-        "collection": _OF_COLLECTION,
-        "published": _OF_PUBLISHED,
-    }[asset.path[-1]]
     return [
-        dg.AssetCheckSpec(name, asset=asset, blocking=blocking, description=description, partitions_def=partitions)
-        for name, blocking, description in table
+        dg.AssetCheckSpec(
+            check.name,
+            asset=asset,
+            blocking=check.blocking,
+            description=f"{check.holds}\n\nIf not: {check.mend}",
+            partitions_def=partitions,
+        )
+        for check in CHECKS[asset.path[-1]]
     ]
 
 
-def of_rejects(rejected: Sequence[Reject], total: int, quality: QualitySettings) -> dg.AssetCheckResult:
+def of_error(error: UnsoundError, stage: str) -> dg.AssetCheckResult | None:
+    """The verdict of the check that a failure stands for; None where the stage has no such check."""
+    if error.check not in {check.name for check in CHECKS[stage]}:
+        return None
+    worst = _table(("worst",), ((one,) for one in error.worst)) if error.worst else None
+    return _result(stage, error.check, False, str(error), dict(error.numbers), worst)
+
+
+def of_rejects(
+    rejected: Sequence[Reject], total: int, quality: QualitySettings, stage: str = "files"
+) -> dg.AssetCheckResult:
     """Verdict on a stage's rejects out of `total` things: passed, warned, or blocking."""
     share = len(rejected) / total if total else 0.0
     blocks = share > quality.max_rejected_share
-    return dg.AssetCheckResult(
-        check_name="rejects",
-        passed=not rejected,
-        severity=dg.AssetCheckSeverity.ERROR if blocks else dg.AssetCheckSeverity.WARN,
-        description=(
+    return _result(
+        stage,
+        "rejects",
+        not rejected,
+        (
             f"{len(rejected)} of {total} rejected, more than quality.max_rejected_share {quality.max_rejected_share}"
             if blocks
             else f"{len(rejected)} of {total} rejected"
         ),
-        metadata={
-            "rejected": len(rejected),
-            "share": share,
-            "worst": _table(
-                ("path", "reason"), ((path, reason) for path, _, _, reason in list(rejected)[:MOST_EXAMPLES])
-            ),
-        },
+        {"rejected": len(rejected), "share": share, "most_allowed": quality.max_rejected_share},
+        _rejects(rejected) if rejected else None,
+        is_warning=not blocks,
     )
 
 
-def of_embeddings(report: EmbeddingsReport, space: Space, quality: QualitySettings) -> list[dg.AssetCheckResult]:
-    """Verdicts on the vectors of one partition."""
+def of_embeddings(
+    report: EmbeddingsReport,
+    space: Space,
+    quality: QualitySettings,
+    golden: GoldenReport | None,
+    change: Change,
+    paths: Mapping[str, str],
+) -> list[dg.AssetCheckResult]:
+    """Verdicts on the vectors of one partition.
+
+    `golden` is None where no model was loaded. `paths` name files by the hash of a content.
+    """
     return [
-        *(_of_fault(fault, report, space, quality) for fault in ("dimension", "finite", "zero", "norm")),
+        *(_of_fault(fault, report, space, quality, paths) for fault in ("dimension", "finite", "zero", "norm")),
         _of_collapse(report, quality),
-        dg.AssetCheckResult(
-            check_name="count",
-            passed=not report.missing,
-            description=f"{len(report.missing)} of {report.contents} live contents have no vector",
-            metadata={
+        _result(
+            "embeddings",
+            "count",
+            not report.missing,
+            f"{len(report.missing)} of {report.contents} live contents have no vector",
+            {
                 "live_segments": report.segments,
                 "live_contents": report.contents,
-                "missing": _ids(report.missing),
+                "missing": len(report.missing),
             },
+            _contents(report.missing, paths) if report.missing else None,
         ),
-        of_rejects(report.rejected, report.contents, quality),
-        _of_duplicates(report, quality),
+        of_rejects(report.rejected, report.contents, quality, "embeddings"),
+        _of_duplicates(report, quality, paths),
+        _of_distribution(change, paths),
+        _of_golden("embeddings", golden),
     ]
+
+
+def offending_contents(report: EmbeddingsReport, change: Change, quality: QualitySettings) -> list[str]:
+    """Content hashes that failing checks are to name by their files."""
+    stored = [content for contents in report.judged.faults.values() for content in contents[:MOST_EXAMPLES]]
+    repeated = report.repeated if _repeated_share(report) > quality.max_duplicate_share else []
+    return [*stored, *report.missing[:MOST_EXAMPLES], *(content for content, _ in [*repeated, *change.outliers])]
 
 
 def of_collection(report: CollectionReport, quality: QualitySettings) -> list[dg.AssetCheckResult]:
     """Verdicts on one Milvus partition, which the sync has read back."""
-    drift = report.drift
+    drift, index = report.drift, report.index
     return [
-        dg.AssetCheckResult(
-            check_name="rows",
-            passed=True,
-            description=f"{report.rows} rows read back equal the desired ones",
-            metadata={"rows": report.rows, "repaired": report.sync.repaired},
+        _result(
+            "collection",
+            "rows",
+            True,
+            f"{report.rows} rows read back equal the desired ones",
+            {"rows": report.rows, "repaired": report.sync.repaired},
+        ),
+        _result(
+            "collection",
+            "index",
+            True,
+            f"{index.type}, {'built now' if report.index_built else 'as it was'}; rows just written are found",
+            {
+                "type": index.type,
+                "built_now": report.index_built,
+                "seconds_indexed": round(report.seconds["indexed"], 3),
+                "seconds_searchable": round(report.seconds["searchable"], 3),
+                **index.build,
+                **index.search,
+            },
         ),
         _of_recall(report.recall, quality),
-        dg.AssetCheckResult(
-            check_name="drift",
-            passed=not (drift.dropped or drift.altered or drift.added),
-            severity=dg.AssetCheckSeverity.WARN,
-            description=f"somebody else dropped {drift.dropped} rows, altered {drift.altered}, added {drift.added}",
-            metadata={"dropped": drift.dropped, "altered": drift.altered, "added": drift.added},
+        _result(
+            "collection",
+            "tampering",
+            not (drift.dropped or drift.altered or drift.added),
+            f"somebody else dropped {drift.dropped} rows, altered {drift.altered}, added {drift.added}",
+            {"dropped": drift.dropped, "altered": drift.altered, "added": drift.added},
+            is_warning=True,
         ),
     ]
 
 
-def of_published(report: PublicationReport) -> dg.AssetCheckResult:
-    """Verdict of the gate; a warning, since the last good collection stays published."""
+def of_published(report: PublicationReport, listings: Listings, quality: QualitySettings) -> list[dg.AssetCheckResult]:
+    """Verdicts on the alias; warnings but for the model, since the last good collection stays published."""
     due = report.waiting or report.behind
     told = "; ".join(f"{source}: {reason}" for source, reason in list(due.items())[:MOST_NAMED])
     if report.waiting:
@@ -128,24 +285,103 @@ def of_published(report: PublicationReport) -> dg.AssetCheckResult:
         description = f"{report.alias} points to {report.collection}, which is behind. {told}"
     else:
         description = f"{report.alias} points to {report.collection}"
-    return dg.AssetCheckResult(
-        check_name="gate",
-        passed=not due,
-        severity=dg.AssetCheckSeverity.WARN,
-        description=description,
-        metadata={"waiting": _table(("source", "reason"), due.items())},
+    golden = report.gate.golden if report.gate is not None else None
+    return [
+        _result(
+            "published",
+            "gate",
+            not due,
+            description,
+            {"waiting": len(report.waiting), "behind": len(report.behind)},
+            _table(("source", "reason"), due.items()) if due else None,
+            is_warning=True,
+        ),
+        _result(
+            "published",
+            "alias",
+            report.published,
+            (
+                f"{report.alias} points to {report.collection}"
+                if report.published
+                else f"{report.alias} points to {report.previous or 'nothing'}, and not to {report.collection}"
+            ),
+            {"moved": report.moved},
+            is_warning=True,
+        ),
+        _result(
+            "published",
+            "golden",
+            True,
+            "the model passed when its collection was first published" if golden is None else "the model passed",
+            {} if golden is None else {"worst_cosine": golden},
+        ),
+        _of_freshness(listings, quality),
+    ]
+
+
+def _of_freshness(listings: Listings, quality: QualitySettings) -> dg.AssetCheckResult:
+    most = quality.max_listing_hours
+    old = {source: hours for source, hours in listings.oldest.items() if hours is None or hours > most}
+    oldest = max((hours for hours in listings.oldest.values() if hours is not None), default=0.0)
+    at_least = "at least " if len(old) == MOST_LOOKED_AT else ""
+    rows = ((source, "never" if hours is None else f"{hours:.1f} hours ago") for source, hours in old.items())
+    return _result(
+        "published",
+        "freshness",
+        not old,
+        f"{at_least}{len(old)} of {listings.sources} sources were not listed for {most:g} hours",
+        {
+            "sources": listings.sources,
+            "not_listed": len(old),
+            "hours_of_oldest": round(oldest, 3),
+            "most_hours": most,
+        },
+        _table(("source", "listed"), rows) if old else None,
+        is_warning=True,
     )
+
+
+def _of_golden(stage: str, golden: GoldenReport | None) -> dg.AssetCheckResult:
+    if golden is None:
+        return _result(stage, "golden", True, "no model was loaded, since nothing had to be embedded", {})
+    numbers: dict[str, float] = {"compared": golden.compared, "floor": golden.floor}
+    if golden.worst_cosine is None:
+        return _result(stage, "golden", True, "the first vectors of this model are kept from now on", numbers)
+    description = f"worst cosine {golden.worst_cosine:.6f} of {golden.compared} inputs"
+    return _result(stage, "golden", True, description, {**numbers, "worst_cosine": golden.worst_cosine})
+
+
+def _of_distribution(change: Change, paths: Mapping[str, str]) -> dg.AssetCheckResult:
+    numbers: dict[str, float] = {
+        "vectors": change.vectors,
+        "spread": change.spread,
+        "mean_norm": change.mean_norm,
+        "accepted_changes": change.accepted,
+        **change.figures,
+        **{f"{name}_limit": limit for name, limit in change.limits.items()},
+    }
+    if not change.figures:
+        description = "nothing to compare with yet, or too few vectors to tell"
+    else:
+        description = ", ".join(
+            f"{name.replace('_', ' ')} {value:.4f} of at most {change.limits[name]:.4f}"
+            for name, value in change.figures.items()
+        )
+    rows = ((paths.get(content, content), f"{cosine:.3f}") for content, cosine in change.outliers)
+    worst = _table(("farthest from the former centre", "cosine"), rows) if change.outliers else None
+    return _result("embeddings", "distribution", not change.exceeded, description, numbers, worst, is_warning=True)
 
 
 def _of_recall(recall: Recall | None, quality: QualitySettings) -> dg.AssetCheckResult:
     if recall is None:
-        return dg.AssetCheckResult(check_name="recall", passed=True, description="no rows to search")
+        return _result("collection", "recall", True, "no rows to search", {})
     shortfall = recall.shortfall(quality)
-    return dg.AssetCheckResult(
-        check_name="recall",
-        passed=not shortfall,
-        description=shortfall or f"recall@10 is {recall.at_10:.3f}, recall@100 {recall.at_100:.3f}",
-        metadata={
+    return _result(
+        "collection",
+        "recall",
+        not shortfall,
+        shortfall or f"recall@10 is {recall.at_10:.3f}, recall@100 {recall.at_100:.3f}",
+        {
             "queries": recall.queries,
             "held_out_queries": recall.held_out,
             "floor_at_10": quality.min_recall,
@@ -156,7 +392,9 @@ def _of_recall(recall: Recall | None, quality: QualitySettings) -> dg.AssetCheck
     )
 
 
-def _of_fault(fault: str, report: EmbeddingsReport, space: Space, quality: QualitySettings) -> dg.AssetCheckResult:
+def _of_fault(
+    fault: str, report: EmbeddingsReport, space: Space, quality: QualitySettings, paths: Mapping[str, str]
+) -> dg.AssetCheckResult:
     offending = report.faults.get(fault, [])
     stored = report.judged.faults.get(fault, [])
     share = len(offending) / report.contents if report.contents else 0.0
@@ -169,59 +407,103 @@ def _of_fault(fault: str, report: EmbeddingsReport, space: Space, quality: Quali
     numbers: dict[str, float] = {}
     if fault == "norm" and len(report.judged.norms):
         numbers = {"norm_min": float(report.judged.norms.min()), "norm_max": float(report.judged.norms.max())}
-    return dg.AssetCheckResult(
-        check_name=fault,
-        passed=share <= quality.max_failed_share and not stored,
-        description=(
+    left_out = [reject for reject in report.rejected if reject[3].split(": ")[0] == fault]
+    worst = _rejects(left_out) if left_out else _contents(stored, paths) if stored else None
+    return _result(
+        "embeddings",
+        fault,
+        share <= quality.max_failed_share and not stored,
+        (
             f"{len(stored)} stored vectors offend; remove the shards of this source and run again"
             if stored
             else f"{len(offending)} of {report.contents} vectors offend and were left out"
         ),
-        metadata={
+        {
             "expected": expected,
             "offending": len(offending),
             "share": share,
-            "judged_again": report.judged.judged,
-            "ids": _ids(offending),
+            "most_allowed": quality.max_failed_share,
+            "judged": report.judged.judged,
             **numbers,
         },
+        worst,
     )
 
 
 def _of_collapse(report: EmbeddingsReport, quality: QualitySettings) -> dg.AssetCheckResult:
     spread = report.judged.spread
     if spread is None or report.judged.judged < FEWEST_TO_COLLAPSE:
-        return dg.AssetCheckResult(check_name="collapse", passed=True, description="too few vectors to tell")
-    return dg.AssetCheckResult(
-        check_name="collapse",
-        passed=spread.distance >= quality.min_cosine_distance,
-        description=f"cosine of random pairs: {spread.low:.3f} to {spread.high:.3f} (5th to 95th percentile)",
-        metadata={
+        return _result("embeddings", "collapse", True, "too few vectors to tell", {})
+    return _result(
+        "embeddings",
+        "collapse",
+        spread.distance >= quality.min_cosine_distance,
+        f"cosine of random pairs: {spread.low:.3f} to {spread.high:.3f} (5th to 95th percentile)",
+        {
             "cosine_p5": spread.low,
             "cosine_p50": spread.median,
             "cosine_p95": spread.high,
             "pairs": spread.pairs,
+            "distance": spread.distance,
             "floor": quality.min_cosine_distance,
         },
     )
 
 
-def _of_duplicates(report: EmbeddingsReport, quality: QualitySettings) -> dg.AssetCheckResult:
-    share = report.duplicates / report.segments if report.segments else 0.0
-    return dg.AssetCheckResult(
-        check_name="duplicates",
-        passed=share <= quality.max_duplicate_share,
-        severity=dg.AssetCheckSeverity.WARN,
-        description=f"{report.duplicates} of {report.segments} segments repeat another's content",
-        metadata={"duplicates": report.duplicates, "share": share, "ids": _ids(report.repeated)},
+def _of_duplicates(report: EmbeddingsReport, quality: QualitySettings, paths: Mapping[str, str]) -> dg.AssetCheckResult:
+    share = _repeated_share(report)
+    passed = share <= quality.max_duplicate_share
+    rows = ((paths.get(content, content), str(count)) for content, count in report.repeated)
+    return _result(
+        "embeddings",
+        "duplicates",
+        passed,
+        f"{report.duplicates} of {report.segments} segments repeat another's content",
+        {"duplicates": report.duplicates, "share": share, "most_allowed": quality.max_duplicate_share},
+        None if passed else _table(("content of", "segments"), rows),
+        is_warning=True,
     )
 
 
-def _ids(ids: Sequence[str]) -> dg.MetadataValue:
-    return dg.MetadataValue.json(list(ids[:MOST_EXAMPLES]))
+def _repeated_share(report: EmbeddingsReport) -> float:
+    return report.duplicates / report.segments if report.segments else 0.0
+
+
+def _result(
+    stage: str,
+    name: str,
+    passed: bool,
+    description: str,
+    numbers: Mapping[str, dg.MetadataValue | str | int | float | bool],
+    worst: dg.MetadataValue | None = None,
+    is_warning: bool = False,
+) -> dg.AssetCheckResult:
+    (check,) = (check for check in CHECKS[stage] if check.name == name)
+    told = dict(numbers)
+    if worst is not None:
+        told["worst"] = worst
+    if not passed:
+        told["what_to_do"] = dg.MetadataValue.md(check.mend)
+    return dg.AssetCheckResult(
+        check_name=name,
+        passed=passed,
+        severity=dg.AssetCheckSeverity.WARN if is_warning else dg.AssetCheckSeverity.ERROR,
+        description=description,
+        metadata=told,
+    )
+
+
+def _rejects(rejected: Sequence[Reject]) -> dg.MetadataValue:
+    return _table(("path", "reason"), ((path, reason) for path, _, _, reason in rejected[:MOST_EXAMPLES]))
+
+
+def _contents(contents: Sequence[str], paths: Mapping[str, str]) -> dg.MetadataValue:
+    rows = ((paths.get(content, ""), content) for content in contents[:MOST_EXAMPLES])
+    return _table(("path", "content hash"), rows)
 
 
 def _table(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> dg.MetadataValue:
     schema = dg.TableSchema(columns=[dg.TableColumn(name) for name in columns])
-    records = [dg.TableRecord(dict(zip(columns, row, strict=True))) for row in rows]
+    cut = (tuple(cell[:MOST_CELL_CHARACTERS] for cell in row) for row in rows)
+    records = [dg.TableRecord(dict(zip(columns, row, strict=True))) for row in cut]
     return dg.MetadataValue.table(records, schema=schema)

@@ -1,105 +1,209 @@
-"""Metadata: a stage's report as numbers that the UI plots, and as pictures where those say more."""
+"""Metadata: a stage's report as numbers that the UI plots, and as pictures where those say more.
 
-import base64
-import io
+docs/metadata.md explains every name. Numbers are told by every run; pictures by those that made or
+changed something, since each lies in Dagster's event log for good.
+"""
+
+import re
+import shlex
+import time
 from collections.abc import Mapping, Sequence
 
 import dagster as dg
-import numpy as np
+import pyarrow as pa
 
-from embedding_platform.errors import RejectedError
+from embedding_platform import layout, records
+from embedding_platform.defs import pictures
+from embedding_platform.errors import PlatformError
+from embedding_platform.media.cutting import code_version
+from embedding_platform.milvus.schema import Provenance, alias_name, column_types
+from embedding_platform.platform import Platform
 from embedding_platform.reconcile.collection import CollectionReport
 from embedding_platform.reconcile.embeddings import EmbeddingsReport
 from embedding_platform.reconcile.files import FilesReport
 from embedding_platform.reconcile.publication import PublicationReport
 from embedding_platform.reconcile.recall import Recall
 from embedding_platform.reconcile.rows import LiveRows
+from embedding_platform.reconcile.samples import neighbours, sample_of_source, samples_of_others
 from embedding_platform.reconcile.segments import SegmentsReport
+from embedding_platform.reconcile.target import Target
+from embedding_platform.settings import Settings
 from embedding_platform.spaces import Space
 
 Metadata = dict[str, dg.MetadataValue | str | int | float | bool]
 
-MOST_POINTS = 400
-MOST_THUMBNAILS = 6
-THUMBNAIL_PIXELS = 72
+FEWEST_POINTS = 3
+"""Vectors from which on a map shows something."""
 
 
-def of_files(report: FilesReport) -> Metadata:
+def of_files_asset(settings: Settings, modality: str) -> Metadata:
+    """What is known of the asset before it is materialized: where its tables lie, and their columns."""
+    return _of_asset(
+        settings, "files", layout.items_folder(settings.store_url, modality), _columns(records.ITEMS, "path")
+    )
+
+
+def of_segments_asset(settings: Settings, modality: str) -> Metadata:
+    """The same of segments."""
+    folder = layout.segments_root(settings.store_url, modality)
+    return _of_asset(settings, "segments", folder, _columns(records.SEGMENTS, "segment_id"))
+
+
+def of_embeddings_asset(settings: Settings, space: Space, fingerprint: str) -> Metadata:
+    """The same of embeddings, and which model makes them."""
+    folder = layout.space_folder(settings.store_url, space.key, fingerprint)
+    columns = _columns(records.vectors_schema(space.model.dimension))
+    return {
+        **_of_asset(settings, "embeddings", folder, columns),
+        "model": space.model.location,
+        "dimension": space.model.dimension,
+        "licence": space.model.licence,
+        "fingerprint": fingerprint,
+    }
+
+
+def of_collection_asset(settings: Settings, space: Space, fingerprint: str) -> Metadata:
+    """The same of a collection, and a link to the alias by which it is published."""
+    provenance = Target(space, fingerprint).provenance
+    return {
+        **_of_asset(settings, "collection", settings.milvus_uri, _fields(provenance)),
+        "published_as": dg.MetadataValue.asset(dg.AssetKey([space.modality, space.name, "published"])),
+        "alias": alias_name(space.key),
+        "fingerprint": fingerprint,
+    }
+
+
+def of_published_asset(settings: Settings, space: Space, fingerprint: str) -> Metadata:
+    """The same of the alias, and a link to the collection that it is to point to."""
+    provenance = Target(space, fingerprint).provenance
+    return {
+        **_of_asset(settings, "published", settings.milvus_uri, _fields(provenance)),
+        "dagster/table_name": alias_name(space.key),
+        "collection_asset": dg.MetadataValue.asset(dg.AssetKey([space.modality, space.name, "collection"])),
+        "fingerprint": fingerprint,
+    }
+
+
+def of_files(report: FilesReport, platform: Platform, modality: str, source: str) -> Metadata:
     """Counts of the increment and of what was read."""
-    metadata: Metadata = {
+    table = layout.rejected_items_url(platform.store, modality, source)
+    return {
         **report.increment.counts(),
         "dagster/partition_row_count": len(report.items),
-        "rejected": len(report.rejected),
+        "dagster/uri": without_password(layout.items_url(platform.store, modality, source)),
         "skipped": report.skipped,
         "hashed": report.hashed,
         "bytes": sum(item.size for item in report.items),
+        **_of_rejects(len(report.rejected), len(report.items) + len(report.rejected), table, modality, source),
+        "seconds_total": round(report.seconds, 3),
+        "explained": explained(platform.settings, "files"),
     }
-    images = [item.uri for item in report.items if item.media_type.startswith("image/")]
-    if images:
-        metadata["thumbnails"] = _thumbnails(images[:MOST_THUMBNAILS])
+
+
+def of_segments(report: SegmentsReport, platform: Platform, modality: str, source: str) -> Metadata:
+    """Counts of items cut, and of live segments, and pictures of some that are new."""
+    version = code_version(modality, platform.cutting)
+    table = layout.rejected_segments_url(platform.store, modality, source, version)
+    metadata: Metadata = {
+        **report.increment.counts(),
+        "dagster/partition_row_count": report.segments,
+        "dagster/uri": without_password(layout.segments_folder(platform.store, modality, source, version)),
+        "files": report.items,
+        "bytes": report.bytes_read,
+        **_of_rejects(len(report.rejected), report.items, table, modality, source),
+        **_seconds(report.seconds),
+        "explained": explained(platform.settings, "segments"),
+    }
+    cut = len(report.increment.new) + len(report.increment.stale)
+    if cut and "cut" in report.seconds:
+        metadata["files_per_second"] = round(cut / max(report.seconds["cut"], 1e-9), 2)
+        metadata["megabytes_per_second"] = round(report.bytes_read / 1e6 / max(report.seconds["cut"], 1e-9), 3)
+    if report.some:
+        decoder = pictures.Decoder(modality, platform.settings.decoding)
+        metadata |= pictures.new_segments([decoder.drawing(segment) for segment in report.some])
     return metadata
 
 
-def of_segments(report: SegmentsReport) -> Metadata:
-    """Counts of items cut, and of live segments."""
-    return {
-        **report.increment.counts(),
-        "dagster/partition_row_count": report.segments,
-        "rejected": len(report.rejected),
-    }
-
-
-def of_embeddings(report: EmbeddingsReport, space: Space) -> Metadata:
+def of_embeddings(report: EmbeddingsReport, platform: Platform, space: Space, source: str) -> Metadata:
     """Counts, rates, device, and the norms of the partition's vectors."""
+    fingerprint = platform.fingerprint(space)
+    table = layout.rejected_vectors_url(platform.store, space.key, fingerprint, source)
     metadata: Metadata = {
         **report.increment.counts(),
         "dagster/partition_row_count": report.contents,
+        "dagster/uri": without_password(layout.vectors_folder(platform.store, space.key, fingerprint, source)),
+        "segments": report.segments,
+        "duplicates": report.duplicates,
         "embedded": report.embedded,
         "reused": report.reused,
-        "rejected": len(report.rejected),
+        "missing": len(report.missing),
+        "bytes": report.bytes_stored,
+        **_of_rejects(len(report.rejected), report.contents, table, space.modality, source),
         "dimension": space.model.dimension,
         "model": space.model.location,
-        **{f"seconds_{name}": round(seconds, 3) for name, seconds in report.seconds.items()},
+        **_seconds(report.seconds),
+        "explained": explained(platform.settings, "embeddings"),
     }
     if report.embedded:
         metadata |= {"device": report.device, "runtime": report.runtime, "precision": report.precision}
         metadata["items_per_second"] = round(report.embedded / max(report.seconds["embedded"], 1e-9), 2)
-    if len(report.judged.norms):
-        metadata["mean_norm"] = round(float(report.judged.norms.mean()), 6)
-        metadata["norms"] = _histogram(report.judged.norms)
+        metadata["model_items_per_second"] = round(report.embedded / max(report.seconds.get("model", 0.0), 1e-9), 2)
+    norms = report.judged.norms
+    if len(norms):
+        metadata |= {
+            "mean_norm": round(float(norms.mean()), 6),
+            "least_norm": round(float(norms.min()), 6),
+            "greatest_norm": round(float(norms.max()), 6),
+        }
+        if report.embedded or report.reused:
+            metadata["norms"] = pictures.histogram(norms, space.norm_band, "norms")
     return metadata
 
 
-def of_collection(report: CollectionReport, live: LiveRows) -> Metadata:
-    """Counts of the increment, what was written, and a map of the source's vectors."""
-    sync, drift = report.sync, report.drift
+def of_collection(
+    report: CollectionReport, platform: Platform, target: Target, live: LiveRows, started: float | None
+) -> Metadata:
+    """Counts of the increment, what was written, and, where that is anything, pictures of the space.
+
+    `started` is when the run began, in seconds since 1970.
+    """
+    sync, drift, space = report.sync, report.drift, target.space
     metadata: Metadata = {
         **sync.counts,
         "dagster/partition_row_count": report.rows,
-        "dagster/uri": f"milvus://{report.collection}",
+        "dagster/uri": without_password(f"{platform.settings.milvus_uri.rstrip('/')}/{report.collection}"),
         "dagster/table_name": report.collection,
+        "published_as": dg.MetadataValue.asset(dg.AssetKey([space.modality, space.name, "published"])),
+        "alias": target.alias,
         "imported": report.imported,
         "upserted": sync.upserted,
         "deleted": sync.deleted,
         "repaired": sync.repaired,
+        "calls": sync.batches,
+        "bytes": report.written * 4 * space.model.dimension,
         "dropped_by_others": drift.dropped,
         "altered_by_others": drift.altered,
         "added_by_others": drift.added,
-        "index": live.space.index.type,
+        "index": report.index.type,
         "index_built": report.index_built,
-        **{f"seconds_{name}": round(seconds, 3) for name, seconds in report.seconds.items()},
+        **_seconds(report.seconds),
+        "explained": explained(platform.settings, "collection"),
     }
+    if report.written:
+        metadata["rows_per_second"] = round(report.written / max(report.seconds["written"], 1e-9), 2)
+        if started is not None:
+            # Recall is measured once rows are found.
+            found = time.time() - report.seconds["recall"]
+            metadata["seconds_to_searchable"] = round(max(found - started, 0.0), 3)
     if report.recall is not None:
         metadata |= of_recall(report.recall)
-    vectors, paths = live.sample(MOST_POINTS)
-    if len(vectors) > 2:
-        metadata["map"] = _map(vectors, paths)
-        metadata["sample_neighbours"] = _neighbours(vectors, paths)
+    if report.is_changed:
+        metadata |= _of_space(report, platform, target, live)
     return metadata
 
 
-def of_recall(recall: Recall) -> dict[str, float]:
-    """Recall at both depths, of held-out queries where there are any."""
+def of_recall(recall: Recall) -> Metadata:
+    """The figures of a recall that there are."""
     figures = {
         "recall_at_10": recall.at_10,
         "recall_at_100": recall.at_100,
@@ -109,9 +213,12 @@ def of_recall(recall: Recall) -> dict[str, float]:
     return {name: value for name, value in figures.items() if value is not None}
 
 
-def of_published(report: PublicationReport) -> Metadata:
+def of_published(report: PublicationReport, platform: Platform, space: Space) -> Metadata:
     """Where the alias points, what it pointed to before, and what was measured before it moved."""
     metadata: Metadata = {
+        "dagster/uri": without_password(f"{platform.settings.milvus_uri.rstrip('/')}/{report.alias}"),
+        "dagster/table_name": report.alias,
+        "collection_asset": dg.MetadataValue.asset(dg.AssetKey([space.modality, space.name, "collection"])),
         "alias": report.alias,
         "collection": report.collection,
         "previous": report.previous or "",
@@ -121,6 +228,7 @@ def of_published(report: PublicationReport) -> Metadata:
         "published": report.published,
         "waiting": len(report.waiting),
         "behind": len(report.behind),
+        "explained": explained(platform.settings, "published"),
     }
     if report.gate is not None:
         figures = {
@@ -134,77 +242,78 @@ def of_published(report: PublicationReport) -> Metadata:
     return metadata
 
 
-def _thumbnails(uris: Sequence[str]) -> dg.MetadataValue:
-    from embedding_platform.media.image import open_image
-
-    pictures = []
-    for uri in uris:
-        try:
-            image = open_image(uri)
-        except RejectedError:
-            continue
-        image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-        png = io.BytesIO()
-        image.save(png, "PNG", optimize=True)
-        name = uri.rsplit("/", 1)[-1].replace("[", "(").replace("]", ")")
-        pictures.append(f"![{name}](data:image/png;base64,{base64.b64encode(png.getvalue()).decode()})")
-    return dg.MetadataValue.md(" ".join(pictures))
+def explained(settings: Settings, section: str) -> dg.MetadataValue:
+    """A link to the section of docs/metadata.md that explains the numbers."""
+    page = f"{without_password(settings.metadata_page)}#{section}"
+    return dg.MetadataValue.url(page) if "://" in page else dg.MetadataValue.path(page)
 
 
-def _histogram(values: np.ndarray, bins: int = 24) -> dg.MetadataValue:
-    low, high = float(values.min()), float(values.max())
-    margin = max((high - low) * 0.05, 1e-4)
-    counts, _ = np.histogram(values, bins=bins, range=(low - margin, high + margin))
-    bars = "".join(
-        f'<rect x="{8 + 12 * place}" y="{90 - 80 * count / counts.max():.1f}" width="11" '
-        f'height="{80 * count / counts.max():.1f}" fill="#4f6bed"/>'
-        for place, count in enumerate(counts)
+def rejects_command(modality: str, source: str) -> str:
+    """The command that lists what was rejected of a source."""
+    return f"embedding-platform rejects --modality {modality} --source {shlex.quote(source)}"
+
+
+def without_password(url: str) -> str:
+    """A URL without the user and password that it may hold."""
+    return re.sub(r"://[^/@]*@", "://", url)
+
+
+def _of_space(report: CollectionReport, platform: Platform, target: Target, live: LiveRows) -> Metadata:
+    """A map of a sample of the space, and what search finds near some rows of the source."""
+    sample = sample_of_source(live)
+    if len(sample.vectors) < FEWEST_POINTS:
+        return {}
+    try:
+        near = neighbours(platform.milvus, target, live, sample, report.index)
+        shown = pictures.neighbours(
+            near, pictures.Decoder(target.space.modality, platform.settings.decoding), target.space.metric
+        )
+        sources = {live.source: sample.vectors, **samples_of_others(live)}
+        return {"map": pictures.space_map(sources), "neighbours": shown}
+    except PlatformError as error:
+        # The rows are there and sound: what they look like is not worth a failure.
+        return {"map": pictures.undrawn(error)}
+
+
+def _of_asset(settings: Settings, section: str, place: str, columns: dg.TableSchema) -> Metadata:
+    return {
+        "dagster/uri": without_password(place),
+        "dagster/column_schema": dg.MetadataValue.table_schema(columns),
+        "explained": explained(settings, section),
+    }
+
+
+def _of_rejects(rejected: int, total: int, table: str, modality: str, source: str) -> Metadata:
+    """How many were rejected, and where the list of them is."""
+    metadata: Metadata = {"rejected": rejected, "rejected_share": rejected / total if total else 0.0}
+    if rejected:
+        metadata["rejects_list"] = dg.MetadataValue.md(f"`{_code(rejects_command(modality, source))}`")
+        metadata["rejects_table"] = dg.MetadataValue.path(without_password(table))
+    return metadata
+
+
+def _code(text: str) -> str:
+    """A text that may stand between backquotes, which nothing escapes."""
+    return pictures.printable(text, 4 * pictures.MOST_CHARACTERS).replace("`", "\N{MODIFIER LETTER GRAVE ACCENT}")
+
+
+def _seconds(seconds: Mapping[str, float]) -> Metadata:
+    return {f"seconds_{name}": round(value, 3) for name, value in seconds.items()}
+
+
+def _columns(schema: pa.Schema, key: str = "") -> dg.TableSchema:
+    return _table_schema([(field.name, str(field.type)) for field in schema], key)
+
+
+def _fields(provenance: Provenance) -> dg.TableSchema:
+    return _table_schema(list(column_types(provenance).items()), "id")
+
+
+def _table_schema(columns: Sequence[tuple[str, str]], key: str) -> dg.TableSchema:
+    unique = dg.TableColumnConstraints(nullable=False, unique=True)
+    return dg.TableSchema(
+        columns=[
+            dg.TableColumn(name, kind, constraints=unique) if name == key else dg.TableColumn(name, kind)
+            for name, kind in columns
+        ]
     )
-    labels = f'<text x="8" y="106">{low - margin:.4f}</text><text x="240" y="106">{high + margin:.4f}</text>'
-    return _svg(304, 110, bars + labels, "histogram of norms")
-
-
-def _map(vectors: np.ndarray, paths: Sequence[str]) -> dg.MetadataValue:
-    """The first two principal components, a dot for each vector, coloured by the folder or file it is from."""
-    centred = vectors - vectors.mean(axis=0)
-    _, _, axes = np.linalg.svd(centred, full_matrices=False)
-    points = centred @ axes[:2].T
-    points = (points - points.min(axis=0)) / np.maximum(np.ptp(points, axis=0), 1e-9)
-    hues = _hues(paths)
-    dots = "".join(
-        f'<circle cx="{10 + 300 * x:.0f}" cy="{10 + 200 * y:.0f}" r="3" fill="hsl({hues[path]},65%,50%)"/>'
-        for (x, y), path in zip(points, paths, strict=True)
-    )
-    return _svg(320, 220, dots, "map of the vectors")
-
-
-def _hues(paths: Sequence[str]) -> Mapping[str, int]:
-    groups = sorted({_kind(path) for path in paths})
-    return {path: 360 * groups.index(_kind(path)) // len(groups) for path in paths}
-
-
-def _kind(path: str) -> str:
-    """What files of one kind share in their names: all but the digits at the end."""
-    return path.rsplit(".", 1)[0].rstrip("0123456789-_")
-
-
-def _neighbours(vectors: np.ndarray, paths: Sequence[str], rows: int = 5, k: int = 3) -> dg.MetadataValue:
-    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
-    chosen = np.linspace(0, len(unit) - 1, min(rows, len(unit))).astype(int)
-    cosines = unit[chosen] @ unit.T
-    cosines[np.arange(len(chosen)), chosen] = -np.inf
-    records = []
-    for place, scores in zip(chosen, cosines, strict=True):
-        nearest = np.argsort(-scores)[: min(k, len(unit) - 1)]
-        found = ", ".join(f"{paths[other]} ({scores[other]:.3f})" for other in nearest)
-        records.append(dg.TableRecord({"segment of": paths[place], "nearest": found}))
-    columns = [dg.TableColumn("segment of"), dg.TableColumn("nearest")]
-    return dg.MetadataValue.table(records, schema=dg.TableSchema(columns=columns))
-
-
-def _svg(width: int, height: int, body: str, alt: str) -> dg.MetadataValue:
-    picture = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
-        f'font-family="sans-serif" font-size="11"><rect width="100%" height="100%" fill="white"/>{body}</svg>'
-    )
-    return dg.MetadataValue.md(f"![{alt}](data:image/svg+xml;base64,{base64.b64encode(picture.encode()).decode()})")

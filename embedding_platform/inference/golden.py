@@ -21,7 +21,7 @@ import pandas as pd
 import pyarrow as pa
 
 from embedding_platform import layout, storage
-from embedding_platform.errors import PlatformError
+from embedding_platform.errors import PlatformError, UnsoundError
 from embedding_platform.inference.precision import FLOORS, cosines, machine, sample_contents
 from embedding_platform.models.encoder import Encoder
 from embedding_platform.records import SAMPLE_RATE, Content, Sound, VideoClip
@@ -54,6 +54,7 @@ GOLDEN = pa.schema(
 """One row per fixed input; `made_with` is JSON: runtime, device and versions of LIBRARIES."""
 
 _SHOWN_CHARACTERS = 24
+_MOST_NAMED = 5
 
 _compared: "WeakKeyDictionary[Encoder, dict[tuple[str, tuple[Role, ...]], GoldenReport]]" = WeakKeyDictionary()
 """What this process has found already; a model does not change while it is loaded."""
@@ -63,12 +64,13 @@ _compared: "WeakKeyDictionary[Encoder, dict[tuple[str, tuple[Role, ...]], Golden
 class GoldenReport:
     """How many golden vectors were compared, and their worst cosine, None if there were none.
 
-    `written` tells whether inputs without a golden vector got theirs.
+    `written` tells whether inputs without a golden vector got theirs, `floor` is the least cosine allowed.
     """
 
     compared: int
     worst_cosine: float | None
     written: bool
+    floor: float
 
 
 def check_golden(
@@ -156,21 +158,26 @@ def _compare(encoder: Encoder, space: Space, url: str, roles: tuple[Role, ...]) 
     if not kept.index.isin(names).all():
         _refuse_without(kept, names, encoder, space, roles)
     worst = None
+    least = SAME_MODEL if encoder.runtime == "openai" else FLOORS[encoder.precision].worst
     shared = [name for name in names if name in kept.index]
     if shared:
         before = np.stack(kept.loc[shared, "vector"].to_list())
         now = vectors[[names.index(name) for name in shared]]
         if before.shape != now.shape:
             fault = f"dimension {now.shape[1]}, before {before.shape[1]}"
-            raise PlatformError(_difference(encoder, space, kept.loc[shared[0]], fault))
+            raise UnsoundError(_difference(encoder, space, kept.loc[shared[0]], fault), check="golden")
         measured = cosines(before, now)
         place = int(measured.argmin())
         worst = float(measured[place])
-        least = SAME_MODEL if encoder.runtime == "openai" else FLOORS[encoder.precision].worst
         # Written so that a NaN fails.
         if not worst >= least:
             fault = f"worst cosine {worst:.4f}, of {shared[place]}, below {least}"
-            raise PlatformError(_difference(encoder, space, kept.loc[shared[place]], fault))
+            raise UnsoundError(
+                _difference(encoder, space, kept.loc[shared[place]], fault),
+                check="golden",
+                numbers={"compared": len(shared), "worst_cosine": worst, "floor": least},
+                worst=[f"{shared[one]}: {measured[one]:.6f}" for one in measured.argsort()[:_MOST_NAMED]],
+            )
     is_new = [name not in kept.index for name in names]
     if any(is_new):
         added = pd.DataFrame(
@@ -183,7 +190,7 @@ def _compare(encoder: Encoder, space: Space, url: str, roles: tuple[Role, ...]) 
         )
         whole = (pd.concat([kept, added]) if len(kept) else added).reset_index()
         storage.write_table(url, pa.Table.from_pandas(whole, GOLDEN, preserve_index=False))
-    return GoldenReport(len(shared), worst, any(is_new))
+    return GoldenReport(len(shared), worst, any(is_new), least)
 
 
 def _refuse_without(
@@ -193,7 +200,8 @@ def _refuse_without(
     inputs = [name for role in roles for name, _ in golden_contents(role)]
     lost = [name for name in inputs if name in kept.index and name not in names]
     if lost:
-        raise PlatformError(_difference(encoder, space, kept.loc[lost].iloc[0], f"no vector any more of {lost[0]}"))
+        fault = f"no vector any more of {lost[0]}"
+        raise UnsoundError(_difference(encoder, space, kept.loc[lost].iloc[0], fault), check="golden", worst=lost)
 
 
 def _difference(encoder: Encoder, space: Space, kept: pd.Series, fault: str) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from embedding_platform.errors import PlatformError, RejectedError, first_line
 from embedding_platform.inference.batch_size import BatchSize, cut, rows
 from embedding_platform.inference.memory import is_device_lost, is_out_of_memory
+from embedding_platform.inference.stopwatch import Stopwatch
 from embedding_platform.models.encoder import Encoder, Lane, Prepared
 from embedding_platform.records import Segment
 from embedding_platform.spaces import Role
@@ -44,8 +45,9 @@ class Lanes:
     threads end.
     """
 
-    def __init__(self, encoder: Encoder, budgets: Mapping[Role, int]) -> None:
+    def __init__(self, encoder: Encoder, budgets: Mapping[Role, int], stopwatch: Stopwatch | None = None) -> None:
         self._device = encoder.device
+        self._stopwatch = stopwatch or Stopwatch()
         self._sizes = {role: BatchSize(budget) for role, budget in budgets.items()}
         self._learning = threading.Lock()
         self._turns = _Turns()
@@ -129,7 +131,8 @@ class Lanes:
             if alone:
                 _release_cached_memory()
             try:
-                vectors: np.ndarray = self._own.lane(role, [one.prepared for one in batch])
+                with self._stopwatch.running("model"):
+                    vectors: np.ndarray = self._own.lane(role, [one.prepared for one in batch])
             except (MemoryError, RuntimeError, ValueError, RejectedError) as error:
                 if is_device_lost(error):
                     raise PlatformError(

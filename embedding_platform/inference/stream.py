@@ -22,6 +22,7 @@ import numpy as np
 from embedding_platform.errors import RejectedError, first_line
 from embedding_platform.inference.lanes import Answer, Lanes, PreparedSegment
 from embedding_platform.inference.read_ahead import ClosedError, ReadAhead
+from embedding_platform.inference.stopwatch import Stopwatch
 from embedding_platform.models.encoder import Encoder
 from embedding_platform.records import Content, Segment
 from embedding_platform.spaces import Role
@@ -68,21 +69,23 @@ def embed_stream(
     encoder: Encoder,
     budgets: Mapping[Role, int],
     readers: int = 2,
+    stopwatch: Stopwatch | None = None,
 ) -> Iterator[Embedded | Failed]:
     """Embed the segments of many files, each given as one group; every segment comes back once, in order.
 
     `budgets` bounds the summed cost of a batch per role, contents padded to the longest; a
     single content may be above it. A file that `read` rejects, and a content that the model
     refuses or fails on by itself, come back as `Failed`; the others go on. Where memory does
-    not suffice, batches become smaller.
+    not suffice, batches become smaller. `stopwatch` counts the work "decode", "prepare" and "model".
 
     Raises:
         PlatformError: if memory does not suffice for one content alone.
         BaseException: whatever else `files`, a reader or the model raised, once all outcomes that
             come before it were given; nothing is swallowed.
     """
-    lanes = Lanes(encoder, budgets)
-    contents = ReadAhead(files, partial(_prepared, read, encoder), readers, READ_AHEAD_BYTES, _weight)
+    watch = stopwatch or Stopwatch()
+    lanes = Lanes(encoder, budgets, watch)
+    contents = ReadAhead(files, partial(_prepared, read, encoder, watch), readers, READ_AHEAD_BYTES, _weight)
     wait = PARTS * max(WAIT_BATCHES, 2 * lanes.count)
     # A consumer that waits for a content leaves room for all that comes until the content's batch goes.
     slots = ReadAhead([contents], partial(_collected, _Batches(lanes, budgets, wait)), 1, wait, _parts_of)
@@ -122,11 +125,13 @@ class _Slot:
     parts: int
 
 
-def _prepared(read: Reader, encoder: Encoder, group: Sequence[Segment]) -> Iterator[PreparedSegment | Failed]:
+def _prepared(
+    read: Reader, encoder: Encoder, watch: Stopwatch, group: Sequence[Segment]
+) -> Iterator[PreparedSegment | Failed]:
     contents = read(group)
     for place, segment in enumerate(group):
         try:
-            yield _next_prepared(contents, segment, encoder)
+            yield _next_prepared(contents, segment, encoder, watch)
         except RejectedError as error:
             yield from (Failed(rest, str(error)) for rest in group[place:])
             return
@@ -136,11 +141,15 @@ def _prepared(read: Reader, encoder: Encoder, group: Sequence[Segment]) -> Itera
             return
 
 
-def _next_prepared(contents: Iterator[Content], segment: Segment, encoder: Encoder) -> PreparedSegment | Failed:
+def _next_prepared(
+    contents: Iterator[Content], segment: Segment, encoder: Encoder, watch: Stopwatch
+) -> PreparedSegment | Failed:
     # In a function of its own, whose end lets the content go: decoded, an image takes a hundred times as much.
-    content = next(contents)
+    with watch.running("decode"):
+        content = next(contents)
     try:
-        prepared = encoder.prepare(segment.role, content)
+        with watch.running("prepare"):
+            prepared = encoder.prepare(segment.role, content)
     except (ValueError, RejectedError) as error:
         return Failed(segment, f"the model does not take it: {first_line(error)}")
     cost, shape = encoder.cost(segment.role, prepared), encoder.shape(segment.role, prepared)

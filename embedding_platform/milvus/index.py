@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from embedding_platform.errors import PlatformError
+from embedding_platform.errors import PlatformError, UnsoundError
 from embedding_platform.milvus.connection import BUILD_SECONDS, CALL_SECONDS, explaining
 from embedding_platform.milvus.deployment import deployment_of
 from embedding_platform.spaces import INDEX_TYPES, Index, Metric, index_fault, usual_index
@@ -79,9 +79,10 @@ def ensure_index(
         client.create_index(collection, parameters, timeout=timeout_seconds)
     found = _built(client, collection)
     if not _serves(client, found, wanted):
-        raise PlatformError(
+        raise UnsoundError(
             f"Milvus built another index on {collection}: stored={found}, expected={wanted}; "
-            "choose an index type that this Milvus has"
+            "choose an index type that this Milvus has",
+            check="index",
         )
     _await_ready(client, collection, deadline, found)
     return True
@@ -172,10 +173,13 @@ def await_searchable(
         answers = ann_search(client, partition.collection, partition, vectors, PROBE_HITS, thorough(index), metric)
         waiting = [row for row, hits in zip(waiting, answers, strict=True) if not _is_among(row, hits, metric)]
         if waiting and time.monotonic() >= deadline:
-            raise PlatformError(
+            raise UnsoundError(
                 f"{len(waiting)} of {len(rows)} rows just written to {partition} are not found by search after "
                 f"{timeout_seconds:g} s, such as {waiting[0]['id']}; see the load of Milvus, or raise "
-                "milvus.searchable_seconds, then run again"
+                "milvus.searchable_seconds, then run again",
+                check="index",
+                numbers={"probed": len(rows), "not_found": len(waiting)},
+                worst=[str(row["id"]) for row in waiting],
             )
         if waiting:
             time.sleep(0.2)
@@ -317,13 +321,16 @@ def _await_ready(client: "MilvusClient", collection: str, deadline: float, found
     ensure_loaded(client, collection, max(deadline - time.monotonic(), 1.0))
     while found is None or found.state != "Finished" or found.pending:
         if found is not None and found.state == "Failed":
-            raise PlatformError(
+            raise UnsoundError(
                 f"Milvus failed to build the index of {collection}: {found.failure or 'it gives no reason'}; "
-                "see the log of Milvus, then run again"
+                "see the log of Milvus, then run again",
+                check="index",
             )
         if time.monotonic() >= deadline:
-            raise PlatformError(
-                f"the index of {collection} is not ready in time; wait for Milvus to finish, then run again"
+            raise UnsoundError(
+                f"the index of {collection} is not ready in time; wait for Milvus to finish, then run again",
+                check="index",
+                numbers={"pending_rows": found.pending if found else 0},
             )
         time.sleep(0.2)
         found = _built(client, collection)

@@ -218,6 +218,14 @@ def provenance_of(description: Mapping[str, Any]) -> Provenance | None:
         return None
 
 
+def column_types(provenance: Provenance) -> dict[str, str]:
+    """The type in words of each field of a collection, in order: "VARCHAR(32)", "FLOAT_VECTOR(384)"."""
+    return {
+        name: kind + (f"({', '.join(map(str, parameters.values()))})" if parameters else "")
+        for name, (kind, parameters) in _fields(provenance).items()
+    }
+
+
 def row_versions(segments: pa.Table, root: str, fingerprint: str) -> pd.Series:
     """Versions of the rows that segments should have; the index is the id.
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from embedding_platform.errors import PlatformError
+from embedding_platform.errors import PlatformError, UnsoundError
 from embedding_platform.increments import Increment, diff, series_of
 from embedding_platform.milvus.connection import CALL_SECONDS, explaining
 from embedding_platform.milvus.deployment import deployment_of
@@ -29,6 +29,9 @@ BATCH_BYTES = 32 * 2**20
 """Half of the 64 MB that a Milvus server takes in one message."""
 
 REPAIRS = 2
+
+MOST_NAMED = 20
+"""Ids of wrong rows that a failure names."""
 
 MOST_PROBES = 5
 """Rows just written that a search has to find: the first of so many batches."""
@@ -168,11 +171,14 @@ def sync_partition(
 
     if not increment.is_empty:
         wrong = increment.new.append(increment.stale).append(increment.orphaned)
-        raise PlatformError(
+        raise UnsoundError(
             f"{partition} still differs after {REPAIRS} repairs: "
             f"{len(increment.new)} missing, {len(increment.stale)} of another version or twice, "
             f"{len(increment.orphaned)} too many, such as {', '.join(map(str, wrong[:3]))}; "
-            "see that nobody else writes to it, then run again"
+            "see that nobody else writes to it, then run again",
+            check="rows",
+            numbers={name: count for name, count in increment.counts().items() if name != "unchanged"},
+            worst=[str(row_id) for row_id in wrong[:MOST_NAMED]],
         )
     return SyncReport(counts, upserted, deleted, repaired, batches, write_seconds, verify_seconds, tuple(probes))
 

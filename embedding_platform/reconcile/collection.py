@@ -28,6 +28,7 @@ from embedding_platform.reconcile.recall import Recall, recall_of
 from embedding_platform.reconcile.rows import LiveRows
 from embedding_platform.reconcile.target import Target
 from embedding_platform.settings import MilvusSettings, QualitySettings
+from embedding_platform.spaces import Index
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
@@ -38,7 +39,8 @@ class CollectionReport:
     """What syncing a source did. `recall` is None for a source without rows.
 
     `imported` rows went to Milvus through files, apart from those that `sync` upserted.
-    `seconds` tells of each step how long it took: written, indexed, searchable, verified,
+    `index` is the index that the collection has now, with the parameters that it is searched
+    with. `seconds` tells of each step how long it took: written, indexed, searchable, verified,
     recall.
     """
 
@@ -47,10 +49,21 @@ class CollectionReport:
     imported: int
     drift: Drift
     rows: int
+    index: Index
     index_built: bool
     recall: Recall | None
     seconds: dict[str, float]
     data_version: str
+
+    @property
+    def written(self) -> int:
+        """Rows that this run put into Milvus."""
+        return self.imported + self.sync.upserted
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether rows or index are others than before."""
+        return bool(self.written or self.sync.deleted or self.index_built)
 
 
 def reconcile_collection(
@@ -115,6 +128,7 @@ def reconcile_collection(
         imported=written.imported,
         drift=written.drift,
         rows=total,
+        index=index,
         index_built=index_built,
         recall=recall,
         seconds={

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from embedding_platform import layout, records, storage
 from embedding_platform.errors import RejectedError
 from embedding_platform.increments import Increment, index_of, presence
+from embedding_platform.inference.stopwatch import Stopwatch
 from embedding_platform.inference.stream import Embedded, Failed, embed_stream
 from embedding_platform.media.cutting import Cutting, read
 from embedding_platform.models.encoder import Encoder
@@ -47,7 +48,12 @@ class EmbeddingsReport:
     `orphaned` contents are kept for reuse until they are pruned; `missing` live contents have
     neither vector nor rejection; `faults` maps each fault to the content hashes that have it;
     `duplicates` segments repeat the content of another, and `repeated` are the hashes of such
-    contents, the most frequent first, at most MOST_REPEATED.
+    contents and how many segments share each, the most frequent first, at most MOST_REPEATED.
+    `bytes_stored` is the size of the vectors that this run made, at four bytes a value.
+
+    `seconds` tell where the time went: in all (total), to load the model (load), until the last
+    vector was stored (embedded), to write them (store), to judge what is stored (judge), and of
+    the threads that embed, summed over them: decode, prepare, model.
     """
 
     increment: Increment
@@ -64,7 +70,8 @@ class EmbeddingsReport:
     runtime: str
     precision: str
     duplicates: int
-    repeated: list[str]
+    repeated: list[tuple[str, int]]
+    bytes_stored: int
     data_version: str
 
 
@@ -97,6 +104,7 @@ def reconcile_embeddings(
         reused = vector_store.reuse(space_folder, folder, space.model.dimension, increment.new, fingerprint)
     needed = _without(increment.new, reused)
     seconds: dict[str, float] = {}
+    watch = Stopwatch()
     rejects = lasting
     embedded, device, runtime, precision = 0, "", "", ""
     if len(needed):
@@ -105,13 +113,14 @@ def reconcile_embeddings(
         seconds["load"] = perf_counter() - started
         files = _Files(store, space, source, cutting, needed)
         budgets = {role: getattr(batch, role) or encoder.budget(role) for role in space.roles}
-        outcomes = embed_stream(files.groups(), files.read, encoder, budgets, batch.readers)
+        outcomes = embed_stream(files.groups(), files.read, encoder, budgets, batch.readers, watch)
         size = batch.chunk or max(1, CHUNK_BYTES // (4 * space.model.dimension))
         for chunk in _chunks(_told(outcomes, progress, len(needed)), size):
             sound, bad = _judge(chunk, space)
             if sound:
                 vectors = np.stack(list(sound.values()))
-                vector_store.append(folder, list(sound), vectors, fingerprint, run_id, device)
+                with watch.running("store"):
+                    vector_store.append(folder, list(sound), vectors, fingerprint, run_id, device)
             embedded += len(sound)
             if bad:
                 rejects |= bad
@@ -124,7 +133,8 @@ def reconcile_embeddings(
     storage.remove_leftovers(folder)
     if sorted(rejects.values()) != sorted(last_rejects):
         _write_rejects(store, space, source, fingerprint, rejects)
-    judged = judge_stored(folder, space, desired, fingerprint)
+    with watch.running("judge"):
+        judged = judge_stored(folder, space, desired, fingerprint)
     faults = {fault: list(judged.faults.get(fault, [])) for fault in judgement.FAULTS}
     for content, (*_, reason) in rejects.items():
         faults.setdefault(reason.split(": ")[0], []).append(content)
@@ -139,12 +149,13 @@ def reconcile_embeddings(
         rejected=sorted(rejects.values()),
         faults=faults,
         judged=judged,
-        seconds={"total": perf_counter() - started, **seconds},
+        seconds={"total": perf_counter() - started, **seconds, **watch.seconds},
         device=device,
         runtime=runtime,
         precision=precision,
         duplicates=segments - len(desired),
         repeated=repeated,
+        bytes_stored=4 * space.model.dimension * embedded,
         data_version=records.digest(fingerprint, records.column_digest(held)),
     )
 
@@ -284,12 +295,13 @@ def _contents(store: str, space: Space, source: str, cutting: Cutting) -> pa.Chu
     return pa.chunked_array([chunk for part in parts for chunk in part["content_hash"].chunks], pa.string())
 
 
-def _distinct(contents: pa.ChunkedArray) -> tuple[pd.Index, int, list[str]]:
-    """Each content once, the number of segments, and the contents that most segments share."""
+def _distinct(contents: pa.ChunkedArray) -> tuple[pd.Index, int, list[tuple[str, int]]]:
+    """Each content once, the number of segments, and the contents that most segments share, with how many do."""
     counts = contents.value_counts()
     shared = counts.filter(pc.greater(counts.field("counts"), 1))
     pairs = sorted((-pair["counts"], pair["values"]) for pair in shared.to_pylist())
-    return index_of(counts.field("values")), len(contents), [content for _, content in pairs[:MOST_REPEATED]]
+    repeated = [(content, -count) for count, content in pairs[:MOST_REPEATED]]
+    return index_of(counts.field("values")), len(contents), repeated
 
 
 def _without(contents: pd.Index, others: pd.Index) -> pd.Index:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 
 import pandas as pd
 import pyarrow as pa
@@ -21,13 +22,14 @@ USUAL_GUARD = ListingSettings()
 
 @dataclass(frozen=True)
 class FilesReport:
-    """What a listing found and changed."""
+    """What a listing found and changed, and how many seconds it took."""
 
     increment: Increment
     items: list[Item]
     rejected: list[tuple[str, str, str, str]]
     skipped: int
     hashed: int
+    seconds: float
 
     @property
     def data_version(self) -> str:
@@ -49,6 +51,7 @@ def reconcile_files(
         PlatformError: if the media root cannot be reached, or holds no folder any more, or the
             source was large and is found empty; the last listing stays.
     """
+    started = perf_counter()
     while True:
         age = listing_age(store, modality, source)
         known = {name: stored_items(store, name, source) for name in MODALITIES}
@@ -67,7 +70,8 @@ def reconcile_files(
     if listing.rejected != known_rejected[modality]:
         url = layout.rejected_items_url(store, modality, source)
         storage.write_table(url, records.rejected_table(listing.rejected))
-    return FilesReport(increment, listing.items, listing.rejected, listing.skipped, listing.hashed)
+    seconds = perf_counter() - started
+    return FilesReport(increment, listing.items, listing.rejected, listing.skipped, listing.hashed, seconds)
 
 
 def present_sources(store: str, media_root: str) -> list[str]:

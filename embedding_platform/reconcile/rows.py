@@ -1,6 +1,6 @@
 """The rows that a source should have in Milvus: its live segments and their vectors."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -112,17 +112,22 @@ class LiveRows:
         return self.rows(index_of(among["segment_id"].slice(0, most)))
 
     def sample(self, most: int) -> tuple[np.ndarray, list[str]]:
-        """Vectors of the source, float32 [n, d], at most so many, and the path of one segment for each.
+        """Vectors of the source, float32 [n, d], at most so many, and their contents.
 
         Shards are named by their content, so that the first vectors are as good a sample as any.
         """
-        chosen = self._some_contents(most, 0)
-        parts = list(self.vectors(index_of(chosen)))
-        path_of: dict[str, str] = {}
-        for table in self._segments(["content_hash", "path"], {"content_hash": chosen}):
-            path_of |= dict(zip(table["content_hash"].to_pylist(), table["path"].to_pylist(), strict=True))
+        parts = list(self.vectors(index_of(self._some_contents(most, 0))))
         vectors = np.concatenate([part.vectors for part in parts]) if parts else np.empty((0, 0), np.float32)
-        return vectors, [path_of[content] for part in parts for content in part.hashes]
+        return vectors, [content for part in parts for content in part.hashes]
+
+    def segments_of(self, contents: Sequence[str]) -> list[records.Segment]:
+        """A live segment of the source for each of some contents that it has, however many share one."""
+        wanted = vector_store.Wanted(pd.Index(list(contents), dtype="str"))
+        found: list[records.Segment] = []
+        for table in self._segments(records.SEGMENTS.names, {"content_hash": wanted.hashes}):
+            found += records.segments(table.take(wanted.rows_in(table["content_hash"])))
+            wanted.take(table["content_hash"])
+        return found
 
     @cached_property
     def _live(self) -> pa.Table:

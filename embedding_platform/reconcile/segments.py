@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from embedding_platform import layout, records, storage
 from embedding_platform.errors import RejectedError
 from embedding_platform.increments import Increment, diff, series_of
+from embedding_platform.inference.stopwatch import Stopwatch
 from embedding_platform.media.cutting import Cutting, code_version, cut
 from embedding_platform.media.limits import stands
 from embedding_platform.media.listing import current_state
@@ -28,6 +29,9 @@ ITEMS_PER_CHUNK = 1024
 BYTES_PER_CHUNK = 256 * 2**20
 SECONDS_PER_CHUNK = 60.0
 """Work that a killed run may lose: a chunk is stored when it holds so many items, or so much media, or is this old."""
+
+MOST_EXAMPLES = 24
+"""New segments that a report holds, to be shown."""
 
 ROWS_AT_ONCE = 200_000
 """Rows whose ids are compared with all items at once: a comparison costs as much for few rows as for many."""
@@ -45,12 +49,21 @@ Reject = tuple[str, str, str, str]
 
 @dataclass(frozen=True)
 class SegmentsReport:
-    """What cutting a source did. The increment counts items, rejected ones included."""
+    """What cutting a source did. The increment counts items, rejected ones included.
+
+    `bytes_read` is the size of the files that were cut, `some` are some of the segments that they
+    gave, one of each file, at most MOST_EXAMPLES. `seconds` tell where the time went: in all
+    (total), until all files were cut and stored (cut), and of the threads that cut them, summed
+    over these (decode).
+    """
 
     increment: Increment
     items: int
     segments: int
     rejected: list[Reject]
+    bytes_read: int
+    some: list[Segment]
+    seconds: dict[str, float]
     data_version: str
 
 
@@ -67,6 +80,7 @@ def reconcile_segments(
     An item that cannot be cut goes to the rejected table and is tried again when it, or our
     code for it, changes. `progress` hears of items done and items to do.
     """
+    started, watch = perf_counter(), Stopwatch()
     version = code_version(modality, cutting)
     folder = layout.segments_folder(store, modality, source, version)
     listed = partial(items_table, store, modality, source, _LISTED)
@@ -77,9 +91,10 @@ def reconcile_segments(
     increment = _increment(items, cut_versions, rejects.values())
     needed = increment.new.append(increment.stale)
 
-    done = 0
+    done = bytes_read = 0
+    some: list[Segment] = []
     with ThreadPoolExecutor(readers) as pool:
-        cut_one = partial(_cut_one, modality, source, cutting)
+        cut_one = partial(_cut_one, modality, source, cutting, watch)
         for chunk in _chunks(_in_order(pool, cut_one, _needed_items(store, modality, source, needed), 2 * readers)):
             outcomes = [outcome for _, outcome in chunk]
             segments = [segment for outcome in outcomes if isinstance(outcome, list) for segment in outcome]
@@ -89,8 +104,13 @@ def reconcile_segments(
             if bad:
                 rejects |= {(row[0], row[2]): row for row in bad}
                 _write_rejects(store, modality, source, version, list(rejects.values()))
+            if len(some) < MOST_EXAMPLES:
+                some += [outcome[0] for outcome in outcomes if isinstance(outcome, list) and outcome]
+                some = some[:MOST_EXAMPLES]
+            bytes_read += sum(item.size for item, _ in chunk)
             done += len(chunk)
             progress(done, len(needed))
+    seconds = {**watch.seconds, "cut": perf_counter() - started} if len(needed) else {}
 
     live_rejects = _of_items(list(rejects.values()), items)
     if sorted(live_rejects) != sorted(last_rejects):
@@ -101,9 +121,18 @@ def reconcile_segments(
         storage.compact_shards(folder, SEGMENTS, _keep_live(listed), ROWS_PER_SHARD)
     storage.remove_sibling_folders(folder, older)
     storage.remove_leftovers(folder)
-    live = live_segments(store, modality, source, cutting, ["segment_id", "content_hash"]).sort_by("segment_id")
-    data_version = records.column_digest(live["segment_id"], live["content_hash"])
-    return SegmentsReport(increment, items.num_rows, live.num_rows, sorted(live_rejects), data_version)
+    live = live_segments(store, modality, source, cutting, ["segment_id", "row_version"]).sort_by("segment_id")
+    data_version = records.column_digest(live["segment_id"], live["row_version"])
+    return SegmentsReport(
+        increment=increment,
+        items=items.num_rows,
+        segments=live.num_rows,
+        rejected=sorted(live_rejects),
+        bytes_read=bytes_read,
+        some=some,
+        seconds={"total": perf_counter() - started, **seconds},
+        data_version=data_version,
+    )
 
 
 def segments_increment(store: str, modality: str, source: str, cutting: Cutting) -> Increment:
@@ -203,10 +232,11 @@ def check_unchanged(uri: str, size: int, modified: str) -> None:
         raise RejectedError(CHANGED)
 
 
-def _cut_one(modality: str, source: str, cutting: Cutting, item: Item) -> list[Segment] | Reject:
+def _cut_one(modality: str, source: str, cutting: Cutting, watch: Stopwatch, item: Item) -> list[Segment] | Reject:
     outcome: list[Segment] | Reject
     try:
-        outcome = cut(modality, source, item, cutting)
+        with watch.running("decode"):
+            outcome = cut(modality, source, item, cutting)
     except RejectedError as error:
         outcome = (item.path, item.uri, item.version, str(error))
     try:

@@ -41,7 +41,7 @@ class Judged:
 
     `held` tells of each live content whether it has a vector, bool [n]; `norms` are those of
     the vectors, float64 [judged]; `faults` maps each fault to the hashes of the contents that
-    have it.
+    have it. `sample` are some of the vectors, float32 [s, d], and `sampled` their contents.
     """
 
     judged: int
@@ -49,6 +49,8 @@ class Judged:
     norms: np.ndarray
     faults: dict[str, list[str]]
     spread: judgement.Spread | None
+    sampled: list[str]
+    sample: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -123,20 +125,23 @@ def _summary(
         for place in np.flatnonzero(np.isin(verdict.rows, own)):
             content = joined[int(first + verdict.rows[place])].as_py()
             faults.setdefault(verdict.faults[place], []).append(content)
-    return Judged(len(rows), wanted.taken, norms, faults, _spread(folder, space, chosen))
+    sampled, sample = _sample(folder, space, chosen)
+    return Judged(len(rows), wanted.taken, norms, faults, judgement.spread(sample), sampled, sample)
 
 
-def _spread(folder: str, space: Space, rows_of: dict[str, np.ndarray]) -> judgement.Spread | None:
-    """How far apart a sample of vectors lies, taken from shards evenly among those that hold the rows."""
+def _sample(folder: str, space: Space, rows_of: dict[str, np.ndarray]) -> tuple[list[str], np.ndarray]:
+    """Some contents and their vectors, taken from shards evenly among those that hold the rows."""
     names = list(rows_of)[:: max(1, len(rows_of) // SAMPLE_SHARDS)][:SAMPLE_SHARDS]
     chosen = {name: rows_of[name][: SAMPLE_VECTORS // len(names)] for name in names}
-    schema = vectors_schema(space.model.dimension)
+    dimension = space.model.dimension
     # A shard that goes away meanwhile is left out.
     answers = iter([chosen])
-    sample = list(storage.iterate_rows(folder, schema, ["vector"], lambda: next(answers, {})))
-    if not sample:
-        return None
-    return judgement.spread(np.concatenate([vectors_of(table, space.model.dimension) for table in sample]))
+    tables = storage.iterate_rows(
+        folder, vectors_schema(dimension), ["content_hash", "vector"], lambda: next(answers, {})
+    )
+    parts = [(table["content_hash"].to_pylist(), vectors_of(table, dimension)) for table in tables]
+    vectors = np.concatenate([np.empty((0, dimension), np.float32), *(vectors for _, vectors in parts)])
+    return [content for contents, _ in parts for content in contents], vectors
 
 
 def _read(url: str, judge: str) -> Iterator[tuple[str, str, _Verdict]]:

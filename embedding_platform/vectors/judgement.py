@@ -33,6 +33,24 @@ class Spread:
         return 1.0 - self.low
 
 
+@dataclass(frozen=True)
+class Distribution:
+    """Where vectors lie: the mean of their directions, float64 [d], over so many of them, and their mean norm."""
+
+    count: int
+    centre: np.ndarray
+    mean_norm: float
+
+    @property
+    def spread(self) -> float:
+        """How far the directions scatter: 0 where all are one, 1 where they cancel out.
+
+        It is the circular variance, 1 minus the mean resultant length (Mardia & Jupp 2000,
+        "Directional Statistics", section 9.2.1).
+        """
+        return 1.0 - float(np.linalg.norm(self.centre))
+
+
 def normalise(vectors: np.ndarray) -> np.ndarray:
     """Vectors [n, d] divided by their Euclidean norm, float32; zero and non-finite ones stay as they are."""
     norms = norms_of(vectors)
@@ -89,6 +107,17 @@ def spread(vectors: np.ndarray, seed: int = 0, most_pairs: int = 20_000) -> Spre
     cosines = np.einsum("nd,nd->n", unit[left], unit[right])
     low, median, high = np.percentile(cosines, [5, 50, 95])
     return Spread(count, float(low), float(median), float(high))
+
+
+def distribution(vectors: np.ndarray) -> Distribution:
+    """Where vectors [n, d] lie, n at least 1; zero and non-finite ones do not count."""
+    norms = norms_of(vectors)
+    usable = np.isfinite(norms) & (norms > 0)
+    unit = vectors[usable].astype(np.float64) / norms[usable, None]
+    count = int(usable.sum())
+    if not count:
+        return Distribution(0, np.zeros(vectors.shape[1]), 0.0)
+    return Distribution(count, unit.mean(axis=0), float(norms[usable].mean()))
 
 
 def exact_neighbours(queries: np.ndarray, batches: Iterable[np.ndarray], k: int, metric: str) -> np.ndarray:

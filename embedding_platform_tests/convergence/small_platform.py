@@ -12,6 +12,7 @@ import numpy as np
 
 from embedding_platform import runs
 from embedding_platform.defs import assets, checks
+from embedding_platform.defs.freshness import Listings
 from embedding_platform.defs.partitions import set_name
 from embedding_platform.inference.golden import GoldenReport, check_golden
 from embedding_platform.media.cutting import Cutting
@@ -75,6 +76,9 @@ class SmallPlatform(Platform):
     def golden(self, space: Space) -> GoldenReport:
         encoder = SmallEncoder(spoil=lambda content, vector: np.roll(vector, self.choice.seed))
         return check_golden(encoder, space, self.store, self.fingerprint(space), space.model.roles)
+
+    def compared(self, space: Space) -> GoldenReport:
+        return GoldenReport(compared=0, worst_cosine=None, written=False, floor=0.0)
 
     def _space(self, modality: str) -> Space:
         model = Model("small", "small", DIMENSION, MODALITIES[modality].roles, "none", "drawn")
@@ -143,7 +147,7 @@ def run_source(
             verdicts = [checks.of_rejects(report.rejected, total, quality)]
         elif stage == "segments":
             report = assets.reconcile_segments(platform.store, modality, source, platform.cutting)
-            verdicts = [checks.of_rejects(report.rejected, report.items, quality)]
+            verdicts = [checks.of_rejects(report.rejected, report.items, quality, "segments")]
         elif stage == "embeddings":
             report = assets.reconcile_embeddings(
                 platform.store,
@@ -155,7 +159,7 @@ def run_source(
                 platform.settings.batch,
                 run_id=platform.run_id,
             )
-            verdicts = checks.of_embeddings(report, space, quality)
+            verdicts = assets.judged_embeddings(report, platform, space, source)
         elif stage == "collection":
             report = assets.reconcile_collection(
                 platform.milvus,
@@ -169,7 +173,7 @@ def run_source(
             verdicts = checks.of_collection(report, quality)
         else:
             report = platform.published(space, partial(partitions.get_dynamic_partitions, set_name(modality)))
-            verdicts = [checks.of_published(report)]
+            verdicts = checks.of_published(report, Listings(0, {}), quality)
         witness(modality, source, stage, report)
         _stop_if_blocked(stage, verdicts)
     if platform.is_gone(modality, source):

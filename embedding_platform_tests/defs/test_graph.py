@@ -10,9 +10,12 @@ from embedding_platform.spaces import MODEL_SETS
 CHECKS = {
     "files": {"rejects"},
     "segments": {"rejects"},
-    "embeddings": {"dimension", "finite", "zero", "norm", "collapse", "count", "rejects", "duplicates"},
-    "collection": {"rows", "recall", "drift"},
-    "published": {"gate"},
+    "embeddings": {
+        *("dimension", "finite", "zero", "norm", "collapse"),
+        *("count", "rejects", "duplicates", "distribution", "golden"),
+    },
+    "collection": {"rows", "index", "recall", "tampering"},
+    "published": {"gate", "alias", "golden", "freshness"},
 }
 
 UPKEEP = {"upkeep/compacted", "upkeep/prunable"}
