@@ -9,6 +9,10 @@ class PlatformError(Exception):
     """
 
 
+class MilvusError(PlatformError):
+    """Milvus does not answer, or not as it should: waiting or starting it mends that, asking otherwise does not."""
+
+
 class RejectedError(Exception):
     """One item cannot be used; the others go on.
 
