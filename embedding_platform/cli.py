@@ -102,17 +102,18 @@ def search(
     as_json: bool,
 ) -> None:
     """Find what is nearest to TEXT, or to a file."""
-    from embedding_platform import search as searching
     from embedding_platform import terminal
     from embedding_platform.inference.query import text_query
+    from embedding_platform.search import Filter, Searcher
+    from embedding_platform.search import as_json as plain
 
     if (text is None) == (like is None):
         raise PlatformError("give either words or --like FILE")
-    platform = opened()
-    query = text_query(text) if text is not None else searching.file_query(platform, str(like))
-    found = searching.search(platform, query, [platform.space(key) for key in spaces], sources, limit)
+    searcher = Searcher(opened())
+    query = text_query(text) if text is not None else searcher.file_query(str(like))
+    found = searcher.search_spaces(query, spaces, filter=Filter(sources=sources), limit=limit)
     if as_json:
-        click.echo(json.dumps(searching.as_json(found), indent=2, ensure_ascii=False))
+        click.echo(json.dumps(plain(found), indent=2, ensure_ascii=False))
         return
     for key, hits in found.items():
         terminal.print_hits(f"{key}: {query.name}", hits)

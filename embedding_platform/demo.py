@@ -10,7 +10,7 @@ from embedding_platform.milvus.alias import alias_target
 from embedding_platform.milvus.schema import alias_name
 from embedding_platform.platform import Platform
 from embedding_platform.runs import SourceRun
-from embedding_platform.search import Hit, file_query, search
+from embedding_platform.search import Hit, Searcher
 from embedding_platform.spaces import Space
 from embedding_platform.starter.sample_media import SAMPLE_QUESTIONS, make_sample_media, make_sample_queries
 
@@ -60,6 +60,7 @@ def sample_answers(platform: Platform) -> list[tuple[str, list[Hit]]]:
     """For each modality the hits of its first sample question that a space can encode, with a title."""
     queries = str(platform.settings.base / ".embedding_platform" / "queries")
     make_sample_queries(queries)
+    searcher = Searcher(platform)
     answers: list[tuple[str, list[Hit]]] = []
     for modality in platform.modalities:
         spaces = [space for space in platform.spaces if space.modality == modality]
@@ -67,11 +68,11 @@ def sample_answers(platform: Platform) -> list[tuple[str, list[Hit]]]:
             if question.modality != modality:
                 continue
             is_text = question.kind == "text"
-            query = text_query(question.query) if is_text else file_query(platform, f"{queries}/{question.query}")
+            query = text_query(question.query) if is_text else searcher.file_query(f"{queries}/{question.query}")
             able = [space for space in spaces if query.role in space.model.roles]
             if able:
-                hits = search(platform, query, able[:1], limit=3)
-                answers += [(f"{key}: {query.name}", found) for key, found in hits.items()]
+                key = able[0].key
+                answers.append((f"{key}: {query.name}", searcher.search(query, key, limit=3)))
                 break
     return answers
 

@@ -23,7 +23,7 @@ from embedding_platform.reconcile.files import listed_sources, stored_items
 from embedding_platform.reconcile.rejects import Rejected
 from embedding_platform.reconcile.segments import live_segments
 from embedding_platform.records import Item, vectors_schema
-from embedding_platform.search import place_in_file
+from embedding_platform.search.hits import place_in_file
 from embedding_platform.spaces import MODALITIES, Space
 
 

@@ -9,9 +9,8 @@ from PIL import Image
 
 from embedding_platform import settings, spaces
 from embedding_platform.definitions import build_definitions
-from embedding_platform.inference.query import text_query
 from embedding_platform.runs import run_sources
-from embedding_platform.search import search
+from embedding_platform.search import Searcher
 from embedding_platform.spaces import MODEL_SETS, Model, Space
 from embedding_platform_tests.conftest import open_platform
 from embedding_platform_tests.models.small_models import save_sentence_transformer
@@ -55,7 +54,7 @@ def test_a_model_is_added_by_one_entry(tmp_path, monkeypatch, folders, instance)
     ]
     graph = build_definitions(platform).resolve_asset_graph()
     assert dg.AssetKey(["text", "narrow", "published"]) in graph.get_all_asset_keys()
-    hits = search(platform, text_query("note 1 about the harbour"), limit=3)
+    hits = Searcher(platform).search_spaces("note 1 about the harbour", limit=3)
     assert {key: len(found) for key, found in hits.items()} == {"text/narrow": 3, "image/clip_like": 3}
     network_words = platform.encoder(added[0]).prepare("text", "harbour", "query")["input_ids"]
     assert len(network_words) == len(platform.encoder(added[0]).prepare("text", "harbour")["input_ids"]) + 2

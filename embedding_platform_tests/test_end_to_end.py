@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from embedding_platform.definitions import build_definitions
-from embedding_platform.inference.query import text_query
 from embedding_platform.lineage import trace_row
 from embedding_platform.milvus.alias import alias_target
 from embedding_platform.milvus.connection import close_directory
@@ -22,7 +21,7 @@ from embedding_platform.platform import Platform
 from embedding_platform.reconcile.files import listed_sources
 from embedding_platform.records import segment_id
 from embedding_platform.runs import SourceRun, run_sources
-from embedding_platform.search import file_query, search
+from embedding_platform.search import Searcher
 from embedding_platform.starter.sample_media import SAMPLE_QUESTIONS, make_sample_media, make_sample_queries
 from embedding_platform_tests.conftest import open_platform
 
@@ -80,20 +79,16 @@ def test_every_space_is_published_with_good_recall(lake: Lake) -> None:
 
 @pytest.mark.parametrize("question", SAMPLE_QUESTIONS, ids=lambda question: f"{question.modality}-{question.answer}")
 def test_search_finds_the_right_thing_first(lake: Lake, question) -> None:
-    platform = lake.platform
-    if question.kind == "text":
-        query = text_query(question.query)
-    else:
-        query = file_query(platform, str(lake.folder / "queries" / question.query))
-    space = next(
-        space for space in platform.spaces if space.modality == question.modality and query.role in space.model.roles
-    )
-    (hits,) = search(platform, query, [space], limit=3).values()
+    searcher = Searcher(lake.platform)
+    query = question.query if question.kind == "text" else lake.folder / "queries" / question.query
+    role = "text" if question.kind == "text" else searcher.file_query(str(query)).role
+    space = next(one.key for one in searcher.spaces() if one.modality == question.modality and role in one.roles)
+    hits = searcher.search(query, space, limit=3)
     assert hits[0].path.rsplit("/", 1)[-1].startswith(question.answer), [hit.path for hit in hits]
 
 
 def test_a_hit_leads_back_to_its_file_and_run(lake: Lake) -> None:
-    (hits,) = search(lake.platform, text_query("how do volcanoes erupt"), [lake.platform.space("text/minilm")]).values()
+    hits = Searcher(lake.platform).search("how do volcanoes erupt", "text/minilm")
     (found,) = trace_row(lake.platform, hits[0].id)
     assert found.file is not None
     assert found.file.uri == hits[0].uri
@@ -138,7 +133,7 @@ def test_exactly_the_changed_rows_change(lake: Lake) -> None:
         assert told["new"].sum() == len(come)
         assert told["stale"].sum() == len(changed)
         assert told["orphaned"].sum() == len(gone)
-        (hits,) = search(lake.platform, text_query("penguins"), [lake.platform.space("text/minilm")]).values()
+        hits = Searcher(lake.platform).search("penguins", "text/minilm")
         assert (hits[0].path, hits[0].text[:8]) == ("lineage.txt", "Penguins")
     finally:
         added.unlink()
@@ -202,17 +197,17 @@ def test_another_model_is_a_migration_and_the_alias_moves_when_every_source_is_c
     latter = collection_name(space.key, changed.fingerprint(changed.space(space.key)))
     assert latter != former
     first, *others = changed.sources()["image"]
-    picture = file_query(changed, str(lake.folder / "queries" / "pictures" / "0.png"))
+    searcher, picture = Searcher(changed), lake.folder / "queries" / "pictures" / "0.png"
 
     (run,) = run_sources(changed, lake.dagster, ["image"], [first])
     assert run.succeeded
     assert run.metadata["image/resnet50/published"]["waiting"] == len(others) > 0
     assert alias_target(changed.milvus, alias) == former
-    assert search(changed, picture, [changed.space(space.key)]), "readers go on with the former model"
+    assert searcher.search(picture, space.key), "readers go on with the former model"
 
     assert all(run.succeeded for run in run_sources(changed, lake.dagster, ["image"], others))
     assert alias_target(changed.milvus, alias) == latter
-    (hits,) = search(changed, picture, [changed.space(space.key)]).values()
+    hits = searcher.search(picture, space.key)
     assert hits[0].model == str(retrained)
 
     back = list(run_sources(lake.platform, lake.dagster, ["image"]))

@@ -10,7 +10,6 @@ import pymilvus
 import pytest
 
 from embedding_platform.errors import PlatformError
-from embedding_platform.inference.query import text_query
 from embedding_platform.milvus.alias import alias_target
 from embedding_platform.milvus.connection import close_directory
 from embedding_platform.milvus.partitions import Partition
@@ -19,7 +18,7 @@ from embedding_platform.milvus.schema import alias_name
 from embedding_platform.milvus.sync import read_rows
 from embedding_platform.platform import Platform
 from embedding_platform.runs import SourceRun, run_sources
-from embedding_platform.search import search
+from embedding_platform.search import Searcher
 from embedding_platform_tests.conftest import open_platform
 from embedding_platform_tests.milvus_server import MilvusServer
 from embedding_platform_tests.reconcile.small_lake import write_image, write_text
@@ -128,5 +127,5 @@ def test_a_lake_lives_through_changes_and_a_killed_server(lake, mortal_server, i
     held = published(again)
     assert len(held) == 8
     assert held == rebuilt(lake, instance)
-    (hits,) = search(again, text_query("71 0"), [again.space("text/minilm")]).values()
+    hits = Searcher(again).search("71 0", "text/minilm")
     assert hits[0].path == "1.txt"

@@ -20,7 +20,7 @@ from embedding_platform.models.loading import resolve
 from embedding_platform.platform import Platform
 from embedding_platform.records import vectors_schema
 from embedding_platform.runs import run_sources
-from embedding_platform.search import file_query, search
+from embedding_platform.search import Searcher
 from embedding_platform.spaces import MODEL_SETS
 from embedding_platform_tests.conftest import open_platform
 
@@ -37,8 +37,8 @@ class Lake:
         return open_platform(self.folder, spaces=[KEY], models=models, runtime="torch", **settings)
 
     def found(self, platform: Platform) -> list[str]:
-        query = file_query(platform, str(self.folder / "media" / "photos" / "1.png"))
-        return [hit.path for hit in search(platform, query, limit=1)[KEY]]
+        picture = self.folder / "media" / "photos" / "1.png"
+        return [hit.path for hit in Searcher(platform).search(picture, KEY, limit=1)]
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from embedding_platform.errors import PlatformError
-from embedding_platform.inference.query import text_query
 from embedding_platform.records import Sound
-from embedding_platform.search import file_query, search
+from embedding_platform.search import Searcher
 from embedding_platform_tests.conftest import open_platform
 from embedding_platform_tests.media.made import tone, write_sound
 
@@ -19,16 +18,15 @@ def refusal(error, call):
 
 
 def test_words_do_not_search_a_space_of_pictures_alone(platform):
-    space = platform.space("image/resnet50")
-    message = refusal(PlatformError, lambda: search(platform, text_query("a red circle"), [space]))
+    message = refusal(PlatformError, lambda: Searcher(platform).search("a red circle", "image/resnet50"))
     assert message.startswith("image/resnet50 cannot encode text; spaces that can: text/minilm, image/clip")
 
 
 def test_sound_under_the_name_of_a_picture_is_sound(platform, tmp_path):
     path = write_sound(tmp_path / "a.mp3", tone(0.5, 44_100), codec="libmp3lame").rename(tmp_path / "a.jpg")
-    query = file_query(platform, str(path))
+    query = Searcher(platform).file_query(str(path))
     assert query.role == "audio"
-    message = refusal(PlatformError, lambda: search(platform, query, [platform.space("image/resnet50")]))
+    message = refusal(PlatformError, lambda: Searcher(platform).search(query, "image/resnet50"))
     assert message == "image/resnet50 cannot encode audio; spaces that can: audio/whisper"
 
 

@@ -30,6 +30,7 @@ from fsspec.implementations.local import LocalFileSystem
 from embedding_platform.errors import PlatformError
 from embedding_platform.milvus.connection import BUILD_SECONDS, CALL_SECONDS, explaining
 from embedding_platform.milvus.deployment import deployment_of
+from embedding_platform.milvus.expressions import compare
 from embedding_platform.milvus.index import ensure_loaded
 from embedding_platform.milvus.partitions import Partition, ensure_partition
 from embedding_platform.milvus.schema import partition_name
@@ -160,7 +161,7 @@ def count_rows(client: "MilvusClient", partition: Partition) -> int:
     with explaining(f"count the rows of {partition}"):
         (answer,) = client.query(
             partition.collection,
-            filter=partition.where('id >= ""'),
+            filter=partition.where(compare("id", ">=", "")),
             output_fields=["count(*)"],
             partition_names=partition.names,
             consistency_level="Strong",

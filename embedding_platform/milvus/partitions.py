@@ -7,9 +7,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from embedding_platform.errors import PlatformError
 from embedding_platform.milvus.connection import CALL_SECONDS, explaining
 from embedding_platform.milvus.deployment import deployment_of
+from embedding_platform.milvus.expressions import EVERYTHING, Expression, all_of, none_of
 from embedding_platform.milvus.index import ensure_loaded
 from embedding_platform.milvus.query import rows_where
-from embedding_platform.milvus.schema import Layout, collection_name, has_collection, partition_name, source_filter
+from embedding_platform.milvus.schema import (
+    KEY_FIELD,
+    Layout,
+    collection_name,
+    has_collection,
+    partition_name,
+    source_filter,
+)
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
@@ -45,10 +53,9 @@ class Partition:
         """The `partition_names` of a query or search."""
         return [self.name] if self.name else None
 
-    def where(self, condition: str = "") -> str:
+    def where(self, condition: Expression = EVERYTHING) -> Expression:
         """The filter of a query or search for rows of this partition that meet `condition`."""
-        mine = "" if self.name else source_filter([self.source])
-        return " and ".join(part for part in (mine, condition) if part)
+        return condition if self.name else all_of(source_filter([self.source]), condition)
 
     def __str__(self) -> str:
         return f"source {self.source} in {self.collection}"
@@ -138,7 +145,7 @@ def _delete_strays(
 ) -> int:
     """Delete the rows of a collection, or of one of its partitions, whose source is none of those known."""
     sources = known()
-    condition = f"not ({source_filter(sources)})" if sources else ""
+    condition = none_of(KEY_FIELD, sources) if sources else EVERYTHING
 
     def strays() -> list[Mapping[str, Any]]:
         rows = _rows(client, collection, condition, partition=partition)
@@ -170,7 +177,11 @@ def _delete_all(
 
 
 def _rows(
-    client: "MilvusClient", collection: str, condition: str, most: int = DELETED_AT_ONCE, partition: str | None = None
+    client: "MilvusClient",
+    collection: str,
+    condition: Expression,
+    most: int = DELETED_AT_ONCE,
+    partition: str | None = None,
 ) -> list[dict[str, Any]]:
     """Id and source of rows that meet a condition."""
     return rows_where(client, collection, condition, ("id", "source"), most, [partition] if partition else None)

@@ -8,8 +8,16 @@ import numpy as np
 
 from embedding_platform.errors import PlatformError
 from embedding_platform.milvus.connection import CALL_SECONDS, explaining
+from embedding_platform.milvus.expressions import EVERYTHING, Expression, all_of, compare, none_of
 from embedding_platform.milvus.index import VECTOR_FIELD, ensure_loaded, search_parameters, tuned
-from embedding_platform.milvus.schema import FIELD_NAMES, SCALAR_NAMES, partition_name, read_provenance, source_filter
+from embedding_platform.milvus.schema import (
+    FIELD_NAMES,
+    KEY_FIELD,
+    SCALAR_NAMES,
+    partition_name,
+    read_provenance,
+    source_filter,
+)
 from embedding_platform.spaces import Index, Metric
 
 if TYPE_CHECKING:
@@ -27,8 +35,9 @@ def search_rows(
     index: Index,
     metric: Metric,
     sources: Sequence[str] | None = None,
+    condition: Expression = EVERYTHING,
 ) -> list[dict[str, Any]]:
-    """The `limit` rows nearest to `vector`, float32 [d], best first, in all or in some sources.
+    """The `limit` rows nearest to `vector`, float32 [d], best first, in all or in some sources, that meet a condition.
 
     A hit holds every field but the vector, and `score` as Milvus gives it (see `ann_search`).
 
@@ -38,7 +47,7 @@ def search_rows(
     if sources is not None and not sources:
         return []
     ensure_loaded(client, alias)
-    partitions, condition = (None, "") if sources is None else _restriction(client, alias, sources)
+    partitions, own = (None, EVERYTHING) if sources is None else _restriction(client, alias, sources)
     index = tuned(client, alias, index)
     with explaining(f"search {alias}"):
         answers = client.search(
@@ -46,7 +55,7 @@ def search_rows(
             data=[vector],
             anns_field=VECTOR_FIELD,
             limit=limit,
-            filter=condition,
+            filter=all_of(own, condition),
             output_fields=list(SCALAR_NAMES),
             search_params=search_parameters(index, metric, limit),
             partition_names=partitions,
@@ -87,12 +96,12 @@ def get_rows(client: "MilvusClient", collection: str, ids: Sequence[str]) -> lis
 def rows_where(
     client: "MilvusClient",
     collection: str,
-    condition: str,
+    condition: Expression,
     fields: Sequence[str],
     most: int,
     partitions: list[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """At most so many rows that meet a condition, "" being met by all, with these fields; the collection is loaded.
+    """At most so many rows that meet a condition, with these fields; the collection is loaded.
 
     Raises:
         PlatformError: if Milvus fails.
@@ -101,7 +110,7 @@ def rows_where(
         return list(
             client.query(
                 collection,
-                filter=condition or 'id >= ""',
+                filter=condition or compare("id", ">=", ""),
                 output_fields=list(fields),
                 partition_names=partitions,
                 limit=most,
@@ -111,8 +120,8 @@ def rows_where(
         )
 
 
-def _restriction(client: "MilvusClient", alias: str, sources: Sequence[str]) -> tuple[list[str] | None, str]:
-    """Partition names and filter that restrict a search to the sources."""
+def _restriction(client: "MilvusClient", alias: str, sources: Sequence[str]) -> tuple[list[str] | None, Expression]:
+    """Partition names and condition that restrict a search to the sources."""
     keyed = read_provenance(client, alias).layout == "keyed"
     with explaining(f"list the partitions of {alias}"):
         present = [] if keyed else client.list_partitions(alias, timeout=CALL_SECONDS)
@@ -124,7 +133,7 @@ def _restriction(client: "MilvusClient", alias: str, sources: Sequence[str]) -> 
                 f"unknown source {source!r} in {alias}; "
                 + (f"choose among {', '.join(known)}" if known else "it holds no source yet")
             )
-    return (None, source_filter(sources)) if keyed else ([partition_name(source) for source in sources], "")
+    return (None, source_filter(sources)) if keyed else ([partition_name(source) for source in sources], EVERYTHING)
 
 
 def _known_sources(client: "MilvusClient", alias: str, partitions: Sequence[str]) -> list[str]:
@@ -132,14 +141,14 @@ def _known_sources(client: "MilvusClient", alias: str, partitions: Sequence[str]
     known: list[str] = []
     for place in range(_SOURCES_NAMED):
         if partitions:
-            found = _source_of(client, alias, "", partitions[place]) if place < len(partitions) else []
+            found = _source_of(client, alias, EVERYTHING, partitions[place]) if place < len(partitions) else []
         else:
-            found = _source_of(client, alias, f"not ({source_filter(known)})" if known else "")
+            found = _source_of(client, alias, none_of(KEY_FIELD, known) if known else EVERYTHING)
         known += found
     return sorted(set(known))
 
 
-def _source_of(client: "MilvusClient", alias: str, condition: str, partition: str | None = None) -> list[str]:
+def _source_of(client: "MilvusClient", alias: str, condition: Expression, partition: str | None = None) -> list[str]:
     """The source of one row that meets the condition; nothing without such a row."""
     rows = rows_where(client, alias, condition, ("source",), 1, [partition] if partition else None)
     return [row["source"] for row in rows]

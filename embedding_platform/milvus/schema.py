@@ -15,6 +15,7 @@ from embedding_platform.errors import PlatformError
 from embedding_platform.increments import series_of
 from embedding_platform.milvus.connection import CALL_SECONDS, explaining
 from embedding_platform.milvus.deployment import deployment_of
+from embedding_platform.milvus.expressions import Expression, one_of
 from embedding_platform.milvus.index import VECTOR_FIELD, ensure_index
 from embedding_platform.records import digest
 from embedding_platform.spaces import Index, Metric
@@ -134,9 +135,9 @@ def partition_name(source: str) -> str:
     return f"{_safe(source)[:40]}_{digest(source)[:10]}"
 
 
-def source_filter(sources: Iterable[str]) -> str:
-    """The filter that keeps rows of these sources, and lets a partition key find them."""
-    return f"{KEY_FIELD} in {json.dumps(list(sources), ensure_ascii=False)}"
+def source_filter(sources: Iterable[str]) -> Expression:
+    """Rows of these sources, said so that a partition key finds them."""
+    return one_of(KEY_FIELD, sources)
 
 
 def ensure_collection(client: "MilvusClient", provenance: Provenance, index: Index) -> str:

@@ -16,6 +16,7 @@ from embedding_platform.errors import PlatformError
 from embedding_platform.increments import Increment, diff, series_of
 from embedding_platform.milvus.connection import CALL_SECONDS, explaining
 from embedding_platform.milvus.deployment import deployment_of
+from embedding_platform.milvus.expressions import EVERYTHING, Expression, all_of, compare, one_of
 from embedding_platform.milvus.index import VECTOR_FIELD, ensure_loaded
 from embedding_platform.milvus.partitions import Partition, ensure_partition, has_partition
 from embedding_platform.milvus.query import get_rows, rows_where
@@ -257,8 +258,8 @@ def _read_back(
         return _compare(desired, _pages(client, partition, len(desired)))
     rows: list[dict[str, Any]] = []
     for first in range(0, len(touched), BATCH_ROWS):
-        ids = json.dumps(touched[first : first + BATCH_ROWS].tolist())
-        rows += _query(client, partition, f"id in {ids}", deployment_of(client).page_rows)
+        asked = one_of("id", touched[first : first + BATCH_ROWS])
+        rows += _query(client, partition, asked, deployment_of(client).page_rows)
     actual = _series(rows)
     increment = diff(desired[desired.index.isin(touched)], actual)
     return actual, increment
@@ -364,11 +365,12 @@ def _lower(prefix: int) -> str:
 
 def _read_range(client: "MilvusClient", partition: Partition, first: int, last: int, most: int) -> list[dict[str, Any]]:
     # Ids that are not ours may lie before and behind all prefixes.
-    bounds = f'id >= "{_lower(first)}"' + (f' and id < "{_lower(last)}"' if last < _PREFIXES else "")
-    return _query(client, partition, bounds, most)
+    above = compare("id", ">=", _lower(first))
+    below = compare("id", "<", _lower(last)) if last < _PREFIXES else EVERYTHING
+    return _query(client, partition, all_of(above, below), most)
 
 
-def _query(client: "MilvusClient", partition: Partition, condition: str, most: int) -> list[dict[str, Any]]:
+def _query(client: "MilvusClient", partition: Partition, condition: Expression, most: int) -> list[dict[str, Any]]:
     """Id and version of rows that meet a condition, at most so many."""
     fields = ("id", "version")
     return rows_where(client, partition.collection, partition.where(condition), fields, most, partition.names)
