@@ -21,7 +21,7 @@ COOKIE = "embedding_platform"
 
 SIGNED_IN_SECONDS = 30 * 24 * 3600
 
-OPEN_PATHS = frozenset({"/healthz", "/sign-in", "/style.css"})
+OPEN_PATHS = frozenset({"/healthz", "/sign-in", "/style.css", "/icon.svg"})
 """What is shown without a token: it tells nothing about the media."""
 
 UPLOAD_PATHS = frozenset({"/", "/api/search"})
@@ -31,7 +31,7 @@ SMALL_BODY_BYTES = 64 * 2**10
 _FORM_BYTES = 64 * 2**10
 """What the fields and boundaries of a form may take beside the file."""
 
-_HEADERS = {
+HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src 'self'; media-src 'self'; style-src 'self'; "
     "script-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -165,9 +165,7 @@ def _shows_token(request: Request, token: str) -> bool:
     if scheme.lower() == "bearer":
         return same_token(given.strip(), token)
     until, _, mac = request.cookies.get(COOKIE, "").partition(".")
-    return (
-        same_token(mac, _mac(token, until)) and bool(re.fullmatch("[0-9]{1,12}", until)) and int(until) > time.time()
-    )
+    return same_token(mac, _mac(token, until)) and bool(re.fullmatch("[0-9]{1,12}", until)) and int(until) > time.time()
 
 
 def _mac(token: str, until: str) -> str:
@@ -192,7 +190,7 @@ def _with_headers(send: Send) -> Callable[[Message], "object"]:
     async def guarded(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
-            for name, value in _HEADERS.items():
+            for name, value in HEADERS.items():
                 headers.setdefault(name, value)
         await send(message)
 

@@ -14,7 +14,7 @@ from fsspec.implementations.local import LocalFileSystem
 from starlette.responses import Response, StreamingResponse
 
 from embedding_platform.media.recognition import claimed
-from embedding_platform.serving.refusal import Refusal
+from embedding_platform.serving.refused import RefusedError
 from embedding_platform.storage import file_system
 
 _PIECE_BYTES = 256 * 2**10
@@ -56,11 +56,22 @@ class Part:
 
 @dataclass
 class OpenFile:
-    """An open file of the media root: its size in bytes, and a mark that changes with it."""
+    """An open file of the media root: its size in bytes, a mark that changes with it, and a name for decoders.
+
+    By that name exactly this file is opened again, whatever has been put in its place, as long as
+    this one is open.
+    """
 
     file: BinaryIO
     size: int
     mark: str
+    uri: str
+
+    def __enter__(self) -> "OpenFile":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.file.close()
 
     def pieces(self, part: Part) -> Iterator[bytes]:
         """Yield a part piece by piece, and close the file."""
@@ -79,14 +90,16 @@ def open_inside(media_root: str, source: str, path: str) -> OpenFile:
     as they stay inside the root, and what is opened is what was looked at.
 
     Raises:
-        Refusal: 403 where the name leads out of the media root, 404 where no file is there.
+        RefusedError: 403 where the name leads out of the media root, 404 where no file is there.
     """
     fs, root = file_system(media_root)
     names = [source, *path.split("/")]
     if any(name in ("", ".", "..") or "\0" in name for name in names):
-        raise Refusal(403, "this name leads out of the media root")
+        raise RefusedError(403, "this name leads out of the media root")
     if isinstance(fs, LocalFileSystem):
         return _open_local(root, names)
+    if "::" in path:
+        raise RefusedError(403, "this name holds ::, which file systems take for a chain of addresses")
     place = posixpath.join(root, *names)
     try:
         info = fs.info(place)
@@ -95,7 +108,7 @@ def open_inside(media_root: str, source: str, path: str) -> OpenFile:
         file = fs.open(place, "rb")
     except FileNotFoundError:
         raise _gone(source, path) from None
-    return OpenFile(file, int(info["size"]), str(fs.ukey(place)))
+    return OpenFile(file, int(info["size"]), str(fs.ukey(place)), fs.unstrip_protocol(place))
 
 
 def file_answer(opened: OpenFile, path: str, wanted_range: str = "", known_mark: str = "") -> Response:
@@ -126,7 +139,10 @@ def file_answer(opened: OpenFile, path: str, wanted_range: str = "", known_mark:
 
 
 def requested_part(wanted: str, size: int) -> Part | None:
-    """The part that a Range header asks for; the whole file where it asks for none or several, None for an empty one."""
+    """The part that a Range header asks for; None for one beyond the end.
+
+    It is the whole file where the header asks for several parts, or for nothing that makes sense.
+    """
     found = re.fullmatch(r"bytes=([0-9]{0,18})-([0-9]{0,18})", wanted.replace(" ", ""))
     if found is None or not (found[1] or found[2]):
         return Part(0, size)
@@ -157,7 +173,7 @@ def _open_local(root: str, names: list[str]) -> OpenFile:
     real_root = os.path.realpath(root)
     real = os.path.realpath(os.path.join(root, *names))
     if os.path.commonpath([real_root, real]) != real_root or real == real_root:
-        raise Refusal(
+        raise RefusedError(
             403, f"{'/'.join(names)} is reached by a link that leaves the media root; only what lies inside is served"
         )
     *folders, name = os.path.relpath(real, real_root).split(os.sep)
@@ -177,14 +193,14 @@ def _open_local(root: str, names: list[str]) -> OpenFile:
     except OSError as error:
         os.close(handle)
         if isinstance(error, PermissionError):
-            raise Refusal(403, f"{'/'.join(names)} may not be read by this server") from None
+            raise RefusedError(403, f"{'/'.join(names)} may not be read by this server") from None
         raise _gone(names[0], "/".join(names[1:])) from None
     mark = f"{status.st_dev}.{status.st_ino}.{status.st_mtime_ns}.{status.st_size}"
-    return OpenFile(os.fdopen(handle, "rb"), status.st_size, mark)
+    return OpenFile(os.fdopen(handle, "rb"), status.st_size, mark, f"/dev/fd/{handle}")
 
 
-def _gone(source: str, path: str) -> Refusal:
-    return Refusal(404, f"{source}/{path} is no longer there; the next run takes its rows away")
+def _gone(source: str, path: str) -> RefusedError:
+    return RefusedError(404, f"{source}/{path} is no longer there; the next run takes its rows away")
 
 
 def _disposition(path: str) -> str:

@@ -90,7 +90,6 @@ def _pieces(text: str, sought: Sequence[str]) -> Iterator[Piece]:
 
 def _matches(word: str, sought: Sequence[str]) -> bool:
     return any(
-        word == one
-        or (min(len(word), len(one)) >= _SHORTEST_WORD and (word.startswith(one) or one.startswith(word)))
+        word == one or (min(len(word), len(one)) >= _SHORTEST_WORD and (word.startswith(one) or one.startswith(word)))
         for one in sought
     )
