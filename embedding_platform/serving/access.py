@@ -5,7 +5,6 @@ import hmac
 import ipaddress
 import re
 import time
-from collections.abc import Callable
 from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -186,7 +185,7 @@ def _is_taken_from_elsewhere(headers: Headers, method: str) -> bool:
     return not (method == "GET" and opens_page)
 
 
-def _with_headers(send: Send) -> Callable[[Message], "object"]:
+def _with_headers(send: Send) -> Send:
     async def guarded(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)

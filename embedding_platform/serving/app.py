@@ -122,7 +122,7 @@ def _add_api(app: FastAPI, service: Service) -> None:
             for found in service.traces(row_id)
         ]
 
-    kinds = {"content": {"application/octet-stream": {}, "image/*": {}, "audio/*": {}, "video/*": {}}}
+    kinds: dict[str, Any] = {"content": {"application/octet-stream": {}, "image/*": {}, "audio/*": {}, "video/*": {}}}
 
     @app.head("/media/{modality}/{name}/{row_id}", include_in_schema=False)
     @app.get("/media/{modality}/{name}/{row_id}", tags=["rows"], response_class=Response, responses={200: kinds})
