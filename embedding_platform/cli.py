@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -98,8 +98,22 @@ def serve(opened: Callable[[], "Platform"], host: str, port: int) -> None:
 @main.command()
 @click.argument("text", required=False)
 @click.option("--like", metavar="FILE", help="Search by a text, image, audio or video file instead of words.")
+@click.option("--more-like", metavar="ID", help="Search by a row that the one --space holds, without a model.")
 @click.option("--space", "spaces", multiple=True, help='A space such as "image/clip"; may be repeated.')
+@click.option("--hybrid", is_flag=True, help="Find text by its words and by its meaning together.")
 @click.option("--source", "sources", multiple=True, help="Only this source; may be repeated.")
+@click.option("--role", "roles", multiple=True, help="Only text, image, audio or video; may be repeated.")
+@click.option(
+    "--path", "path_prefix", default="", metavar="BEGINNING", help="Only paths that begin so in their source."
+)
+@click.option("--after", default="", metavar="TIME", help="Only what was embedded then or later, as 2026-05-31; UTC.")
+@click.option("--before", default="", metavar="TIME", help="Only what was embedded before.")
+@click.option(
+    "--where",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Only with this attribute; width=1024.. from 1024 on; may be repeated.",
+)
 @click.option("--limit", default=5, show_default=True, type=click.IntRange(1, 1000), help="Hits of each space.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
@@ -107,27 +121,35 @@ def search(
     opened: Callable[[], "Platform"],
     text: str | None,
     like: str | None,
+    more_like: str | None,
     spaces: tuple[str, ...],
-    sources: tuple[str, ...],
+    hybrid: bool,
     limit: int,
     as_json: bool,
+    **filters: Any,
 ) -> None:
-    """Find what is nearest to TEXT, or to a file."""
+    """Find what is nearest to TEXT, to a file, or to a row."""
     from embedding_platform import terminal
     from embedding_platform.inference.query import text_query
-    from embedding_platform.search import Filter, Searcher
+    from embedding_platform.search import Searcher, written_filter
     from embedding_platform.search import as_json as plain
 
-    if (text is None) == (like is None):
-        raise PlatformError("give either words or --like FILE")
+    if sum(given is not None for given in (text, like, more_like)) != 1:
+        raise PlatformError("give one of words, --like FILE and --more-like ID")
+    kept = written_filter(**filters)
     searcher = Searcher(opened())
-    query = text_query(text) if text is not None else searcher.file_query(str(like))
-    found = searcher.search_spaces(query, spaces, filter=Filter(sources=sources), limit=limit)
+    if more_like is not None:
+        if hybrid or len(spaces) != 1:
+            raise PlatformError("--more-like wants one --space, and no --hybrid: it has a row's vector and no words")
+        name, found = more_like, {spaces[0]: searcher.more_like(more_like, spaces[0], filter=kept, limit=limit)}
+    else:
+        query = text_query(text) if text is not None else searcher.file_query(str(like))
+        name, found = query.name, searcher.search_spaces(query, spaces, filter=kept, limit=limit, hybrid=hybrid)
     if as_json:
         click.echo(json.dumps(plain(found), indent=2, ensure_ascii=False))
         return
     for key, hits in found.items():
-        terminal.print_hits(f"{key}: {query.name}", hits)
+        terminal.print_hits(f"{key}: {name}", hits)
 
 
 @main.command()

@@ -201,7 +201,8 @@ class Platform:
         """The collection that the space has, or is to have; `sources` is their number, where it is known already."""
         count = len(listed_sources(self.store, space.modality)) if sources is None else sources
         most_named = self.settings.milvus.named_partitions
-        return target_of(lambda: self.milvus, space, self.fingerprint(space), count, most_named)
+        words = self.settings.search_words and space.modality == "text"
+        return target_of(lambda: self.milvus, space, self.fingerprint(space), count, most_named, words)
 
     def _targets(self, modality: str, sources: int) -> list[Target]:
         """The collections of a modality's spaces, whose number of sources is known."""

@@ -58,6 +58,7 @@ class MilvusSettings(_Section):
     searchable_seconds: float = Field(default=60.0, gt=0)
     import_root: str | None = None
     import_rows: int = Field(default=50_000, ge=1)
+    search_words: bool | None = None
 
 
 class OpenAISettings(_Section):
@@ -252,6 +253,15 @@ class Settings(BaseSettings):
     def milvus_uri(self) -> str:
         """Milvus as an absolute folder (Milvus Lite) or the URL of a server."""
         return self.milvus.uri if self.milvus.uri.startswith("unix:") else self._absolute(self.milvus.uri)
+
+    @property
+    def search_words(self) -> bool:
+        """Whether text is to be found by its words too; decided without asking Milvus, which may be away.
+
+        Without a setting that is so in a folder, whose Milvus Lite is known to do it.
+        """
+        named = self.milvus.search_words
+        return named if named is not None else "://" not in self.milvus_uri and not self.milvus.uri.startswith("unix:")
 
     @property
     def milvus_in_place(self) -> MilvusSettings:

@@ -68,6 +68,32 @@ def test_search_by_file_and_as_json() -> None:
     assert set(hits[0]) >= {"id", "uri", "where", "text", "content_hash", "model", "run_id", "source"}
 
 
+@pytest.mark.parametrize(
+    ("options", "paths"),
+    [
+        ((), ["harvest.txt", "storm.md"]),
+        (("--hybrid",), ["harvest.txt", "storm.md"]),
+        (("--where", "words=14.."), ["storm.md"]),
+        (("--where", "encoding=utf-8", "--where", "words=..12"), ["harvest.txt"]),
+        (("--path", "st"), ["storm.md"]),
+        (("--role", "text", "--source", "letters", "--after", "2020-01-01", "--limit", "1"), ["harvest.txt"]),
+        (("--before", "2020-01-01"), []),
+    ],
+)
+def test_search_keeps_to_what_is_asked(options: tuple[str, ...], paths: list[str]) -> None:
+    hits = json.loads(call("search", "wheat", "--json", *options).stdout)["text/minilm"]
+    assert [hit["path"] for hit in hits] == paths
+
+
+def test_more_like_a_hit_is_the_other_one() -> None:
+    (hit, *_) = json.loads(call("search", "wheat", "--json").stdout)["text/minilm"]
+    result = call("search", "--more-like", hit["id"], "--space", "text/minilm")
+    assert result.exit_code == 0
+    assert f"text/minilm: {hit['id']}" in result.output
+    assert "storm.md" in result.output
+    assert "harvest.txt" not in result.output
+
+
 def test_trace_leads_from_a_hit_to_its_file() -> None:
     (hit, *_) = json.loads(call("search", "wheat", "--json").stdout)["text/minilm"]
     output = call("trace", hit["id"]).output
@@ -99,8 +125,18 @@ def test_config_prints_what_is_in_force_and_masks_secrets() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("search",), "give either words or --like FILE"),
-        (("search", "x", "--like", "y"), "give either words or --like FILE"),
+        (("search",), "give one of words, --like FILE and --more-like ID"),
+        (("search", "x", "--like", "y"), "give one of words, --like FILE and --more-like ID"),
+        (("search", "x", "--more-like", "0" * 32), "give one of words, --like FILE and --more-like ID"),
+        (("search", "--more-like", "0" * 32), "--more-like wants one --space"),
+        (("search", "--more-like", "0" * 32, "--space", "text/minilm", "--hybrid"), "and no --hybrid"),
+        (("search", "--more-like", "0" * 32, "--space", "text/minilm"), "text/minilm holds no row 000"),
+        (("search", "--more-like", "x", "--space", "text/minilm"), "'x' is no row id"),
+        (("search", "x", "--after", "yesterday"), "'yesterday' is no time; write 2026-05-31"),
+        (("search", "x", "--before", "2026-13-01"), "'2026-13-01' is no time"),
+        (("search", "x", "--where", "words"), "'words' is no condition; write NAME=VALUE"),
+        (("search", "x", "--where", 'a"]=1'), "is the name of no attribute"),
+        (("search", "x", "--role", "picture"), "no role 'picture'; choose from audio, image, text, video"),
         (("search", "   "), "the query is empty"),
         (("search", "x", "--space", "image/clip"), "no space 'image/clip'; choose from text/minilm"),
         (("search", "x", "--source", "nowhere"), "nowhere"),

@@ -66,7 +66,7 @@ def test_every_asset_of_every_space_materializes_and_every_run_succeeds(lake: La
 def test_every_space_is_published_with_good_recall(lake: Lake) -> None:
     for space in lake.platform.spaces:
         published = alias_target(lake.platform.milvus, alias_name(space.key))
-        assert published == collection_name(space.key, lake.platform.fingerprint(space))
+        assert published == lake.platform.target(space).collection
     recalls = [
         metadata["recall_at_10"]
         for run in lake.first
@@ -167,7 +167,7 @@ def test_a_source_that_vanishes_leaves_nothing_behind(lake: Lake) -> None:
     assert "copies" not in lake.dagster.get_dynamic_partitions("image_sources")
     for space in lake.platform.spaces:
         if space.modality == "image":
-            collection = collection_name(space.key, lake.platform.fingerprint(space))
+            collection = lake.platform.target(space).collection
             assert partition_name("copies") not in lake.platform.milvus.list_partitions(collection)
 
 

@@ -6,12 +6,15 @@ A modality is a module of this package that bears its name and has `CODE_VERSION
 
 import importlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 
 from embedding_platform.media.limits import USUAL_LIMITS
 from embedding_platform.records import SEGMENTS_LAYOUT, Content, Item, Segment, digest
 from embedding_platform.settings import DecodingSettings
+
+CODE_VERSION = "item-attributes"
+"""What `cut` adds to a modality's segments: another name has all items cut anew."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,13 @@ def modality_module(modality: str) -> ModuleType:
 def cut(modality: str, source: str, item: Item, cutting: Cutting) -> list[Segment]:
     """The segments of an item, at least one; the whole file is decoded on the way.
 
+    Each has the attributes of the item and its own, so that rows can be told by either.
+
     Raises:
         RejectedError: if the item cannot be decoded to its end, or holds nothing.
     """
     segments: list[Segment] = modality_module(modality).cut(source, item, cutting)
-    return segments
+    return [replace(segment, attributes={**item.attributes, **segment.attributes}) for segment in segments]
 
 
 def read(modality: str, segments: Sequence[Segment], limits: DecodingSettings = USUAL_LIMITS) -> Iterator[Content]:
@@ -62,4 +67,4 @@ def read(modality: str, segments: Sequence[Segment], limits: DecodingSettings = 
 def code_version(modality: str, cutting: Cutting) -> str:
     """Hash of all that decides an item's segments besides the item: code, parameters, and how segments are stored."""
     module = modality_module(modality)
-    return digest(modality, module.CODE_VERSION, *SEGMENTS_LAYOUT, *module.parameters(cutting))
+    return digest(modality, module.CODE_VERSION, CODE_VERSION, *SEGMENTS_LAYOUT, *module.parameters(cutting))

@@ -33,7 +33,7 @@ from embedding_platform.milvus.deployment import deployment_of
 from embedding_platform.milvus.expressions import compare
 from embedding_platform.milvus.index import ensure_loaded
 from embedding_platform.milvus.partitions import Partition, ensure_partition
-from embedding_platform.milvus.schema import partition_name
+from embedding_platform.milvus.schema import FIELD_NAMES, partition_name
 from embedding_platform.storage import file_system, join
 
 if TYPE_CHECKING:
@@ -191,10 +191,10 @@ def _write_files(
 
 
 def _kinds(client: "MilvusClient", collection: str) -> dict[str, str]:
-    """Type of each field of a collection, by name."""
+    """Type of each field that we write to a collection, by name."""
     with explaining(f"describe collection {collection}"):
         described = client.describe_collection(collection, timeout=CALL_SECONDS)
-    return {field["name"]: field["type"].name for field in described["fields"]}
+    return {field["name"]: field["type"].name for field in described["fields"] if field["name"] in FIELD_NAMES}
 
 
 def _table(rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, str]) -> pa.Table:

@@ -1,5 +1,6 @@
 """What Milvus Lite, a Milvus server and Zilliz Cloud do differently, in one place: nothing else asks which answers."""
 
+import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -22,6 +23,8 @@ class Deployment:
     `upserts_by_key` tells whether an upsert finds its partition by the partition key.
     `imports_files` tells whether it loads Parquet files from its object storage, `tears_indexes`
     whether it leaves half an index file when it is killed, and then never loads the collection.
+    `searches_words` tells whether it makes a sparse vector of a text's words by itself, and
+    ranks rows by it (BM25).
     """
 
     name: str
@@ -33,6 +36,7 @@ class Deployment:
     upserts_by_key: bool
     imports_files: bool
     tears_indexes: bool
+    searches_words: bool
 
 
 LITE = Deployment(
@@ -46,6 +50,7 @@ LITE = Deployment(
     upserts_by_key=True,
     imports_files=False,
     tears_indexes=True,
+    searches_words=True,
 )
 
 SERVER = Deployment(
@@ -58,6 +63,7 @@ SERVER = Deployment(
     upserts_by_key=True,
     imports_files=True,
     tears_indexes=False,
+    searches_words=True,
 )
 
 CLOUD = replace(
@@ -78,5 +84,10 @@ def deployment_of(client: "MilvusClient") -> Deployment:
         version = str(client.get_server_version(timeout=CALL_SECONDS))
     if version.startswith("milvus_lite"):
         return LITE
-    # Milvus 2.3 puts upserted rows where no filter on the key finds them (2.3.5, measured).
-    return replace(SERVER, upserts_by_key=not version.startswith("v2.3."))
+    return replace(
+        SERVER,
+        # Milvus 2.3 puts upserted rows where no filter on the key finds them (2.3.5, measured).
+        upserts_by_key=not version.startswith("v2.3."),
+        # Functions on fields came with 2.5 (milvus.io, "Full Text Search").
+        searches_words=not re.match(r"v2\.[0-4]\.", version),
+    )

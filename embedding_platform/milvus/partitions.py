@@ -61,7 +61,9 @@ class Partition:
         return f"source {self.source} in {self.collection}"
 
 
-def plan_layout(client: "MilvusClient", space_key: str, fingerprint: str, sources: int, most_named: int) -> Layout:
+def plan_layout(
+    client: "MilvusClient", space_key: str, fingerprint: str, sources: int, most_named: int, words: bool = False
+) -> Layout:
     """Named partitions up to `most_named` sources, a partition key beyond.
 
     A collection that has a key keeps it until sources are down to half of the limit, so that
@@ -69,7 +71,8 @@ def plan_layout(client: "MilvusClient", space_key: str, fingerprint: str, source
     """
     if sources > most_named:
         return "keyed"
-    if sources > most_named // 2 and has_collection(client, collection_name(space_key, fingerprint, "keyed")):
+    keyed = collection_name(space_key, fingerprint, "keyed", words)
+    if sources > most_named // 2 and has_collection(client, keyed):
         return "keyed"
     return "named"
 

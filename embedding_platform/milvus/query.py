@@ -1,7 +1,8 @@
 """Read rows: the nearest to a vector, or those of given ids."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from embedding_platform.milvus.schema import (
     FIELD_NAMES,
     KEY_FIELD,
     SCALAR_NAMES,
+    WORDS_FIELD,
     partition_name,
     read_provenance,
     source_filter,
@@ -22,6 +24,13 @@ from embedding_platform.spaces import Index, Metric
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
+
+CANDIDATES = 100
+"""Rows of each list that are fused, where fewer are asked for: a row that both lists have further down may beat
+the first of one."""
+
+RANK_CONSTANT = 60
+"""What keeps the first places from deciding alone; the value that its authors found good (Cormack et al. 2009)."""
 
 _IDS_PER_CALL = 1000
 _SOURCES_NAMED = 20
@@ -36,10 +45,17 @@ def search_rows(
     metric: Metric,
     sources: Sequence[str] | None = None,
     condition: Expression = EVERYTHING,
+    words: str = "",
 ) -> list[dict[str, Any]]:
     """The `limit` rows nearest to `vector`, float32 [d], best first, in all or in some sources, that meet a condition.
 
-    A hit holds every field but the vector, and `score` as Milvus gives it (see `ann_search`).
+    A hit holds every field but the vector, and `score` and `vector_score` as Milvus gives them
+    (see `ann_search`).
+
+    With `words`, of a collection that has words, two lists of CANDIDATES rows or more are
+    fused: the rows nearest to `vector`, and those that hold the rarest and the most of the
+    words (BM25). A row's `score` is then the sum of 1 / (RANK_CONSTANT + its place) over the
+    lists that have it, places counted from 1 (reciprocal rank fusion, Cormack et al. 2009).
 
     Raises:
         PlatformError: an unknown source, no such collection, or Milvus fails.
@@ -48,25 +64,24 @@ def search_rows(
         return []
     ensure_loaded(client, alias)
     partitions, own = (None, EVERYTHING) if sources is None else _restriction(client, alias, sources)
+    place = _Place(alias, partitions, all_of(own, condition))
     index = tuned(client, alias, index)
+    if words:
+        return _by_vector_and_words(client, place, vector, words, limit, index, metric)
     with explaining(f"search {alias}"):
         answers = client.search(
             alias,
             data=[vector],
             anns_field=VECTOR_FIELD,
             limit=limit,
-            filter=all_of(own, condition),
+            filter=place.condition,
             output_fields=list(SCALAR_NAMES),
             search_params=search_parameters(index, metric, limit),
-            partition_names=partitions,
+            partition_names=place.partitions,
             consistency_level="Strong",
             timeout=CALL_SECONDS,
         )
-    return [
-        {"id": hit["id"], **{name: hit["entity"][name] for name in SCALAR_NAMES if name != "id"}}
-        | {"score": float(hit["distance"])}
-        for hit in answers[0]
-    ]
+    return [{**_row(hit), "vector_score": float(hit["distance"])} for hit in answers[0]]
 
 
 def get_rows(client: "MilvusClient", collection: str, ids: Sequence[str]) -> list[dict[str, Any]]:
@@ -118,6 +133,56 @@ def rows_where(
                 timeout=CALL_SECONDS,
             )
         )
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Which rows a search is of; without `partitions` those of all."""
+
+    collection: str
+    partitions: list[str] | None
+    condition: Expression
+
+
+def _by_vector_and_words(
+    client: "MilvusClient", place: _Place, vector: np.ndarray, words: str, limit: int, index: Index, metric: Metric
+) -> list[dict[str, Any]]:
+    from pymilvus import AnnSearchRequest, RRFRanker
+
+    candidates = max(limit, CANDIDATES)
+    near = AnnSearchRequest(
+        [vector], VECTOR_FIELD, search_parameters(index, metric, candidates), candidates, expr=place.condition
+    )
+    worded = AnnSearchRequest([words], WORDS_FIELD, {"metric_type": "BM25"}, candidates, expr=place.condition)
+    with explaining(f"search {place.collection} by vector and words"):
+        answers = client.hybrid_search(
+            place.collection,
+            reqs=[near, worded],
+            ranker=RRFRanker(RANK_CONSTANT),
+            limit=limit,
+            output_fields=[*SCALAR_NAMES, VECTOR_FIELD],
+            partition_names=place.partitions,
+            consistency_level="Strong",
+            timeout=CALL_SECONDS,
+        )
+    return [
+        # A row that its words alone brought has no score of its vector in the answer.
+        {**_row(hit), "vector_score": _likeness(vector, np.asarray(hit["entity"][VECTOR_FIELD], np.float32), metric)}
+        for hit in answers[0]
+    ]
+
+
+def _row(hit: Mapping[str, Any]) -> dict[str, Any]:
+    fields = {name: hit["entity"][name] for name in SCALAR_NAMES if name != "id"}
+    return {"id": hit["id"], **fields, "score": float(hit["distance"])}
+
+
+def _likeness(one: np.ndarray, other: np.ndarray, metric: Metric) -> float:
+    """What Milvus says of two vectors, float32 [d]."""
+    if metric == "L2":
+        return float(np.square(one - other).sum())
+    product = float(one @ other)
+    return product if metric == "IP" else product / float(np.linalg.norm(one) * np.linalg.norm(other))
 
 
 def _restriction(client: "MilvusClient", alias: str, sources: Sequence[str]) -> tuple[list[str] | None, Expression]:

@@ -32,6 +32,10 @@ MAX_ATTRIBUTES_BYTES = 65_536
 KEY_FIELD = "source"
 """The field by which a keyed collection places its rows."""
 
+WORDS_FIELD = "words"
+"""The sparse vector that Milvus makes of a row's text by itself, in a collection that is searched by words too.
+It is no part of a row as we write, read and compare it."""
+
 PROVENANCE_PROPERTY = "embedding_platform.provenance"
 
 Layout: TypeAlias = Literal["named", "keyed"]
@@ -50,7 +54,7 @@ _SEGMENT_DIGITS = 24
 _PLACE_DIGITS = 8
 """Hex digits of a row's version that tell of its segment, and of its collection and root."""
 
-_FIELDS: Mapping[str, tuple[str, Mapping[str, int]]] = {
+_FIELDS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "id": ("VARCHAR", {"max_length": 32}),
     VECTOR_FIELD: ("FLOAT_VECTOR", {}),
     "source": ("VARCHAR", {"max_length": 1024}),
@@ -105,7 +109,8 @@ class Row(TypedDict):
 class Provenance:
     """What made the vectors of a collection; stored with it, so that a reader can check.
 
-    `space` is the space's key ("image/clip"), `fingerprint` 64 hex digits.
+    `space` is the space's key ("image/clip"), `fingerprint` 64 hex digits. `words` tells whether
+    rows are found by the words of their texts too.
     """
 
     space: str
@@ -118,11 +123,12 @@ class Provenance:
     pooling: str = ""
     generation: int = 0
     layout: Layout = "named"
+    words: bool = False
 
 
-def collection_name(space_key: str, fingerprint: str, layout: Layout = "named") -> str:
-    """Name of the collection of one space, fingerprint and layout: `image_clip_3fa9c1d2e4b5_named2`."""
-    return f"{alias_name(space_key)}_{fingerprint[:12]}_{layout}{_SCHEMA}"
+def collection_name(space_key: str, fingerprint: str, layout: Layout = "named", words: bool = False) -> str:
+    """Name of the collection of one space, fingerprint, layout and set of fields: `image_clip_3fa9c1d2e4b5_named2`."""
+    return f"{alias_name(space_key)}_{fingerprint[:12]}_{layout}{_SCHEMA}{'_words' if words else ''}"
 
 
 def alias_name(space_key: str) -> str:
@@ -149,7 +155,12 @@ def ensure_collection(client: "MilvusClient", provenance: Provenance, index: Ind
     Raises:
         PlatformError: the collection differs; every difference is named.
     """
-    name = collection_name(provenance.space, provenance.fingerprint, provenance.layout)
+    if provenance.words and not deployment_of(client).searches_words:
+        raise PlatformError(
+            f"this {deployment_of(client).name} has no search by words, which {provenance.space} is to have; set "
+            "milvus.search_words to false, or use Milvus 2.5 or later"
+        )
+    name = collection_name(provenance.space, provenance.fingerprint, provenance.layout, provenance.words)
     if not has_collection(client, name):
         try:
             _create(client, name, provenance)
@@ -164,7 +175,9 @@ def ensure_collection(client: "MilvusClient", provenance: Provenance, index: Ind
             f"collection {name} in Milvus differs: {'; '.join(differences)}; "
             "drop the collection and run again: its rows are made anew from the stored vectors"
         )
-    if deployment_of(client).needs_index and not client.list_indexes(name, timeout=CALL_SECONDS):
+    if provenance.words:
+        _ensure_words_index(client, name)
+    if deployment_of(client).needs_index and not _has_index(client, name, VECTOR_FIELD):
         ensure_index(client, name, index, provenance.metric)
     return name
 
@@ -285,7 +298,7 @@ def cut_to_bytes(text: str, limit: int) -> str:
 
 
 def _create(client: "MilvusClient", name: str, provenance: Provenance) -> None:
-    from pymilvus import DataType
+    from pymilvus import DataType, Function, FunctionType
 
     stored = json.dumps(asdict(provenance))
     schema = client.create_schema(auto_id=False, enable_dynamic_field=False, description=stored)
@@ -297,6 +310,8 @@ def _create(client: "MilvusClient", name: str, provenance: Provenance) -> None:
             is_partition_key=field == KEY_FIELD and provenance.layout == "keyed",
             **parameters,
         )
+    if provenance.words:
+        schema.add_function(Function(WORDS_FIELD, FunctionType.BM25, ["text"], [WORDS_FIELD]))
     with explaining(f"create collection {name}"):
         client.create_collection(
             name,
@@ -307,8 +322,31 @@ def _create(client: "MilvusClient", name: str, provenance: Provenance) -> None:
         )
 
 
-def _fields(provenance: Provenance) -> dict[str, tuple[str, Mapping[str, int]]]:
-    return {**_FIELDS, VECTOR_FIELD: ("FLOAT_VECTOR", {"dim": provenance.dimension})}
+def _ensure_words_index(client: "MilvusClient", name: str) -> None:
+    """Index the words where they are not, which no query by words works without.
+
+    Asked of each run, since a process may be killed between making a collection and its index.
+    """
+    if _has_index(client, name, WORDS_FIELD):
+        return
+    parameters = client.prepare_index_params()
+    parameters.add_index(WORDS_FIELD, index_type="SPARSE_INVERTED_INDEX", metric_type="BM25", index_name=WORDS_FIELD)
+    with explaining(f"index the words of collection {name}", lambda: _has_index(client, name, WORDS_FIELD)):
+        client.create_index(name, parameters, timeout=CALL_SECONDS)
+
+
+def _has_index(client: "MilvusClient", name: str, field: str) -> bool:
+    with explaining(f"list the indexes of collection {name}"):
+        return bool(client.list_indexes(name, field_name=field, timeout=CALL_SECONDS))
+
+
+def _fields(provenance: Provenance) -> dict[str, tuple[str, Mapping[str, Any]]]:
+    fields = {**_FIELDS, VECTOR_FIELD: ("FLOAT_VECTOR", {"dim": provenance.dimension})}
+    if provenance.words:
+        kind, parameters = fields["text"]
+        fields["text"] = (kind, {**parameters, "enable_analyzer": True})
+        fields[WORDS_FIELD] = ("SPARSE_FLOAT_VECTOR", {})
+    return fields
 
 
 def _differences(description: Mapping[str, Any], provenance: Provenance) -> list[str]:

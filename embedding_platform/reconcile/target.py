@@ -14,11 +14,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Target:
-    """The collection that a space has, or is to have, and the alias that is to point to it."""
+    """The collection that a space has, or is to have, and the alias that is to point to it.
+
+    `words` tells whether its rows are to be found by the words of their texts too.
+    """
 
     space: Space
     fingerprint: str
     layout: Layout = "named"
+    words: bool = False
 
     @property
     def alias(self) -> str:
@@ -28,7 +32,7 @@ class Target:
     @property
     def collection(self) -> str:
         """The name in Milvus."""
-        return collection_name(self.space.key, self.fingerprint, self.layout)
+        return collection_name(self.space.key, self.fingerprint, self.layout, self.words)
 
     @property
     def provenance(self) -> Provenance:
@@ -45,6 +49,7 @@ class Target:
             pooling=model.pooling,
             generation=self.space.generation,
             layout=self.layout,
+            words=self.words,
         )
 
     def partition(self, source: str) -> Partition:
@@ -53,12 +58,18 @@ class Target:
 
 
 def target_of(
-    connect: Callable[[], "MilvusClient"], space: Space, fingerprint: str, sources: int, most_named: int
+    connect: Callable[[], "MilvusClient"],
+    space: Space,
+    fingerprint: str,
+    sources: int,
+    most_named: int,
+    words: bool = False,
 ) -> Target:
     """The collection that the space's model and the number of its sources ask for; see `plan_layout`.
 
     Milvus is asked only where that number is near the limit.
     """
     if sources <= most_named // 2:
-        return Target(space, fingerprint)
-    return Target(space, fingerprint, plan_layout(connect(), space.key, fingerprint, sources, most_named))
+        return Target(space, fingerprint, words=words)
+    layout = plan_layout(connect(), space.key, fingerprint, sources, most_named, words)
+    return Target(space, fingerprint, layout, words)

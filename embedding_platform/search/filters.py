@@ -1,9 +1,10 @@
 """What hits have to satisfy."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from embedding_platform.errors import PlatformError
 from embedding_platform.milvus.expressions import (
@@ -15,7 +16,7 @@ from embedding_platform.milvus.expressions import (
     compare,
     one_of,
 )
-from embedding_platform.spaces import Role
+from embedding_platform.spaces import MODALITIES, Role
 
 Range: TypeAlias = "tuple[float | None, float | None] | tuple[str | None, str | None]"
 """Least and greatest value, both allowed; None leaves that end open."""
@@ -63,6 +64,64 @@ class Filter:
 
 
 ALL = Filter()
+
+
+def written_filter(
+    sources: Sequence[str] = (),
+    roles: Sequence[str] = (),
+    path_prefix: str = "",
+    after: str = "",
+    before: str = "",
+    where: Sequence[str] = (),
+) -> Filter:
+    """A filter as people write it: on the command line, or in an address.
+
+    `after` and `before` are dates or times in ISO 8601, in UTC where they name no zone. `where`
+    are NAME=VALUE, or NAME=LEAST..GREATEST with either end left out; what reads as a number, as
+    true or false is one, and text in double quotes is text.
+
+    Raises:
+        PlatformError: saying what cannot be read, and how it is written.
+    """
+    known = sorted({role for modality in MODALITIES.values() for role in modality.roles})
+    for role in roles:
+        if role not in known:
+            raise PlatformError(f"no role {role!r}; choose from {', '.join(known)}")
+    return Filter(
+        sources=tuple(sources),
+        roles=cast("tuple[Role, ...]", tuple(roles)),
+        path_prefix=path_prefix,
+        embedded_after=_read_moment(after) if after else None,
+        embedded_before=_read_moment(before) if before else None,
+        attributes=dict(map(_read_attribute, where)),
+    )
+
+
+def _read_moment(text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise PlatformError(f"{text!r} is no time; write 2026-05-31 or 2026-05-31T18:00:00+02:00") from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _read_attribute(text: str) -> tuple[str, Scalar | Range]:
+    name, equals, value = text.partition("=")
+    if not equals or not name or not value:
+        raise PlatformError(f"{text!r} is no condition; write NAME=VALUE or NAME=LEAST..GREATEST, such as width=1024..")
+    ends = [_read_value(end) if end else None for end in value.split("..")]
+    if len(ends) == 2 and not any(isinstance(end, str | bool) for end in ends):
+        return name, cast(Range, tuple(ends))
+    return name, _read_value(value)
+
+
+def _read_value(text: str) -> Scalar:
+    try:
+        # Brackets are text: nested deep enough they would stop the reader.
+        value = None if text.lstrip()[:1] in ("[", "{") else json.loads(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, str | int | float) else text
 
 
 def _moment(time: datetime) -> str:

@@ -4,7 +4,6 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,6 +20,9 @@ from embedding_platform.search.hits import Hit, hit_of
 from embedding_platform.search.makers import maker_of
 from embedding_platform.settings import load_settings
 from embedding_platform.spaces import Role, Space
+
+MOST_HITS = 1000
+"""Hits of one search and space."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class Searcher:
                 collection=published.collection,
                 model=published.provenance.model,
                 metric=published.provenance.metric,
-                hybrid=False,
+                hybrid=published.provenance.words,
             )
             for space in self._platform.spaces
             if (published := self._published(space)) is not None
@@ -120,9 +122,15 @@ class Searcher:
         The query is words, the path of a file to search by, or a `Query` made before; the model
         that made the collection encodes it.
 
+        A `hybrid` search of words finds rows by their vectors and by their words, and fuses the
+        two lists: a hit's score is the sum of 1 / (60 + its place) over the lists that have it
+        (see `search_rows`). The first place of both is 2 / 61 = 0.0328, and nothing
+        follows from how far two scores are apart; `vector_score` tells how near a hit is.
+
         Raises:
             PlatformError: if the space cannot encode the query, is not published, was made by a
-                model that is no longer there, or does not know a source of the filter.
+                model that is no longer there, does not know a source of the filter, or has no
+                words to be searched by.
         """
         return self.search_spaces(query, [space], filter=filter, limit=limit, hybrid=hybrid)[space]
 
@@ -137,28 +145,16 @@ class Searcher:
     ) -> dict[str, list[Hit]]:
         """The same in several spaces, by space key: their scores compare only inside each.
 
-        Without `spaces`, every published space is searched that encodes the query's role and
-        has a source of the filter.
+        Without `spaces`, every published space is searched that encodes the query's role, has a
+        source of the filter, and for a hybrid search has words.
         """
-        if hybrid:
-            raise PlatformError("no published space can be searched by words and vectors together; leave `hybrid` out")
         asked = self._query(query)
-        named = [self._platform.space(key) for key in spaces]
-        able = [space for space in self._platform.spaces if asked.role in space.model.roles]
-        if not able:
-            raise PlatformError(f"none of the spaces that the settings keep encodes {asked.role}; add one to `spaces`")
-        unable = [space.key for space in named if space not in able]
-        if unable:
-            those = ", ".join(space.key for space in able)
-            raise PlatformError(f"{', '.join(unable)} cannot encode {asked.role}; spaces that can: {those}")
-        chosen = [(self._readable(space), filter.sources) for space in named] or self._holding(able, filter.sources)
-        if not chosen:
-            among = f" with the source {' or '.join(filter.sources)}" if filter.sources else ""
-            raise PlatformError(f"no published space{among} can answer this; run `embedding-platform run` first")
-        return {
-            published.space.key: self._nearest(published, self._vector(asked, published), sources, filter, limit)
-            for published, sources in chosen
-        }
+        words = _words(asked) if hybrid else ""
+        hits: dict[str, list[Hit]] = {}
+        for published, sources in self._chosen(asked, spaces, filter.sources, hybrid):
+            vector = self._vector(asked, published)
+            hits[published.space.key] = self._found(published, vector, words, sources, filter, limit)
+        return hits
 
     def more_like(self, row_id: str, space: str, *, filter: Filter = ALL, limit: int = 5) -> list[Hit]:
         """The `limit` rows nearest to the vector of a row that the space holds, without that row; no model is loaded.
@@ -168,11 +164,11 @@ class Searcher:
                 source of the filter.
         """
         published = self._readable(self._platform.space(space))
-        found = get_rows(self._platform.milvus, published.collection, [row_id])
-        if not found:
+        rows = get_rows(self._platform.milvus, published.collection, [row_id])
+        if not rows:
             raise PlatformError(f"{space} holds no row {row_id}; take the id of a hit of this space")
-        vector = np.asarray(found[0][VECTOR_FIELD], np.float32)
-        hits = self._nearest(published, vector, filter.sources, filter, limit + 1)
+        vector = np.asarray(rows[0][VECTOR_FIELD], np.float32)
+        hits = self._found(published, vector, "", filter.sources, filter, limit, besides=1)
         return [hit for hit in hits if hit.id != row_id][:limit]
 
     def _query(self, query: str | Path | Query) -> Query:
@@ -192,16 +188,42 @@ class Searcher:
             raise PlatformError(f"{space.key} is not published yet; run `embedding-platform run` first")
         return published
 
-    def _holding(self, spaces: Sequence[Space], sources: Sequence[str]) -> list[tuple[_Published, Sequence[str]]]:
-        """Published spaces, each with those of the sources that it has; none that has none of them."""
-        found: list[tuple[_Published, Sequence[str]]] = []
-        for space in spaces:
-            listed = listed_sources(self._platform.store, space.modality) if sources else []
-            held = [source for source in listed if source in sources]
-            published = self._published(space) if held or not sources else None
-            if published is not None:
-                found.append((published, held))
-        return found
+    def _chosen(
+        self, query: Query, keys: Sequence[str], sources: Sequence[str], hybrid: bool
+    ) -> list[tuple[_Published, Sequence[str]]]:
+        """The spaces to search, and of the sources asked for those that each has; a space that is named has to do."""
+        named = [self._platform.space(key) for key in keys]
+        able = [space for space in self._platform.spaces if query.role in space.model.roles]
+        if not able:
+            raise PlatformError(f"none of the spaces that the settings keep encodes {query.role}; add one to `spaces`")
+        if unable := [space.key for space in named if space not in able]:
+            those = ", ".join(space.key for space in able)
+            raise PlatformError(f"{', '.join(unable)} cannot encode {query.role}; spaces that can: {those}")
+        if named:
+            chosen = [(self._readable(space), sources) for space in named]
+        else:
+            chosen = [
+                (published, held)
+                for space in able
+                if (held := self._held(space, sources)) is not None and (published := self._published(space))
+            ]
+        with_words = [(published, held) for published, held in chosen if published.provenance.words]
+        wordless = [published.space.key for published, _ in chosen if not published.provenance.words]
+        if hybrid and wordless and (named or not with_words):
+            raise PlatformError(
+                f"{', '.join(wordless)} cannot be searched by words; leave hybrid out, choose a space of text, or set "
+                "milvus.search_words and run `embedding-platform run`"
+            )
+        if not chosen:
+            among = f" with the source {' or '.join(sources)}" if sources else ""
+            raise PlatformError(f"no published space{among} can answer this; run `embedding-platform run` first")
+        return with_words if hybrid else chosen
+
+    def _held(self, space: Space, sources: Sequence[str]) -> Sequence[str] | None:
+        """Those of the sources asked for that the space has; None if it has none of them."""
+        if not sources:
+            return ()
+        return [source for source in listed_sources(self._platform.store, space.modality) if source in sources] or None
 
     def _vector(self, query: Query, published: _Published) -> np.ndarray:
         """The query's vector, float32 [d], by the model that made the collection."""
@@ -211,18 +233,40 @@ class Searcher:
             (vector,) = encode([query], former, encoder)
         return np.asarray(vector)
 
-    def _nearest(
-        self, published: _Published, vector: np.ndarray, sources: Sequence[str], filter: Filter, limit: int
+    def _found(
+        self,
+        published: _Published,
+        vector: np.ndarray,
+        words: str,
+        sources: Sequence[str],
+        filter: Filter,
+        limit: int,
+        besides: int = 0,
     ) -> list[Hit]:
-        space = published.space
-        rows: list[dict[str, Any]] = search_rows(
+        """Hits by vector, float32 [d], and by words where there are any; `besides` come above the limit."""
+        if not 1 <= limit <= MOST_HITS:
+            raise PlatformError(f"limit is {limit}; choose from 1 to {MOST_HITS}")
+        rows = search_rows(
             self._platform.milvus,
             published.collection,
             vector,
-            limit,
-            space.index,
+            limit + besides,
+            published.space.index,
             published.provenance.metric,
             list(sources) or None,
             filter.condition,
+            words,
         )
-        return [hit_of(space, {**row, "vector_score": row["score"]}) for row in rows]
+        return [hit_of(published.space, row) for row in rows]
+
+
+def _words(query: Query) -> str:
+    """The words of a query.
+
+    Raises:
+        PlatformError: if it is none of text.
+    """
+    words = " ".join(content for content in query.contents if isinstance(content, str))
+    if not words:
+        raise PlatformError(f"a hybrid search wants words, and {query.name} is {query.role}; leave hybrid out")
+    return words

@@ -33,7 +33,7 @@ def search(client, alias, **options):
 def test_hits_come_best_first_with_every_field(client, alias):
     hits = search(client, alias, limit=30)
     assert len(hits) == 30
-    assert set(hits[0]) == {*SCALAR_NAMES, "score"}
+    assert set(hits[0]) == {*SCALAR_NAMES, "score", "vector_score"}
     assert hits[0]["id"] == row_id(7)
     assert hits[0]["score"] == pytest.approx(1, abs=1e-4)
     assert hits[0]["attributes"] == {"width": 3, "nested": [None, {"é": 1.5}]}
