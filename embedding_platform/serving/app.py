@@ -21,7 +21,7 @@ from embedding_platform.serving.answers import (
     SpaceAnswer,
     run_page,
 )
-from embedding_platform.serving.filters import FilterFields, filter_fields
+from embedding_platform.serving.filters import Narrowed, narrowed
 from embedding_platform.serving.media import file_answer
 from embedding_platform.serving.pages import add_pages, error_page
 from embedding_platform.serving.refused import RefusedError
@@ -85,12 +85,12 @@ def _add_api(app: FastAPI, service: Service) -> None:
     @app.get("/api/search", tags=["search"])
     def search_by_words(
         words: Annotated[str, Query(min_length=1, max_length=2000, description="what you look for")],
-        fields: Annotated[FilterFields, Depends(filter_fields)],
+        asked: Annotated[Narrowed, Depends(narrowed)],
         limit: Limit = 10,
         hybrid: Annotated[bool, Query(description="fuse with full-text search where a space has it")] = False,
     ) -> SearchAnswer:
         """Search by words, in the spaces named or in all that understand words."""
-        return service.search(service.words_query(words), fields.spaces, fields.filter, limit, hybrid)
+        return service.search(service.words_query(words), asked.spaces, asked.filter, limit, hybrid)
 
     @app.post("/api/search", tags=["search"])
     def search_by_file(
@@ -100,9 +100,9 @@ def _add_api(app: FastAPI, service: Service) -> None:
         limit: Annotated[int, Form(ge=1, le=1000)] = 10,
     ) -> SearchAnswer:
         """Search by a file: for what is like it, in the spaces named or in all that take its kind."""
-        fields = filter_fields(space=space, source=source)
+        asked = narrowed(space=space, source=source)
         query = service.file_query(file.file, file.filename or "")
-        return service.search(query, fields.spaces, fields.filter, limit)
+        return service.search(query, asked.spaces, asked.filter, limit)
 
     @app.get("/api/more_like/{modality}/{name}/{row_id}", tags=["search"])
     def more_like(modality: Modality, name: Name, row_id: RowId, limit: Limit = 10) -> SearchAnswer:

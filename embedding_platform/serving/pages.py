@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable
-from datetime import UTC, date, datetime, time
 from functools import lru_cache
 from importlib import resources
 from typing import Annotated, Any
@@ -13,13 +12,13 @@ from starlette.responses import HTMLResponse, RedirectResponse
 
 from embedding_platform.serving.access import COOKIE, is_own_page, same_token, sign_in
 from embedding_platform.serving.answers import SearchAnswer, run_page
-from embedding_platform.serving.filters import FilterFields, filter_fields
+from embedding_platform.serving.filters import Narrowed, narrowed
 from embedding_platform.serving.passages import excerpt, marked
 from embedding_platform.serving.refused import RefusedError
 from embedding_platform.serving.service import Service
 from embedding_platform.spaces import MODALITIES
 
-SHOWN_CHARACTERS = 600
+SHOWN_CHARACTERS = 480
 """Of a passage in a list of hits."""
 
 _ASSETS = {
@@ -49,7 +48,7 @@ def add_pages(app: FastAPI, service: Service) -> None:
         if not fields.words.strip():
             return page(fields=fields, answer=None)
         found = service.search(
-            service.words_query(fields.words), fields.chosen.spaces, fields.chosen.filter, fields.limit, fields.hybrid
+            service.words_query(fields.words), fields.asked.spaces, fields.asked.filter, fields.limit, fields.hybrid
         )
         return page(fields=fields, answer=found)
 
@@ -65,7 +64,7 @@ def add_pages(app: FastAPI, service: Service) -> None:
         if not file.filename:
             raise RefusedError(422, "no file was chosen; choose one, or search by words")
         query = service.file_query(file.file, file.filename)
-        found = service.search(query, fields.chosen.spaces, fields.chosen.filter, fields.limit)
+        found = service.search(query, fields.asked.spaces, fields.asked.filter, fields.limit)
         return page(fields=fields, answer=found, by_file=query.name)
 
     @app.get("/more-like/{modality}/{name}/{row_id}", include_in_schema=False)
@@ -123,9 +122,9 @@ class PageFields:
         space: Annotated[list[str] | None, Query(max_length=50)] = None,
         source: Annotated[list[str] | None, Query(max_length=50)] = None,
         path_prefix: Annotated[str, Query(max_length=1024)] = "",
-        embedded_after: Annotated[str, Query(max_length=10)] = "",
-        embedded_before: Annotated[str, Query(max_length=10)] = "",
-        attribute: Annotated[str, Query(max_length=1024)] = "",
+        after: Annotated[str, Query(max_length=40)] = "",
+        before: Annotated[str, Query(max_length=40)] = "",
+        where: Annotated[str, Query(max_length=1024)] = "",
         limit: int = 10,
         hybrid: bool = False,
     ) -> None:
@@ -133,31 +132,31 @@ class PageFields:
         self.space = [name for name in space or () if name]
         self.source = [name for name in source or () if name]
         self.path_prefix = path_prefix
-        self.embedded_after = embedded_after
-        self.embedded_before = embedded_before
-        self.attribute = attribute
+        self.after = after
+        self.before = before
+        self.where = where
         self.limit = limit
         self.hybrid = hybrid
 
     @property
-    def narrowed(self) -> bool:
+    def is_narrowed(self) -> bool:
         """Whether a filter is set, which the page then shows."""
-        return bool(self.source or self.path_prefix or self.embedded_after or self.embedded_before or self.attribute)
+        return any((self.source, self.path_prefix, self.after, self.before, self.where.strip()))
 
     @property
-    def chosen(self) -> FilterFields:
+    def asked(self) -> Narrowed:
         """Spaces and filter.
 
         Raises:
             PlatformError: if one of the fields makes no sense.
         """
-        return filter_fields(
+        return narrowed(
             space=self.space,
             source=self.source,
             path_prefix=self.path_prefix,
-            embedded_after=_day(self.embedded_after),
-            embedded_before=_day(self.embedded_before),
-            attribute=[self.attribute] if self.attribute.strip() else None,
+            after=self.after,
+            before=self.before,
+            where=self.where.split(),
         )
 
 
@@ -219,13 +218,3 @@ def _sender(asset: str) -> Callable[[Request], Response]:
 
 def _checked(target: str) -> str:
     return target if is_own_page(target) else "/"
-
-
-def _day(text: str) -> datetime | None:
-    """The beginning of a day in UTC, which rows are dated in."""
-    if not text:
-        return None
-    try:
-        return datetime.combine(date.fromisoformat(text), time(), UTC)
-    except ValueError:
-        raise RefusedError(422, f"{text!r} is no day; write it as 2026-05-31") from None

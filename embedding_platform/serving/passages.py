@@ -54,7 +54,10 @@ def excerpt(text: str, words: str, characters: int) -> str:
     if start:
         pause = text.find(" ", start, start + characters // 4)
         start = pause + 1 if pause >= 0 else start
-    end = start + characters
+    end = min(start + characters, len(text))
+    if end < len(text):
+        pause = text.rfind(" ", end - characters // 4, end)
+        end = pause if pause > start else end
     return ("…" if start else "") + text[start:end].strip() + ("…" if end < len(text) else "")
 
 

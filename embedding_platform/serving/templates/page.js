@@ -5,6 +5,8 @@ const file = document.getElementById("file");
 const byFile = document.getElementById("by-file");
 const drop = document.getElementById("drop");
 
+// Choosing a file searches by it at once.
+byFile.hidden = true;
 file.addEventListener("change", () => file.files.length && form.requestSubmit(byFile));
 
 // Empty fields would only make the address long.
