@@ -85,6 +85,17 @@ def up(opened: Callable[[], "Platform"], host: str, port: int) -> None:
 
 
 @main.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Another one than this machine needs a token.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes any free one.")
+@click.pass_obj
+def serve(opened: Callable[[], "Platform"], host: str, port: int) -> None:
+    """Serve the search page and its JSON API."""
+    from embedding_platform.serving.server import serve_pages
+
+    serve_pages(opened(), host, port, lambda address: click.echo(f"search at {address}; Ctrl-C stops it"))
+
+
+@main.command()
 @click.argument("text", required=False)
 @click.option("--like", metavar="FILE", help="Search by a text, image, audio or video file instead of words.")
 @click.option("--more-like", metavar="ID", help="Search by a row that the one --space holds, without a model.")

@@ -26,6 +26,10 @@ class UnsoundError(PlatformError):
         self.worst = tuple(worst)
 
 
+class MilvusError(PlatformError):
+    """Milvus does not answer, or not as it should: waiting or starting it mends that, asking otherwise does not."""
+
+
 class RejectedError(Exception):
     """One item cannot be used; the others go on.
 

@@ -191,6 +191,28 @@ class ScheduleSettings(_Section):
         return self
 
 
+class ServingSettings(_Section):
+    """The search page and its API: who may use them, and the most that one request may ask for.
+
+    Without a token they serve this machine alone. `dagster_url` is where people open the web UI.
+    """
+
+    token: SecretStr = SecretStr("")
+    dagster_url: str = Field(default="http://127.0.0.1:3000", pattern=r"^https?://[^\s@]+$")
+    upload_megabytes: int = Field(default=64, ge=1)
+    upload_seconds: float = Field(default=30.0, gt=0)
+    most_hits: int = Field(default=100, ge=1, le=1000)
+    concurrent_searches: int = Field(default=2, ge=1)
+
+    @field_validator("token")
+    @classmethod
+    def _refuse_what_is_guessed(cls, token: SecretStr) -> SecretStr:
+        secret = token.get_secret_value()
+        if secret and not re.fullmatch("[!-~]{16,}", secret):
+            raise ValueError("a token is 16 or more ASCII letters, digits and signs without a space")
+        return token
+
+
 class IndexSettings(_Section):
     """A vector index for one space: type, and the build and search parameters that are not the default."""
 
@@ -235,6 +257,7 @@ class Settings(BaseSettings):
     cutting: CuttingSettings = CuttingSettings()
     quality: QualitySettings = QualitySettings()
     retention: RetentionSettings = RetentionSettings()
+    serving: ServingSettings = ServingSettings()
     sensor_seconds: int = Field(default=30, ge=5)
     nightly: str = "0 2 * * *"
     hourly: str = "15 * * * *"
@@ -451,6 +474,7 @@ def masked(settings: Settings) -> dict[str, Any]:
     shown["milvus"]["token"] = "*****" if settings.milvus.token.get_secret_value() else ""
     shown["openai"]["key"] = "*****" if settings.openai.key.get_secret_value() else ""
     shown["alerts"]["webhook"] = "*****" if settings.alerts.webhook.get_secret_value() else ""
+    shown["serving"]["token"] = "*****" if settings.serving.token.get_secret_value() else ""
     for name in ("media_root", "store_root"):
         shown[name] = _without_password(shown[name])
     shown["milvus"]["uri"] = _without_password(shown["milvus"]["uri"])

@@ -15,7 +15,7 @@ ROOT = Path(embedding_platform.__file__).parent
 FLOORS = (
     ("errors", "spaces", "records", "storage", "increments", "layout", "settings"),
     ("media", "models", "vectors", "milvus", "alerts", "starter", "reference"),
-    ("inference", "reconcile", "platform", "watching", "search", "lineage"),
+    ("inference", "reconcile", "platform", "watching", "search", "lineage", "serving"),
     ("defs",),
     ("definitions", "launcher", "runs", "terminal", "demo", "part", "supervision", "up", "cli"),
 )
@@ -35,6 +35,8 @@ AT_HOME = {
     "PIL": ("media", "starter", "reference"),
     "pymilvus": ("milvus",),
     "milvus_lite": ("milvus",),
+    "fastapi": ("serving",),
+    "uvicorn": ("serving",),
 }
 """Packages that take long to import, and the rooms whose modules may import them when they load."""
 

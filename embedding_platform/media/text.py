@@ -117,12 +117,21 @@ def extract(uri: str, limits: DecodingSettings = USUAL_LIMITS) -> Document:
     """
     with open_media(uri) as file:
         payload = file.read(limits.max_document_megabytes * 2**20 + 1)
+    return document_of(payload, uri, limits)
+
+
+def document_of(payload: bytes, name: str, limits: DecodingSettings = USUAL_LIMITS) -> Document:
+    """The same, of the bytes of a file of that name.
+
+    Raises:
+        RejectedError: as `extract` does.
+    """
     if not payload:
         raise RejectedError("is empty (0 bytes)")
     check_size(limits, "text", len(payload))
     if looks_like_pdf(payload[:1024]):
         return parse("pdf", payload, limits)
-    is_html = posixpath.splitext(uri)[1].lower() in (".html", ".htm")
+    is_html = posixpath.splitext(name)[1].lower() in (".html", ".htm")
     document = parse("html" if is_html else "plain", payload, limits)
     if not document.text.strip():
         raise RejectedError("holds no text")

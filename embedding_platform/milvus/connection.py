@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from embedding_platform.errors import PlatformError
+from embedding_platform.errors import MilvusError, PlatformError
 
 if TYPE_CHECKING:
     from logging import LogRecord
@@ -64,7 +64,7 @@ def connect(uri: str, token: str = "", timeout_seconds: float = 30) -> "MilvusCl
         except _errors() as error:
             # A directory's server may be stopping just now: then its directory is free in a moment.
             if address == uri or time.monotonic() >= deadline:
-                raise PlatformError(_connect_failure(uri, token, error)) from None
+                raise MilvusError(_connect_failure(uri, token, error)) from None
         time.sleep(0.2)
 
 
@@ -126,6 +126,11 @@ def serve(
             os.unlink(note)
 
 
+def served_at(data_dir: str) -> str | None:
+    """The uri at which a server of the Milvus Lite directory listens; None without one."""
+    return _served(_canonical(data_dir))[0]
+
+
 @contextmanager
 def explaining(deed: str, done: Callable[[], bool] = lambda: False) -> Iterator[None]:
     """Turn what pymilvus raises inside into one line: "Milvus could not {deed}: ...".
@@ -134,7 +139,7 @@ def explaining(deed: str, done: Callable[[], bool] = lambda: False) -> Iterator[
     a thing twice: nothing is raised where `done` tells that the deed is done after all.
 
     Raises:
-        PlatformError: in place of an error of Milvus or of the line to it.
+        MilvusError: in place of an error of Milvus or of the line to it.
     """
     try:
         yield
@@ -142,7 +147,7 @@ def explaining(deed: str, done: Callable[[], bool] = lambda: False) -> Iterator[
         with suppress(PlatformError, *_errors()):
             if done():
                 return
-        raise PlatformError(
+        raise MilvusError(
             f"Milvus could not {deed}: {_reason(error)}; see to that, then run again: the next run does the rest"
         ) from error
 
@@ -219,7 +224,7 @@ def _directory_address(path: str, deadline: float) -> str:
             return _open_here(directory)
         except DataDirLockedError as error:
             if time.monotonic() >= deadline:
-                raise PlatformError(
+                raise MilvusError(
                     f"another process holds the Milvus Lite directory {path}; stop it, or let all of them "
                     "share the directory through the bundled server"
                 ) from error

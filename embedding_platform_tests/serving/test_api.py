@@ -1,0 +1,303 @@
+"""The JSON API: what each route answers, what it refuses, and that a refusal is one line."""
+
+import threading
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from embedding_platform.errors import MilvusError
+from embedding_platform.milvus.alias import alias_target
+from embedding_platform.platform import Platform
+from embedding_platform.search import Searcher
+from embedding_platform.serving import service as service_module
+from embedding_platform.serving.app import make_app
+from embedding_platform_tests.serving.conftest import ADDRESS, HOSTILE_SOURCE, Lake
+
+SPACES = ["text/minilm", "image/resnet50", "image/clip", "image_text/clip", "audio/whisper", "video/perceiver"]
+
+
+def search(client: TestClient, **params: Any) -> dict[str, Any]:
+    answer = client.get("/api/search", params=params)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def refusal(answer: Any) -> str:
+    """The line that a refused request got, and nothing beside it."""
+    assert list(answer.json()) == ["error"]
+    line = answer.json()["error"]
+    assert "\n" not in line
+    assert "Traceback" not in line
+    return line
+
+
+def test_spaces_say_what_they_hold_and_take(client: TestClient, lake: Lake) -> None:
+    spaces = client.get("/api/spaces").json()
+    assert [space["key"] for space in spaces] == SPACES
+    clip = spaces[SPACES.index("image_text/clip")]
+    assert clip["takes"] == clip["holds"] == ["image", "text"]
+    assert clip["sources"] == ["captioned-shapes", "hostile-captions"]
+    assert clip["collection"] == alias_target(lake.platform.milvus, "image_text_clip")
+
+
+def test_words_find_what_searcher_finds_in_every_space_that_takes_them(client: TestClient, lake: Lake) -> None:
+    answer = search(client, words="how do bees tell each other where the flowers are", limit=3)
+    assert [found["space"] for found in answer["spaces"]] == ["text/minilm", "image/clip", "image_text/clip"]
+    first = answer["spaces"][0]["hits"]
+    assert [len(found["hits"]) for found in answer["spaces"]] == [3, 3, 3]
+    hits = Searcher(lake.platform).search("how do bees tell each other where the flowers are", "text/minilm", limit=3)
+    assert [(hit["id"], hit["score"]) for hit in first] == [(hit.id, pytest.approx(hit.score)) for hit in hits]
+    assert first[0]["path"].endswith("honeybees.md")
+    assert first[0]["text"] == hits[0].text
+
+
+def test_a_hit_leads_to_its_file_its_trace_its_passage_and_its_run(client: TestClient, lake: Lake) -> None:
+    (found,) = search(client, words="honeybees", space="text/minilm", limit=1)["spaces"]
+    (hit,) = found["hits"]
+    links = hit["links"]
+    assert links["run"] == f"http://127.0.0.1:3000/runs/{hit['run_id']}"
+    media = client.get(links["media"])
+    assert media.content == (lake.media / hit["source"] / hit["path"]).read_bytes()
+    (trace,) = client.get(f"/api{links['trace']}").json()
+    assert (trace["id"], trace["path"], trace["run_page"]) == (hit["id"], hit["path"], links["run"])
+    assert trace["file"]["content_hash"]
+    passage = client.get(f"/api{links['passage']}").json()
+    assert passage["text"] == hit["text"]
+    assert passage["changed"] is False
+    document = (lake.media / hit["source"] / hit["path"]).read_text()
+    around = (passage["before"] + passage["text"] + passage["after"]).strip("…")
+    assert around in document
+    assert len(around) > len(hit["text"])
+
+
+def test_a_passage_whose_document_changed_since_is_shown_as_it_was(client: TestClient, lake: Lake, hit: Any) -> None:
+    found = hit("text/minilm", "new")
+    path = lake.media / found["source"] / found["path"]
+    kept = path.read_text()
+    path.write_text("Something else.")
+    try:
+        passage = client.get(f"/api/passage/text/minilm/{found['id']}").json()
+        assert (passage["changed"], passage["text"], passage["before"]) == (True, found["text"], "")
+        assert "has changed since" in client.get(found["links"]["passage"]).text
+        path.unlink()
+        assert "no longer there" in refusal(client.get(f"/api/passage/text/minilm/{found['id']}"))
+        assert "no longer there" in refusal(client.get(found["links"]["media"]))
+    finally:
+        path.write_text(kept)
+
+
+@pytest.mark.parametrize(
+    ("query", "space", "beginning"),
+    [
+        ("pictures/0.png", "image/clip", ""),
+        ("sounds/0.wav", "audio/whisper", "chirp"),
+        ("clips/0.mp4", "video/perceiver", "blinking"),
+    ],
+)
+def test_a_file_finds_what_is_like_it(client: TestClient, lake: Lake, query: str, space: str, beginning: str) -> None:
+    with (lake.queries / query).open("rb") as file:
+        answer = client.post("/api/search", files={"file": file}, data={"limit": "2"}).json()
+    assert answer["query"] == query.rpartition("/")[2]
+    (found,) = [one for one in answer["spaces"] if one["space"] == space]
+    assert len(found["hits"]) == 2
+    assert found["hits"][0]["path"].startswith(beginning)
+
+
+def test_a_text_file_is_searched_by_as_words_are(client: TestClient) -> None:
+    files = {"file": ("question.txt", b"how do volcanoes erupt")}
+    answer = client.post("/api/search", files=files, data={"space": "text/minilm", "limit": "1"}).json()
+    assert "volcanoes" in answer["spaces"][0]["hits"][0]["path"]
+
+
+def test_more_like_this_leaves_the_row_itself_out(client: TestClient, hit: Any) -> None:
+    found = hit("image/clip", "red")
+    answer = client.get(f"/api/more_like/image/clip/{found['id']}", params={"limit": 4}).json()
+    hits = answer["spaces"][0]["hits"]
+    assert len(hits) == 4
+    assert found["id"] not in {one["id"] for one in hits}
+    assert answer["query"] == f"{found['source']}/{found['path']}"
+
+
+@pytest.mark.parametrize(
+    ("params", "kept"),
+    [
+        ({"source": "shapes"}, lambda hit: hit["source"] == "shapes"),
+        ({"source": ["shapes", HOSTILE_SOURCE]}, lambda hit: hit["source"] in ("shapes", HOSTILE_SOURCE)),
+        ({"source": HOSTILE_SOURCE}, lambda hit: hit["source"] == HOSTILE_SOURCE),
+        ({"path_prefix": "red-"}, lambda hit: hit["path"].startswith("red-")),
+        ({"where": "format=PNG"}, lambda hit: hit["attributes"]["format"] == "PNG"),
+        ({"where": "width=..64"}, lambda hit: hit["attributes"]["width"] <= 64),
+        ({"after": "2020-01-01", "before": "2999-01-01T00:00:00+00:00"}, lambda hit: True),
+    ],
+    ids=str,
+)
+def test_filters_keep_what_they_name_and_all_of_it(client: TestClient, params: dict[str, Any], kept: Any) -> None:
+    everything = search(client, words="a circle", space="image/clip", limit=100)["spaces"][0]["hits"]
+    found = search(client, words="a circle", space="image/clip", limit=100, **params)["spaces"][0]["hits"]
+    assert {hit["id"] for hit in found} == {hit["id"] for hit in everything if kept(hit)}
+    assert found
+
+
+def test_a_filter_that_nothing_meets_finds_nothing(client: TestClient) -> None:
+    for params in ({"before": "1999-01-01"}, {"path_prefix": "nowhere/"}, {"where": "width=100000.."}):
+        assert search(client, words="a circle", space="image/clip", **params)["spaces"][0]["hits"] == []
+
+
+def test_spaces_without_the_source_are_left_out(client: TestClient) -> None:
+    answer = search(client, words="a circle", source="captioned-shapes")
+    assert [found["space"] for found in answer["spaces"]] == ["image/clip", "image_text/clip"]
+
+
+def test_a_space_that_cannot_take_the_query_says_so_and_the_others_answer(client: TestClient) -> None:
+    answer = search(client, words="bees " * 60, limit=1)
+    by_space = {found["space"]: found for found in answer["spaces"]}
+    assert by_space["text/minilm"]["hits"]
+    assert "tokens" in by_space["image/clip"]["error"]
+    assert by_space["image/clip"]["hits"] == []
+    alone = client.get("/api/search", params={"words": "bees " * 60, "space": "image/clip"})
+    assert alone.status_code == 422
+    assert "tokens" in refusal(alone)
+
+
+@pytest.mark.parametrize(
+    ("params", "status", "said"),
+    [
+        ({}, 422, "words: Field required"),
+        ({"words": ""}, 422, "words: String should have at least 1 character"),
+        ({"words": "  "}, 422, "the query is empty"),
+        ({"words": "x" * 2001}, 422, "at most 2000 characters"),
+        ({"words": "x", "space": "image/none"}, 404, "no space 'image/none' is published; choose from text/minilm"),
+        ({"words": "x", "space": "audio/whisper"}, 422, "audio/whisper cannot be asked with text; can be: text/minilm"),
+        ({"words": "x", "source": "nowhere"}, 404, "no source 'nowhere' there; choose from"),
+        ({"words": "x", "limit": 0}, 422, "limit: Input should be greater than or equal to 1"),
+        ({"words": "x", "limit": 101}, 422, "limit is 101; ask for 1 to 100 hits"),
+        ({"words": "x", "limit": "many"}, 422, "limit: Input should be a valid integer"),
+        ({"words": "x", "after": "yesterday"}, 422, "'yesterday' is no time"),
+        ({"words": "x", "where": "width"}, 422, "'width' is no condition"),
+        ({"words": "x", "role": "smell"}, 422, "no role 'smell'"),
+        ({"words": "x", "source": ["y"] * 51}, 422, "at most 50 items"),
+        ({"words": "x", "path_prefix": "y" * 1025}, 422, "at most 1024 characters"),
+    ],
+)
+def test_a_question_that_makes_no_sense_gets_one_line(
+    client: TestClient, params: dict[str, Any], status: int, said: str
+) -> None:
+    answer = client.get("/api/search", params=params)
+    assert answer.status_code == status
+    assert said in refusal(answer)
+
+
+@pytest.mark.parametrize(
+    ("name", "payload", "said"),
+    [
+        ("a.png", b"\x89PNG\r\n\x1a\nbroken", "a.png cannot be searched by: is damaged"),
+        ("a.jpg", b"this is text", "a.jpg cannot be searched by: named .jpg but holds plain text"),
+        ("a.zip", b"PK\x03\x04", "a.zip holds no media that can be searched by"),
+        ("a.txt", b"", "a.txt cannot be searched by: is empty"),
+        ("", b"x", "file"),
+        ("../../etc/passwd", b"root", "passwd holds no media"),
+        ("..\\..\\a.zip", b"root", "a.zip holds no media"),
+    ],
+)
+def test_a_file_that_cannot_be_searched_by_is_named_without_where_it_lay(
+    client: TestClient, name: str, payload: bytes, said: str
+) -> None:
+    answer = client.post("/api/search", files={"file": (name, payload)})
+    assert answer.status_code == 422
+    line = refusal(answer)
+    assert said in line
+    assert "/tmp" not in line
+    assert "query" not in line.removeprefix("query")
+
+
+@pytest.mark.parametrize("path", ["/api", "/api/nothing", "/api/trace/zebra", f"/api/trace/{'0' * 32}"])
+def test_what_is_not_there_is_said_to_be_in_one_line(client: TestClient, path: str) -> None:
+    answer = client.get(path)
+    assert answer.status_code in (404, 422)
+    if path != "/api":
+        refusal(answer)
+
+
+def test_a_method_that_no_route_has_is_refused(client: TestClient) -> None:
+    answer = client.delete("/api/search")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, POST") or answer.status_code == 405
+    refusal(answer)
+
+
+def test_without_milvus_the_answer_is_one_line_and_comes_back_with_it(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = lake.client()
+    asked = {"params": {"words": "bees", "space": "text/minilm"}}
+    assert client.get("/api/search", **asked).status_code == 200
+    with monkeypatch.context() as away:
+
+        def gone(*arguments: object) -> None:
+            raise MilvusError("no Milvus answers at nowhere; start it")
+
+        away.setattr(service_module.Service, "_ask_milvus", gone)
+        away.setattr(service_module, "_SECONDS_BELIEVED", 0.0)
+        for path in ("/api/search?words=bees", "/api/spaces", "/healthz", f"/media/image/clip/{'0' * 32}"):
+            answer = client.get(path)
+            assert (answer.status_code, refusal(answer)) == (503, "no Milvus answers at nowhere; start it")
+        page = client.get("/?words=bees")
+        assert page.status_code == 503
+        assert "no Milvus answers at nowhere; start it" in page.text
+    assert client.get("/api/search", **asked).status_code == 200
+
+
+def test_too_many_searches_at_once_wait_and_then_hear_so(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = lake.client(concurrent_searches=1)
+    monkeypatch.setattr(service_module, "SECONDS_IN_LINE", 0.2)
+    under_way, may_end = threading.Event(), threading.Event()
+    search_space = Searcher.search
+
+    def slow(*arguments: Any, **named: Any) -> Any:
+        under_way.set()
+        may_end.wait(30)
+        return search_space(*arguments, **named)
+
+    monkeypatch.setattr(Searcher, "search", slow)
+    answers = []
+    first = threading.Thread(
+        target=lambda: answers.append(client.get("/api/search?words=bees&space=text/minilm").status_code)
+    )
+    first.start()
+    assert under_way.wait(30)
+    second = client.get("/api/search?words=bees&space=text/minilm")
+    may_end.set()
+    first.join()
+    assert (second.status_code, answers) == (503, [200])
+    assert "too many searches at once" in refusal(second)
+
+
+def test_what_nobody_foresaw_tells_nothing_of_the_inside(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object) -> None:
+        raise RuntimeError("the secret is swordfish")
+
+    monkeypatch.setattr(service_module.Service, "spaces", broken)
+    client = TestClient(lake.app(), base_url=ADDRESS, raise_server_exceptions=False)
+    for path in ("/api/spaces", "/"):
+        answer = client.get(path)
+        assert answer.status_code == 500
+        assert "swordfish" not in answer.text
+        assert "something went wrong inside the server" in answer.text
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+
+
+def test_a_lake_in_which_nothing_is_published_says_so(tmp_path: Any) -> None:
+    from embedding_platform.milvus.connection import close_directory
+    from embedding_platform_tests.conftest import open_platform
+
+    (tmp_path / "media").mkdir()
+    platform = open_platform(tmp_path)
+    client = TestClient(make_app(lambda: Platform(platform.settings)), base_url=ADDRESS)
+    try:
+        assert client.get("/api/spaces").json() == []
+        assert "Nothing is published yet" in client.get("/").text
+        answer = client.get("/api/search?words=x&space=text/minilm")
+        assert answer.status_code == 404
+        assert "none is: run `embedding-platform run` first" in refusal(answer)
+    finally:
+        close_directory(platform.settings.milvus_uri)
