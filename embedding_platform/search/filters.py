@@ -18,7 +18,7 @@ from embedding_platform.milvus.expressions import (
 )
 from embedding_platform.spaces import MODALITIES, Role
 
-Range: TypeAlias = "tuple[float | None, float | None] | tuple[str | None, str | None]"
+Range: TypeAlias = tuple[float | None, float | None] | tuple[str | None, str | None]
 """Least and greatest value, both allowed; None leaves that end open."""
 
 
@@ -131,7 +131,7 @@ def _moment(time: datetime) -> str:
     return time.astimezone(UTC).isoformat()
 
 
-def _attribute_condition(name: str, wanted: "Scalar | Range") -> Expression:
+def _attribute_condition(name: str, wanted: Scalar | Range) -> Expression:
     if not isinstance(wanted, tuple):
         return compare(attribute(name), "==", wanted)
     if len(wanted) != 2 or wanted == (None, None):
