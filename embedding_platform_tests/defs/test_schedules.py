@@ -70,7 +70,7 @@ def test_a_round_meets_each_source_once_a_few_at_a_time_those_first_that_were_li
     met, at = [], NIGHT
     while not isinstance(requests := tick(platform, instance, "text_nightly", at), str):
         assert {request.tags[PRIORITY_TAG] for request in requests} == {str(NIGHTLY)}
-        met.append(queue(instance, requests, at))
+        met.append(queue(instance, requests, at + timedelta(seconds=1)))
         told = tick(platform, instance, "text_nightly", at + timedelta(minutes=10))
         assert isinstance(told, str)
         assert "waiting or at work" in told or "each of 5 sources has had a run" in told
