@@ -8,6 +8,7 @@ import pytest
 from dagster._core.launcher import WorkerStatus
 from dagster._core.test_utils import create_run_for_test
 
+from embedding_platform.defs.jobs import BACKGROUND_TAG
 from embedding_platform.launcher import PROCESS_TAG, MonitoredRunLauncher, process_tags
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +28,13 @@ def test_the_projects_instance_uses_it_with_run_monitoring(instance: dg.DagsterI
     assert instance.run_launcher.supports_check_run_worker_health
     assert instance.run_retries_enabled
     assert not instance.telemetry_enabled
+
+
+def test_backfills_and_background_runs_leave_a_place_for_fresh_files(instance: dg.DagsterInstance) -> None:
+    queue = instance.get_concurrency_config().run_queue_config
+    assert queue is not None
+    limits = {limit["key"]: limit["limit"] for limit in queue.tag_concurrency_limits}
+    assert limits["dagster/backfill"] + limits[BACKGROUND_TAG] < queue.max_concurrent_runs
 
 
 @pytest.mark.parametrize(

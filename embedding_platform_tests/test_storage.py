@@ -127,6 +127,13 @@ def test_a_mark_changes_with_every_replacement(root):
     assert len(set(marks)) == 4
 
 
+def test_the_time_of_a_replacement_is_told_and_none_of_what_is_absent(root):
+    url = storage.join(root, "a.parquet")
+    assert storage.modified_at(url) == 0
+    storage.write_table(url, table(1))
+    assert abs(storage.modified_at(url) - time.time()) < 3600
+
+
 def test_shards_are_named_by_their_content(root):
     folder = storage.join(root, "shards")
     assert storage.append_shard(folder, table(1)) == storage.append_shard(folder, table(1))

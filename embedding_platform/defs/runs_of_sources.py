@@ -77,7 +77,7 @@ def failed_lately(instance: dg.DagsterInstance, modality: str, since: float) -> 
 
 
 def run_since(instance: dg.DagsterInstance, modality: str, since: float, assets: Sequence[dg.AssetKey]) -> set[str]:
-    """The sources of which a run of the modality's job, over all of the `assets` at least, was requested since then."""
+    """The sources of which a run of the modality's job, over all of the `assets`, was requested since then."""
     wanted = dg.RunsFilter(job_name=job_name(modality), created_after=datetime.fromtimestamp(since, UTC))
     return {
         run.tags[PARTITION_TAG]

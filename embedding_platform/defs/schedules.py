@@ -51,12 +51,12 @@ def _schedules(named: ScheduleSettings, kept: Sequence[Space], timezone: str) ->
     for modality in dict.fromkeys(space.modality for space in spaces):
         mine = [space for space in spaces if space.modality == modality]
         is_whole = len(mine) == sum(1 for space in kept if space.modality == modality)
-        rounds.append(_round(named, modality, None if is_whole else mine, timezone))
+        rounds.append(_round(named, modality, mine, is_whole, timezone))
     return rounds
 
 
 def _round(
-    named: ScheduleSettings, modality: str, spaces: Sequence[Space] | None, timezone: str
+    named: ScheduleSettings, modality: str, spaces: Sequence[Space], is_whole: bool, timezone: str
 ) -> dg.ScheduleDefinition:
     """The schedule that reconciles sources of one modality once after each time that `named.cron` names.
 
@@ -65,7 +65,7 @@ def _round(
     own. Where the machine was off, the round begins when it is on again.
     """
     name = f"{modality}_{named.name}"
-    assets = None if spaces is None else _assets(modality, spaces)
+    assets = _assets(modality, spaces)
 
     @dg.schedule(
         name=name,
@@ -74,7 +74,7 @@ def _round(
         execution_timezone=timezone,
         default_status=dg.DefaultScheduleStatus.RUNNING,
         description=(
-            f"Reconciles {'some' if named.sources or spaces else 'every'} {modality} source after {named.cron}, "
+            f"Reconciles {'every' if is_whole and not named.sources else 'some'} {modality} source after {named.cron}, "
             "also with what changed inside Milvus; the ticks in between take it on."
         ),
     )
@@ -84,7 +84,7 @@ def _round(
         sources = _chosen(instance.get_dynamic_partitions(set_name(modality)), named.sources)
         if not sources:
             return dg.SkipReason(f"no {modality} sources yet")
-        due = set(sources) - run_since(instance, modality, began.timestamp(), assets or ())
+        due = set(sources) - run_since(instance, modality, began.timestamp(), assets)
         if not due:
             return dg.SkipReason(f"each of {len(sources)} sources has had a run since {_told(began)}")
         waiting = instance.get_runs_count(dg.RunsFilter(tags={ROUND_TAG: name}, statuses=list(UNFINISHED)))
@@ -99,7 +99,7 @@ def _round(
                 run_key=f"{name}/{began.astimezone(UTC).isoformat()}/{source}",
                 partition_key=source,
                 tags=tags,
-                asset_selection=assets,
+                asset_selection=None if is_whole else assets,
             )
             for source in first
         ]

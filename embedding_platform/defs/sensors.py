@@ -136,13 +136,12 @@ class _Cursor:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A source that is to have a run: how urgently, why, and what is known of the one before."""
+    """A source that is to have a run, how urgently, and why."""
 
     source: str
     look: Look
     priority: int
     why: str
-    last: LastRun
 
 
 @dataclass
@@ -188,18 +187,19 @@ def _plan(
         elif source in going and going[source] >= priority:
             plan.cases["at work"] += 1
         else:
-            last = last_run(instance, modality, source)
+            # Of the others it is asked only when they are chosen, since each question takes a while.
+            last = last_run(instance, modality, source) if source in failed else LastRun()
             if why == _FAILED and last.failed_at is None:
                 plan.cases["as listed"] += 1
             elif _is_too_early(last, look, now):
                 plan.cases["failed, left for later"] += 1
             else:
                 plan.cases[why] += 1
-                candidates.append(_Candidate(source, look, priority, why, last))
+                candidates.append(_Candidate(source, look, priority, why))
     queued = sum(1 for priority in going.values() if priority in (FRESH, REPAIR))
     room = max(0, MOST_RUNS_WAITING - queued)
     ordered = _longest_without_a_run_first(instance, modality, candidates) if len(candidates) > room else candidates
-    plan.requests = [_request(candidate) for candidate in ordered[:room]]
+    plan.requests = [_request(one, last_run(instance, modality, one.source)) for one in ordered[:room]]
     plan.left_out = len(candidates) - len(plan.requests)
     plan.added += [one.source for one in ordered[:room] if one.source not in existing and one.source not in plan.added]
     return plan
@@ -252,10 +252,10 @@ def _longest_without_a_run_first(
     return sorted(candidates, key=lambda one: (-one.priority, listed.get(one.source, 0), one.source))
 
 
-def _request(candidate: _Candidate) -> dg.RunRequest:
+def _request(candidate: _Candidate, last: LastRun) -> dg.RunRequest:
     """One request per difference and attempt: the listing it differs from, what is there now, the run before."""
     look = candidate.look
-    key = digest(candidate.source, look.age, look.sight.state, candidate.last.run_id)
+    key = digest(candidate.source, look.age, look.sight.state, last.run_id)
     tags = {STATE_TAG: look.sight.state, PRIORITY_TAG: str(candidate.priority)}
     if candidate.priority < FRESH:
         tags[BACKGROUND_TAG] = candidate.why

@@ -11,7 +11,7 @@ from fsspec.spec import AbstractFileSystem
 
 from embedding_platform.errors import PlatformError, RejectedError
 from embedding_platform.media import listing
-from embedding_platform.media.listing import current_state, list_entries, list_sources
+from embedding_platform.media.listing import Entry, current_state, list_entries, list_sources
 from embedding_platform.media.reading import open_media
 
 
@@ -137,6 +137,19 @@ def test_odd_local_names_can_be_opened(tmp_path: Path, name: str) -> None:
     (entry,) = list_entries(str(tmp_path), "s")
     with open_media(entry.uri) as file:
         assert file.read().decode() == name
+
+
+def test_a_local_file_tells_when_it_was_put_there_whatever_time_it_carries(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    file = tmp_path / "s" / "old.txt"
+    file.write_text("copied with its time")
+    os.utime(file, (1, 1))
+    (entry,) = list_entries(str(tmp_path), "s")
+    assert entry.changed_at == pytest.approx(file.stat().st_ctime)
+
+
+def test_elsewhere_no_time_is_known() -> None:
+    assert Entry("a.txt", "s3://bucket/s/a.txt", 1, "1700000000.5").changed_at is None
 
 
 def test_remote_entries_change_their_mark_with_their_content() -> None:

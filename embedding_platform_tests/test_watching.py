@@ -1,0 +1,69 @@
+"""Rounds over the sources of a modality, beside a caller who does not wait for ever."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from embedding_platform.platform import Platform, Sight
+from embedding_platform.reconcile.files import reconcile_files
+from embedding_platform.watching import Watch
+from embedding_platform_tests.conftest import open_platform
+
+
+@pytest.fixture
+def sources(platform: Platform) -> list[str]:
+    names = ["a", "b", "c"]
+    for name in names:
+        folder = Path(platform.settings.media_url) / name
+        folder.mkdir()
+        (folder / "note.txt").write_text(f"A note of {name}.")
+    return names
+
+
+def test_a_round_sees_every_source_that_is_there_or_known(platform: Platform, sources: list[str]) -> None:
+    seen = Watch("text").look(platform, {"gone"}, 60)
+    assert not seen.is_under_way
+    assert set(seen.looks) == {*sources, "gone"}
+    assert seen.looks["a"].sight.holds
+    assert not seen.looks["gone"].sight.holds
+    assert not any(look.is_left for look in seen.looks.values()), "nothing was ever listed"
+
+
+def test_a_round_that_takes_long_goes_on_between_calls_and_is_followed_by_another(
+    platform: Platform, sources: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, sight = threading.Event(), Platform.sight
+
+    def slow(self: Platform, modality: str, source: str) -> Sight:
+        if source == "b":
+            answers.wait(60)
+        return sight(self, modality, source)
+
+    monkeypatch.setattr(Platform, "sight", slow)
+    watch = Watch("text")
+    first = watch.look(platform, set(), 0.5)
+    assert first.is_under_way
+    assert (first.at, set(first.looks)) == ("b", {"a"})
+    assert watch.look(platform, set(), 0.1) is first
+    answers.set()
+    assert watch.look(platform, set(), 60) is first
+    assert set(first.looks) == set(sources)
+    assert watch.look(platform, set(), 60) is not first
+
+
+def test_a_root_that_is_away_is_the_error_of_the_round(platform: Platform) -> None:
+    Path(platform.settings.media_url).rmdir()
+    seen = Watch("text").look(platform, {"letters"}, 60)
+    assert "media_root" in seen.error
+    assert seen.looks == {}
+
+
+def test_a_source_that_cannot_be_read_is_a_problem_of_its_own(platform: Platform, sources: list[str]) -> None:
+    reconcile_files(platform.store, platform.settings.media_url, "text", "b")
+    guarded = open_platform(platform.settings.base, listing={"large_source": 1})
+    (Path(platform.settings.media_url) / "b" / "note.txt").unlink()
+    seen = Watch("text").look(guarded, set(), 60)
+    assert set(seen.looks) == {"a", "c"}
+    assert set(seen.problems) == {"b"}
+    assert "listing.allow_emptied" in seen.problems["b"]
