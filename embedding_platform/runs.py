@@ -1,6 +1,7 @@
 """Runs without the web UI: the same jobs, on the same instance, in this process."""
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from embedding_platform.defs.partitions import set_name
 from embedding_platform.errors import PlatformError
 from embedding_platform.launcher import process_is_gone, process_tags
 from embedding_platform.platform import Platform, refuse_unknown
+
+_POST_PROCESSING = "dagster._config.errors.PostProcessingError: "
 
 _NO_MEDIA = "nothing, since the media root is empty"
 
@@ -74,8 +77,12 @@ def instance() -> Iterator[dg.DagsterInstance]:
         opened = dg.DagsterInstance.from_config(folder)
     except Exception as error:
         # Dagster, its storages and their drivers each have errors of their own.
+        cause = _root_cause(error)
+        mend = "correct it there"
+        if isinstance(cause, ModuleNotFoundError):
+            mend = "for PostgreSQL run pip install -e '.[postgres]', and begin its URL with postgresql+psycopg2://"
         raise PlatformError(
-            f"Dagster cannot open what {folder}/dagster.yaml names: {_root_cause(error)}; correct it there"
+            f"Dagster cannot open what {folder}/dagster.yaml names: {_reason(cause)}; {mend}"
         ) from error
     with opened:
         yield opened
@@ -206,7 +213,15 @@ def _reason(event: dg.DagsterEvent) -> str:
     return f"{event.step_key}: {' '.join(cause.message.split())}"
 
 
-def _root_cause(error: BaseException) -> str:
+def _root_cause(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
-    return " ".join(str(error).split())[:400]
+    return error
+
+
+def _explanation(error: BaseException) -> str:
+    """What an error says, in one line: without Dagster's stack traces and grammars, and without passwords."""
+    faults = error.errors if isinstance(error, dg.DagsterInvalidConfigError) else ()
+    said = [fault.message for fault in faults] or [str(error)]
+    short = [re.split(r"Stack Trace:|\. Expected:", one)[0].replace(_POST_PROCESSING, "") for one in said]
+    return re.sub(r"://[^/\s]+@", "://*****@", " ".join("; ".join(short).split())[:400])

@@ -75,13 +75,10 @@ class PostgresServer:
         """The URL of an empty database of its own."""
         name = f"test_{uuid.uuid4().hex}"
         self.execute(f"create database {name}")
-        return self.url(name)
-
-    def url(self, database: str = "postgres") -> str:
-        return f"postgresql://{USER}:{PASSWORD}@127.0.0.1:{self.port}/{database}"
+        return f"postgresql+psycopg2://{USER}:{PASSWORD}@127.0.0.1:{self.port}/{name}"
 
     def execute(self, statement: str) -> None:
-        connection = psycopg2.connect(self.url())
+        connection = psycopg2.connect(host="127.0.0.1", port=self.port, user=USER, password=PASSWORD, dbname="postgres")
         connection.autocommit = True
         try:
             with connection.cursor() as cursor:

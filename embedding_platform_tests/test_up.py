@@ -210,8 +210,9 @@ def test_a_run_that_was_killed_with_everything_else_is_failed_and_retried_by_the
 ) -> None:
     letters = project.folder / "media" / "letters"
     letters.mkdir()
-    for number in range(400):
-        (letters / f"{number}.txt").write_text(f"Letter {number} tells of the sea and of number {number}. " * 40)
+    for number in range(100):
+        (letters / f"{number}.txt").write_text(f"Letter {number} tells of the sea and of number {number}. " * 30)
+    (letters / "bees.txt").write_text("Bees dance to tell where the flowers are.")
     project.start()
     try:
         wait_until(lambda: _statuses() == ["STARTED"], "a run is going")
@@ -226,7 +227,8 @@ def test_a_run_that_was_killed_with_everything_else_is_failed_and_retried_by_the
         wait_until(lambda: _statuses() == ["FAILURE", "SUCCESS"], "the retry has succeeded")
         assert re.search(r"the start of .* \(pid \d+\) ended without stopping; taking its place", project.log())
         assert project.call("status").returncode == 0
-        assert project.finds("Letter 123 tells of number 123", "letters/123.txt")
+        assert project.finds("insects", "letters/bees.txt")
+        assert project.call("trace", "letters/99.txt").returncode == 0
         with instance() as dagster:
             (retry, failed) = dagster.get_runs()
             assert retry.root_run_id == failed.run_id
