@@ -197,9 +197,7 @@ def test_a_map_has_a_dot_for_each_vector_in_the_colour_of_its_source() -> None:
     ((_, payload),) = images_in(shown)
     own, other = ET.fromstring(payload).findall("{http://www.w3.org/2000/svg}path")
     assert own.attrib["stroke"] != other.attrib["stroke"]
-    across = [
-        [float(point.split()[0]) for point in path.attrib["d"].split("M") if point] for path in (own, other)
-    ]
+    across = [[float(point.split()[0]) for point in path.attrib["d"].split("M") if point] for path in (own, other)]
     assert [len(points) for points in across] == [200, 50]
     assert max(across[0]) + 100 < min(across[1]) or max(across[1]) + 100 < min(across[0])
     assert "<script>" not in payload.decode()
