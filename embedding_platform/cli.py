@@ -191,6 +191,21 @@ def rejects(
 
 @main.command()
 @click.argument("space")
+@click.option("--source", "sources", multiple=True, required=True, help="Of this source; may be repeated.")
+@click.pass_obj
+def accept(opened: Callable[[], "Platform"], space: str, sources: tuple[str, ...]) -> None:
+    """Accept vectors that the check `distribution` warned of, and compare later ones with them."""
+    from embedding_platform.reconcile.distribution import accept_waiting
+
+    platform = opened()
+    chosen = platform.space(space)
+    for source in sources:
+        met = accept_waiting(platform.store, chosen.key, platform.fingerprint(chosen), source)
+        click.echo(f"accepted the vectors of {space}, source {source}, as they were at {met}")
+
+
+@main.command()
+@click.argument("space")
 @click.option("--dry-run", is_flag=True, help="Only measure; keep the search parameters as they are.")
 @click.pass_obj
 def tune(opened: Callable[[], "Platform"], space: str, dry_run: bool) -> None:

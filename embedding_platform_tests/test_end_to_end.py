@@ -97,10 +97,60 @@ def test_a_hit_leads_back_to_its_file_and_run(lake: Lake) -> None:
     assert found.run_id in {run.run_id for run in lake.first}
 
 
-def test_a_second_run_embeds_nothing_and_writes_nothing(lake: Lake) -> None:
+def test_a_second_run_embeds_nothing_and_writes_nothing_and_draws_nothing(lake: Lake) -> None:
     before = stored_files(lake.folder)
-    assert all(run.succeeded and run.did_nothing for run in run_sources(lake.platform, lake.dagster))
+    again = list(run_sources(lake.platform, lake.dagster))
+    assert all(run.succeeded and run.did_nothing for run in again)
     assert stored_files(lake.folder) == before
+    assert pictures_of(again) == {}
+
+
+PICTURES = {
+    "text": {"excerpts", "norms", "map", "neighbours"},
+    "image": {"contact_sheet", "norms", "map", "neighbours"},
+    "image_text": {"contact_sheet", "excerpts", "norms", "map", "neighbours"},
+    "audio": {"waveforms", "norms", "map", "neighbours"},
+    "video": {"key_frames", "norms", "map", "neighbours"},
+}
+
+
+def pictures_of(runs: list[SourceRun]) -> dict[str, dict[str, str]]:
+    """Pictures by name, of each modality that shows any."""
+    names = set().union(*PICTURES.values(), {"not_drawn"})
+    found: dict[str, dict[str, str]] = {}
+    for run in runs:
+        for metadata in run.metadata.values():
+            shown = {name: str(value) for name, value in metadata.items() if name in names}
+            if shown:
+                found.setdefault(run.modality, {}).update(shown)
+    return found
+
+
+def test_what_is_new_is_shown_in_small_pictures(lake: Lake) -> None:
+    shown = pictures_of(lake.first)
+    assert {modality: set(pictures) for modality, pictures in shown.items()} == PICTURES
+    for pictures in shown.values():
+        for name, picture in pictures.items():
+            assert len(picture.encode()) < 50_000
+            assert "cannot be drawn" not in picture
+            assert name in ("excerpts", "neighbours") or "](data:image/" in picture
+        assert pictures["neighbours"].count("COSINE") > 3
+    for modality in ("image", "audio", "video"):
+        assert shown[modality]["neighbours"].count("](data:image/") >= 9
+
+
+def test_every_number_that_a_run_shows_is_explained(lake: Lake) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "metadata.md").read_text()
+    shown = {name for run in lake.first for metadata in run.metadata.values() for name in metadata}
+    assert {name for name in shown if f"`{name}`" not in page} == set()
+
+
+def test_how_long_readers_waited_is_told(lake: Lake) -> None:
+    for run in lake.first:
+        for asset, metadata in run.metadata.items():
+            if asset.endswith("/collection"):
+                assert metadata["seconds_to_searchable"] >= metadata["seconds_written"] > 0
+                assert metadata["rows_per_second"] > 0
 
 
 def stored_files(folder: Path) -> dict[Path, tuple[int, int]]:

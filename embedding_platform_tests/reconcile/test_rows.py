@@ -5,8 +5,21 @@ import numpy as np
 from embedding_platform_tests.inference.small_encoder import vector_of
 
 
-def test_a_sample_names_the_path_of_each_vector(lake):
-    vectors, paths = lake.live().sample(3)
-    assert len(paths) == len(set(paths)) == 3
-    for vector, path in zip(vectors, paths, strict=True):
-        np.testing.assert_array_equal(vector, vector_of((lake.media / "one" / path).read_text()))
+def test_a_sample_has_the_content_of_each_vector_and_contents_have_their_segments(lake):
+    vectors, contents = lake.live().sample(3)
+    assert len(contents) == len(set(contents)) == 3
+    segment_of = {segment.content_hash: segment for segment in lake.live().segments_of(contents)}
+    assert segment_of.keys() == set(contents)
+    for vector, content in zip(vectors, contents, strict=True):
+        text = (lake.media / "one" / segment_of[content].path).read_text()
+        np.testing.assert_array_equal(vector, vector_of(text))
+
+
+def test_of_a_content_that_many_segments_share_one_is_named(lake):
+    for number in range(9):
+        lake.path(f"copy{number}").write_text(lake.path("n0").read_text())
+    lake.run()
+    _, contents = lake.live().sample(9)
+    found = lake.live().segments_of([*contents, "no such content"])
+    assert sorted(segment.content_hash for segment in found) == sorted(contents)
+    assert len(contents) == 5

@@ -143,8 +143,35 @@ def test_contents_that_several_segments_share_are_named_the_most_frequent_first(
     _, _, embeddings = lake.run()
     table = live_segments(lake.store, "text", "one", lake.cutting, ["path", "content_hash"])
     content_of = dict(zip(table["path"].to_pylist(), table["content_hash"].to_pylist(), strict=True))
-    assert embeddings.repeated == [content_of["n3-0.txt"], content_of["n4-0.txt"]]
+    assert embeddings.repeated == [(content_of["n3-0.txt"], 4), (content_of["n4-0.txt"], 3)]
     assert embeddings.duplicates == 1 + 3 + 2
+
+
+def test_reports_tell_where_the_time_went_how_many_bytes_and_some_of_what_is_new(any_lake):
+    for number in range(3):
+        any_lake.write(f"n{number}", number)
+    files, segments, embeddings = any_lake.run()
+    assert segments.bytes_read == sum(item.size for item in files.items) > 0
+    assert sorted(segment.path for segment in segments.some) == sorted(item.path for item in files.items)
+    assert embeddings.bytes_stored == 4 * any_lake.space.model.dimension * embeddings.embedded > 0
+    assert files.seconds > 0
+    assert segments.seconds.keys() == {"total", "cut", "decode"}
+    assert {"total", "load", "embedded", "decode", "prepare", "model", "store", "judge"} == embeddings.seconds.keys()
+    assert min([*segments.seconds.values(), *embeddings.seconds.values()]) >= 0
+    _, segments, embeddings = any_lake.run()
+    assert (segments.bytes_read, segments.some, embeddings.bytes_stored) == (0, [], 0)
+    assert segments.seconds.keys() == {"total"}
+    assert embeddings.seconds.keys() == {"total", "judge"}
+
+
+def test_no_more_new_segments_are_told_than_can_be_shown_and_one_of_each_file(lake, monkeypatch):
+    monkeypatch.setattr("embedding_platform.reconcile.segments.MOST_EXAMPLES", 3)
+    for number in range(5):
+        write_text(lake.path(f"n{number}"), number, paragraphs=4)
+    lake.files()
+    some = lake.segments().some
+    assert [segment.position for segment in some] == [0, 0, 0]
+    assert len({segment.path for segment in some}) == 3
 
 
 def test_content_that_moves_to_another_source_takes_its_vector_along(any_lake):
