@@ -18,7 +18,7 @@ from embedding_platform_tests.serving.conftest import (
 
 PAYLOADS = (
     SCRIPT,
-    "\"><img src=x onerror=alert(1)>",
+    '"><img src=x onerror=alert(1)>',
     "' onfocus=alert(1) autofocus='",
     "</title></head><body onload=alert(1)>",
     "{{ 7*7 }}{% include 'base.html' %}",
@@ -111,7 +111,7 @@ def test_hostile_captions_and_names_of_images_are_shown_as_they_are(client: Test
         assert HOSTILE_CAPTION in elements.text
         assert HOSTILE_CAPTION in alternatives
     else:
-        assert "x\" onerror=\"alert(1)\" y=\".png" in alternatives
+        assert 'x" onerror="alert(1)" y=".png' in alternatives
 
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
