@@ -24,7 +24,8 @@ class Deployment:
     `imports_files` tells whether it loads Parquet files from its object storage, `tears_indexes`
     whether it leaves half an index file when it is killed, and then never loads the collection.
     `searches_words` tells whether it makes a sparse vector of a text's words by itself, and
-    ranks rows by it (BM25).
+    finds rows by it (BM25). `buffers_rows` tells whether each search goes through rows just
+    written one by one, until they are flushed.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Deployment:
     imports_files: bool
     tears_indexes: bool
     searches_words: bool
+    buffers_rows: bool
 
 
 LITE = Deployment(
@@ -51,6 +53,7 @@ LITE = Deployment(
     imports_files=False,
     tears_indexes=True,
     searches_words=True,
+    buffers_rows=True,
 )
 
 SERVER = Deployment(
@@ -64,6 +67,7 @@ SERVER = Deployment(
     imports_files=True,
     tears_indexes=False,
     searches_words=True,
+    buffers_rows=False,
 )
 
 CLOUD = replace(

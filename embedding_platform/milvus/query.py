@@ -15,7 +15,6 @@ from embedding_platform.milvus.schema import (
     FIELD_NAMES,
     KEY_FIELD,
     SCALAR_NAMES,
-    WORDS_FIELD,
     partition_name,
     read_provenance,
     source_filter,
@@ -24,13 +23,6 @@ from embedding_platform.spaces import Index, Metric
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
-
-CANDIDATES = 100
-"""Rows of each list that are fused, where fewer are asked for: a row that both lists have further down may beat
-the first of one."""
-
-RANK_CONSTANT = 60
-"""What keeps the first places from deciding alone; the value that its authors found good (Cormack et al. 2009)."""
 
 _IDS_PER_CALL = 1000
 _SOURCES_NAMED = 20
@@ -45,17 +37,10 @@ def search_rows(
     metric: Metric,
     sources: Sequence[str] | None = None,
     condition: Expression = EVERYTHING,
-    words: str = "",
 ) -> list[dict[str, Any]]:
     """The `limit` rows nearest to `vector`, float32 [d], best first, in all or in some sources, that meet a condition.
 
-    A hit holds every field but the vector, and `score` and `vector_score` as Milvus gives them
-    (see `ann_search`).
-
-    With `words`, of a collection that has words, two lists of CANDIDATES rows or more are
-    fused: the rows nearest to `vector`, and those that hold the rarest and the most of the
-    words (BM25). A row's `score` is then the sum of 1 / (RANK_CONSTANT + its place) over the
-    lists that have it, places counted from 1 (reciprocal rank fusion, Cormack et al. 2009).
+    A hit holds every field but the vector, and `score` as Milvus gives it (see `ann_search`).
 
     Raises:
         PlatformError: an unknown source, no such collection, or Milvus fails.
@@ -63,11 +48,8 @@ def search_rows(
     if sources is not None and not sources:
         return []
     ensure_loaded(client, alias)
-    partitions, own = (None, EVERYTHING) if sources is None else _restriction(client, alias, sources)
-    place = _Place(alias, partitions, all_of(own, condition))
+    place = restricted(client, alias, sources, condition)
     index = tuned(client, alias, index)
-    if words:
-        return _by_vector_and_words(client, place, vector, words, limit, index, metric)
     with explaining(f"search {alias}"):
         answers = client.search(
             alias,
@@ -81,7 +63,13 @@ def search_rows(
             consistency_level="Strong",
             timeout=CALL_SECONDS,
         )
-    return [{**_row(hit), "vector_score": float(hit["distance"])} for hit in answers[0]]
+    return [row_of(hit, SCALAR_NAMES) for hit in answers[0]]
+
+
+def row_of(hit: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:
+    """A hit as pymilvus gives it, as one row: the fields that were asked for, and its `score`."""
+    found = {name: hit["entity"][name] for name in fields if name != "id"}
+    return {"id": hit["id"], **found, "score": float(hit["distance"])}
 
 
 def get_rows(client: "MilvusClient", collection: str, ids: Sequence[str]) -> list[dict[str, Any]]:
@@ -136,57 +124,23 @@ def rows_where(
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Which rows a search is of; without `partitions` those of all."""
+class Place:
+    """Where a search looks: in partitions, None for all, among rows that meet a condition."""
 
-    collection: str
     partitions: list[str] | None
     condition: Expression
 
 
-def _by_vector_and_words(
-    client: "MilvusClient", place: _Place, vector: np.ndarray, words: str, limit: int, index: Index, metric: Metric
-) -> list[dict[str, Any]]:
-    from pymilvus import AnnSearchRequest, RRFRanker
+def restricted(
+    client: "MilvusClient", alias: str, sources: Sequence[str] | None, condition: Expression = EVERYTHING
+) -> Place:
+    """Where the rows of these sources are, of all without them, that meet a condition.
 
-    candidates = max(limit, CANDIDATES)
-    near = AnnSearchRequest(
-        [vector], VECTOR_FIELD, search_parameters(index, metric, candidates), candidates, expr=place.condition
-    )
-    worded = AnnSearchRequest([words], WORDS_FIELD, {"metric_type": "BM25"}, candidates, expr=place.condition)
-    with explaining(f"search {place.collection} by vector and words"):
-        answers = client.hybrid_search(
-            place.collection,
-            reqs=[near, worded],
-            ranker=RRFRanker(RANK_CONSTANT),
-            limit=limit,
-            output_fields=[*SCALAR_NAMES, VECTOR_FIELD],
-            partition_names=place.partitions,
-            consistency_level="Strong",
-            timeout=CALL_SECONDS,
-        )
-    return [
-        # A row that its words alone brought has no score of its vector in the answer.
-        {**_row(hit), "vector_score": _likeness(vector, np.asarray(hit["entity"][VECTOR_FIELD], np.float32), metric)}
-        for hit in answers[0]
-    ]
-
-
-def _row(hit: Mapping[str, Any]) -> dict[str, Any]:
-    fields = {name: hit["entity"][name] for name in SCALAR_NAMES if name != "id"}
-    return {"id": hit["id"], **fields, "score": float(hit["distance"])}
-
-
-def _likeness(one: np.ndarray, other: np.ndarray, metric: Metric) -> float:
-    """What Milvus says of two vectors, float32 [d]."""
-    if metric == "L2":
-        return float(np.square(one - other).sum())
-    product = float(one @ other)
-    return product if metric == "IP" else product / float(np.linalg.norm(one) * np.linalg.norm(other))
-
-
-def _restriction(client: "MilvusClient", alias: str, sources: Sequence[str]) -> tuple[list[str] | None, Expression]:
-    """Partition names and condition that restrict a search to the sources."""
+    Raises:
+        PlatformError: an unknown source, no such collection, or Milvus fails.
+    """
+    if sources is None:
+        return Place(None, condition)
     keyed = read_provenance(client, alias).layout == "keyed"
     with explaining(f"list the partitions of {alias}"):
         present = [] if keyed else client.list_partitions(alias, timeout=CALL_SECONDS)
@@ -198,7 +152,9 @@ def _restriction(client: "MilvusClient", alias: str, sources: Sequence[str]) -> 
                 f"unknown source {source!r} in {alias}; "
                 + (f"choose among {', '.join(known)}" if known else "it holds no source yet")
             )
-    return (None, source_filter(sources)) if keyed else ([partition_name(source) for source in sources], EVERYTHING)
+    if keyed:
+        return Place(None, all_of(source_filter(sources), condition))
+    return Place([partition_name(source) for source in sources], condition)
 
 
 def _known_sources(client: "MilvusClient", alias: str, partitions: Sequence[str]) -> list[str]:

@@ -364,7 +364,8 @@ def _differences(description: Mapping[str, Any], provenance: Provenance) -> list
             "type": field["type"].name,
             "primary": bool(field.get("is_primary")),
             "partition key": bool(field.get("is_partition_key")),
-            **field["params"],
+            # A switch of a field comes back as text.
+            **{key: True if value == "true" else value for key, value in field["params"].items()},
         }
         for field in description["fields"]
     }

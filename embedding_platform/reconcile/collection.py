@@ -14,7 +14,7 @@ from embedding_platform.errors import PlatformError
 from embedding_platform.increments import Increment, diff
 from embedding_platform.milvus.bulk_import import import_rows, settle_imports
 from embedding_platform.milvus.deployment import deployment_of
-from embedding_platform.milvus.index import await_searchable, ensure_index, tuned
+from embedding_platform.milvus.index import await_searchable, ensure_index, flush_rows, tuned
 from embedding_platform.milvus.partitions import Partition, drop_partition, has_partition
 from embedding_platform.milvus.schema import Row, ensure_collection, has_collection
 from embedding_platform.milvus.sync import (
@@ -85,6 +85,7 @@ def reconcile_collection(
     written = _write(client, partition, live, ahead, sample, milvus, partial(_refuse_another, live, state), progress)
 
     started = perf_counter()
+    flush_rows(client, partition.collection, written.rows)
     index_built = ensure_index(client, partition.collection, space.index, space.metric)
     indexed = perf_counter()
     index = tuned(client, partition.collection, space.index)

@@ -13,9 +13,11 @@ from embedding_platform.milvus.alias import alias_target
 from embedding_platform.milvus.index import VECTOR_FIELD
 from embedding_platform.milvus.query import get_rows, search_rows
 from embedding_platform.milvus.schema import Provenance, alias_name, read_provenance
+from embedding_platform.milvus.words import WordStatistics, search_words, word_statistics
 from embedding_platform.platform import Platform
 from embedding_platform.reconcile.files import listed_sources
 from embedding_platform.search.filters import ALL, Filter
+from embedding_platform.search.fusion import CANDIDATES, fused
 from embedding_platform.search.hits import Hit, hit_of
 from embedding_platform.search.makers import maker_of
 from embedding_platform.settings import load_settings
@@ -67,6 +69,7 @@ class Searcher:
         self._platform = platform
         # A runtime need not take two batches at once, and two share the same cores anyway.
         self._encoding = threading.Lock()
+        self._statistics: dict[str, WordStatistics] = {}
 
     @classmethod
     def open(cls, settings_file: str | None = None) -> "Searcher":
@@ -124,7 +127,7 @@ class Searcher:
 
         A `hybrid` search of words finds rows by their vectors and by their words, and fuses the
         two lists: a hit's score is the sum of 1 / (60 + its place) over the lists that have it
-        (see `search_rows`). The first place of both is 2 / 61 = 0.0328, and nothing
+        (see `fused`). The first place of both is 2 / 61 = 0.0328, and nothing
         follows from how far two scores are apart; `vector_score` tells how near a hit is.
 
         Raises:
@@ -246,17 +249,16 @@ class Searcher:
         """Hits by vector, float32 [d], and by words where there are any; `besides` come above the limit."""
         if not 1 <= limit <= MOST_HITS:
             raise PlatformError(f"limit is {limit}; choose from 1 to {MOST_HITS}")
-        rows = search_rows(
-            self._platform.milvus,
-            published.collection,
-            vector,
-            limit + besides,
-            published.space.index,
-            published.provenance.metric,
-            list(sources) or None,
-            filter.condition,
-            words,
-        )
+        client, collection, metric = self._platform.milvus, published.collection, published.provenance.metric
+        index, kept = published.space.index, (list(sources) or None, filter.condition)
+        most = max(limit, CANDIDATES) if words else limit + besides
+        rows = search_rows(client, collection, vector, most, index, metric, *kept)
+        if not words:
+            return [hit_of(published.space, {**row, "vector_score": row["score"]}) for row in rows]
+        statistics = word_statistics(client, collection, self._statistics.get(collection))
+        self._statistics[collection] = statistics
+        worded = search_words(client, collection, words, most, statistics, *kept)
+        rows = fused(rows, worded, vector, metric, limit)
         return [hit_of(published.space, row) for row in rows]
 
 

@@ -43,7 +43,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
         pixels = generator.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / "media" / "photos" / f"{place}.png")
     (folder / "media" / "photos" / "0.txt").write_text("a red circle")
-    opened = open_platform(folder, spaces=[TEXT, PAIRS, PICTURES])
+    opened = open_platform(folder, spaces=[TEXT, PAIRS, PICTURES], runtime="torch")
     with dg.instance_for_test() as instance:
         runs = list(run_sources(opened, instance))
         assert [run.failures for run in runs if not run.succeeded] == []
@@ -98,8 +98,8 @@ def test_words_a_path_and_a_query_made_before_are_queries(searcher, platform):
     query = searcher.file_query(str(picture))
     assert {key: paths(hits) for key, hits in searcher.search_spaces(query, limit=1).items()} == {
         PICTURES: ["1.png"],
-        PAIRS: ["1.png"],
-    }
+        PAIRS: ["0.png"],
+    }, "pairs have a caption"
     assert set(searcher.search_spaces("a red circle")) == {TEXT, PICTURES, PAIRS}
 
 
