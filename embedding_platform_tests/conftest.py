@@ -20,6 +20,10 @@ CACHE = tempfile.TemporaryDirectory()
 """Where networks that were converted for a runtime are kept until the session ends."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--screenshots", metavar="DIR", help="folder to keep the browser tests' pictures of pages in")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     # Not in `addopts`: any -m on the command line would take its place and bring long tests in.
     if "long" in config.getoption("markexpr"):

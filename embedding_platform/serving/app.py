@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, File, Form, Header, Path, Query, Request, Response, UploadFile
+from fastapi import Depends, FastAPI, File, Header, Path, Query, Request, Response, UploadFile
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
@@ -95,12 +95,10 @@ def _add_api(app: FastAPI, service: Service) -> None:
     @app.post("/api/search", tags=["search"])
     def search_by_file(
         file: Annotated[UploadFile, File(description="a text, an image, sound or a video")],
-        space: Annotated[list[str] | None, Form(max_length=50)] = None,
-        source: Annotated[list[str] | None, Form(max_length=50)] = None,
-        limit: Annotated[int, Form(ge=1, le=1000)] = 10,
+        asked: Annotated[Narrowed, Depends(narrowed)],
+        limit: Limit = 10,
     ) -> SearchAnswer:
         """Search by a file: for what is like it, in the spaces named or in all that take its kind."""
-        asked = narrowed(space=space, source=source)
         query = service.file_query(file.file, file.filename or "")
         return service.search(query, asked.spaces, asked.filter, limit)
 

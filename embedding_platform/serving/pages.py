@@ -57,10 +57,14 @@ def add_pages(app: FastAPI, service: Service) -> None:
         file: Annotated[UploadFile, File()],
         space: Annotated[list[str] | None, Form()] = None,
         source: Annotated[list[str] | None, Form()] = None,
+        path_prefix: Annotated[str, Form()] = "",
+        after: Annotated[str, Form()] = "",
+        before: Annotated[str, Form()] = "",
+        where: Annotated[str, Form()] = "",
         limit: Annotated[int, Form()] = 10,
     ) -> Response:
         """The hits of a file that was dropped or chosen."""
-        fields = PageFields(space=space, source=source, limit=limit)
+        fields = PageFields("", space, source, path_prefix, after, before, where, limit)
         if not file.filename:
             raise RefusedError(422, "no file was chosen; choose one, or search by words")
         query = service.file_query(file.file, file.filename)

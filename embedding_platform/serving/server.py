@@ -1,8 +1,10 @@
 """The server: where it listens, the Milvus Lite that it shares with others, and what it loads before it does."""
 
+import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from types import FrameType
 
 import uvicorn
 
@@ -29,7 +31,10 @@ def serve_pages(platform: Platform, host: str, port: int, ready: Callable[[str],
             held by another process, or a model is not there.
     """
     refuse_open_door(host, platform.settings.serving)
-    with listening(host, port) as door, ExitStack() as stack:
+    # Told to stop, it leaves by way of what it has opened, whatever it is at.
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, _interrupt)
+    with suppress(KeyboardInterrupt), listening(host, port) as door, ExitStack() as stack:
 
         def opened() -> Platform:
             uri = platform.settings.milvus_uri
@@ -81,3 +86,7 @@ def address_of(door: socket.socket, host: str) -> str:
     """The address that people open."""
     name = f"[{host}]" if ":" in host else host
     return f"http://{name}:{door.getsockname()[1]}"
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

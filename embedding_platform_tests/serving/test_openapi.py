@@ -7,15 +7,16 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, settings
 from starlette.testclient import TestClient
 
-from embedding_platform_tests.serving.conftest import Lake
+from embedding_platform_tests.serving.conftest import TOKEN, Lake
 
 EXAMPLES = 25
 MANY_EXAMPLES = 400
+SIGNED_IN = {"Authorization": f"Bearer {TOKEN}"}
 
 
 @pytest.fixture(scope="session")
 def document(lake: Lake) -> Any:
-    return schemathesis.openapi.from_asgi("/openapi.json", lake.app())
+    return schemathesis.openapi.from_asgi("/openapi.json", lake.app(token=TOKEN), headers=SIGNED_IN)
 
 
 @pytest.fixture
@@ -29,8 +30,8 @@ BOUNDED = {"deadline": None, "suppress_health_check": list(HealthCheck), "derand
 
 def check(case: Any) -> None:
     """The answer is of a status, a type and a shape that the document names, and no error of ours."""
-    answer = case.call(headers={"Host": "127.0.0.1"})
-    case.validate_response(answer)
+    answer = case.call(headers=SIGNED_IN)
+    case.validate_response(answer, headers=SIGNED_IN)
     assert "Traceback" not in answer.text
 
 

@@ -37,7 +37,9 @@ document.addEventListener("drop", (event) => {
 document.addEventListener("keydown", (event) => {
   if (event.key !== "/" || event.target.matches("input, textarea, select")) return;
   event.preventDefault();
-  document.getElementById("words").select();
+  const words = document.getElementById("words");
+  words.focus();
+  words.select();
 });
 
 // One player at a time.
