@@ -33,7 +33,7 @@ class Look:
 class Round:
     """One look at every source: what has been seen so far, what could not be, and where it is.
 
-    `error` is what keeps from looking at any source.
+    `error` is what keeps from looking at any source. `taken` counts the looks that `take` has given.
     """
 
     looks: dict[str, Look] = field(default_factory=dict)
@@ -42,6 +42,7 @@ class Round:
     sources: int = 0
     at: str = ""
     started: float = field(default_factory=time.monotonic)
+    taken: int = 0
     is_whole: bool = False
     ended: threading.Event = field(default_factory=threading.Event)
 
@@ -49,6 +50,12 @@ class Round:
     def is_under_way(self) -> bool:
         """Whether sources are still being looked at."""
         return not self.ended.is_set()
+
+    def take(self) -> dict[str, Look]:
+        """The looks since the last call, each given once: one that led to a run is out of date when that has ended."""
+        new = list(self.looks.items())[self.taken :]
+        self.taken += len(new)
+        return dict(new)
 
 
 class Watch:

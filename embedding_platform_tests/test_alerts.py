@@ -34,6 +34,8 @@ class _Handler(BaseHTTPRequestHandler):
         assert self.headers["Content-Type"] == "application/json; charset=utf-8"
         self.server.taken.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         self.send_response(self.server.status)
+        if self.server.status == 302:
+            self.send_header("Location", self.server.address)
         self.end_headers()
 
     def log_message(self, *told: object) -> None:
@@ -62,7 +64,7 @@ def test_it_gets_the_content_as_json(webhook: Webhook) -> None:
     assert webhook.taken == [{"source": "Überfall", "mend": "do"}]
 
 
-@pytest.mark.parametrize("status", [400, 403, 500])
+@pytest.mark.parametrize("status", [302, 400, 403, 500])
 def test_a_refusal_is_told_without_the_address(webhook: Webhook, status: int) -> None:
     webhook.status = status
     refused(webhook.address, f"it answered {status}")

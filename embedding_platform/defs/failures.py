@@ -14,6 +14,8 @@ WILL_RETRY_TAG = "dagster/will_retry"
 
 _BLOCKED = "DagsterAssetCheckFailedError"
 
+_UNEXPLAINED = "marked as failed from outside"
+
 _SEE_RUN = "see the run's page, and run again"
 
 
@@ -42,10 +44,10 @@ def failure_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Failure:
     asset, reason, mend = next(_reasons(instance, run), ("", "", ""))
     is_retried = run.tags.get(WILL_RETRY_TAG) == "true"
     if not reason:
-        if run.status == dg.DagsterRunStatus.CANCELED:
-            reason, mend = "it was cancelled", "nothing is lost: the next run goes on where it stood"
-        else:
-            reason, mend = _last_words(instance, run), _SEE_RUN
+        asset, reason = _end(instance, run)
+        mend = _SEE_RUN
+    if run.status == dg.DagsterRunStatus.CANCELED:
+        reason, mend = "it was cancelled", "nothing is lost: the next run goes on where it stood"
     if is_retried:
         mend = "nothing to do: it is started again from this step"
     return Failure(
@@ -133,9 +135,23 @@ def _blocked(instance: dg.DagsterInstance, run: dg.DagsterRun, asset: str) -> It
     yield asset, "a blocking check failed", _SEE_RUN
 
 
-def _last_words(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
-    """What Dagster says of a run that failed without a failed step: its process was killed, or never began."""
-    for record in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.RUN_FAILURE):
-        if record.dagster_event is not None and record.dagster_event.message:
-            return " ".join(record.dagster_event.message.split())
-    return "it ended without a word"
+def _end(instance: dg.DagsterInstance, run: dg.DagsterRun) -> tuple[str, str]:
+    """The asset that was at work when a run ended without a failed step, and what Dagster says of that end.
+
+    The process of such a run was killed, or never began.
+    """
+    at_work, said, reason = "", "", ""
+    for record in instance.all_logs(run.run_id):
+        event = record.dagster_event
+        if event is None:
+            continue
+        if event.event_type == dg.DagsterEventType.STEP_START:
+            at_work = (event.step_key or "").replace("__", "/")
+        elif event.event_type == dg.DagsterEventType.STEP_SUCCESS:
+            at_work = ""
+        elif event.event_type == dg.DagsterEventType.ENGINE_EVENT and not reason:
+            said = event.message or said
+        elif event.event_type == dg.DagsterEventType.RUN_FAILURE:
+            # Where the code server noticed, it said why just before.
+            reason = said if _UNEXPLAINED in (event.message or "") else event.message or said
+    return at_work, " ".join(reason.split()) or "it ended without a word"

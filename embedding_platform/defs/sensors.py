@@ -72,7 +72,7 @@ def media_sensor(modality: str, seconds: int) -> dg.SensorDefinition:
             return dg.SkipReason(seen.error)
         cursor = _Cursor.read(context.cursor)
         plan = _plan(context.instance, modality, seen, existing, cursor, platform.settings.listing)
-        problems = [f"{source}: {problem}" for source, problem in sorted(seen.problems.items())]
+        problems = sorted(f"{source}: {problem}" for source, problem in list(seen.problems.items()))
         told = digest(*problems) if problems else ""
         if told != cursor.told:
             # Each tick that logs leaves a file behind, so that a standing problem is logged once.
@@ -130,7 +130,7 @@ class _Cursor:
 
     def written(self) -> str:
         longest = sorted(self.waiting.items(), key=lambda item: item[1].since)[:MOST_REMEMBERED]
-        waiting = {name: [one.state, round(one.seen), round(one.since)] for name, one in longest}
+        waiting = {name: [one.state, int(one.seen), int(one.since)] for name, one in longest}
         return json.dumps({"waiting": waiting, "told": self.told}, separators=(",", ":"))
 
 
@@ -167,9 +167,9 @@ def _plan(
     now = time.time()
     going = under_way(instance, modality)
     failed = failed_lately(instance, modality, now - SECONDS_OF_MEMORY)
-    plan, candidates = _Plan(), []
-    # Copied, since a round that is under way adds to it.
-    for source, look in sorted(dict(seen.looks).items()):
+    looks, candidates = seen.take(), []
+    plan = _Plan(waiting=_carried(cursor, looks, now))
+    for source, look in sorted(looks.items()):
         is_new = source not in existing
         why, priority = _case(look, source in failed, is_new)
         if is_new and look.sight.holds:
@@ -179,7 +179,7 @@ def _plan(
             if not is_new and not look.sight.holds and source not in going:
                 plan.gone.append(source)
             continue
-        name = digest(source)[:12]
+        name = _short(source)
         waiting = _waiting(look, cursor.waiting.get(name), now, listing) if look.sight.differs else None
         if waiting is not None:
             plan.waiting[name] = waiting
@@ -237,6 +237,20 @@ def _waiting(look: Look, before: _Waiting | None, now: float, listing: ListingSe
     return _Waiting(state, seen, since)
 
 
+def _carried(cursor: _Cursor, looks: Mapping[str, Look], now: float) -> dict[str, _Waiting]:
+    """What is known of waiting sources that this tick does not look at, since a round may take several."""
+    met = {_short(source) for source in looks}
+    return {
+        name: one
+        for name, one in cursor.waiting.items()
+        if name not in met and now - SECONDS_OF_MEMORY < one.since <= now
+    }
+
+
+def _short(source: str) -> str:
+    return digest(source)[:12]
+
+
 def _is_too_early(last: LastRun, look: Look, now: float) -> bool:
     if last.failed_at is None or last.state != look.sight.state:
         return False
@@ -265,7 +279,9 @@ def _request(candidate: _Candidate, last: LastRun) -> dg.RunRequest:
 def _summary(seen: Round, plan: _Plan) -> str:
     parts: Iterable[str] = (f"{count} {case}" for case, count in sorted(plan.cases.items()))
     counted = ", ".join([*parts, *([f"{len(seen.problems)} not to be read"] if seen.problems else [])])
-    told = [f"{len(seen.looks) + len(seen.problems)} of {seen.sources} sources looked at: {counted or 'none there'}"]
+    told = [
+        f"{len(seen.looks) + len(seen.problems)} of {seen.sources} sources looked at: {counted or 'nothing to tell'}"
+    ]
     if seen.is_under_way:
         told.append(f"still looking, now at {seen.at}, for {time.monotonic() - seen.started:.0f} s")
     if plan.requests or plan.left_out:

@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
 from embedding_platform_tests.web_ui_process import WebUi, wait_until
@@ -74,11 +75,11 @@ def test_a_run_whose_process_is_killed_is_taken_up_at_its_step(web_ui: WebUi) ->
     retry = await_retry(web_ui, "brig", run_id)
     assert {step["stepKey"] for step in retry["stepStats"]} == FROM_EMBEDDINGS, "files and segments are not done again"
     assert_searchable_once(web_ui, "brig", 0)
-    told = f"run {run_id[:8]} of text_sync failed: source brig"
+    told = f"run {run_id[:8]} of text_sync failed: source brig text/minilm/embeddings: "
     wait_until(lambda: told in web_ui.log, "the failure is told in one line")
-    assert next(line for line in web_ui.log.splitlines() if told in line).endswith(
-        "nothing to do: it is started again from this step"
-    )
+    line = next(line for line in web_ui.log.splitlines() if told in line)
+    assert "terminated by signal 9" in line
+    assert line.endswith("nothing to do: it is started again from this step")
 
 
 @pytest.mark.parametrize(
@@ -101,6 +102,25 @@ def test_a_run_survives_that_a_service_is_killed_and_all_are_started_again(
     unfinished = ["QUEUED", "NOT_STARTED", "STARTING", "STARTED", "CANCELING"]
     wait_until(lambda: not web_ui.runs(statuses=unfinished), "no run is left over")
     assert_searchable_once(web_ui, service, embedded)
+
+
+def test_a_run_is_taken_up_after_everything_died_at_once(web_ui: WebUi) -> None:
+    embedded = web_ui.count(EMBEDDINGS, "embedded")
+    run_id = begun(web_ui, "cutter", "text__minilm__embeddings")
+    assert web_ui.process is not None
+    everything = [psutil.Process(web_ui.process.pid), *web_ui.processes()]
+    for process in everything:
+        process.suspend()
+    for process in everything:
+        process.kill()
+    web_ui.process.wait(60)
+    assert web_ui.note.exists(), "nobody had the time to tidy up"
+    web_ui.start()
+    killed = web_ui.await_run(run_id, "FAILURE")
+    assert {"key": "dagster/will_retry", "value": "true"} in killed["tags"]
+    retry = await_retry(web_ui, "cutter", run_id)
+    assert {step["stepKey"] for step in retry["stepStats"]} == FROM_EMBEDDINGS
+    assert_searchable_once(web_ui, "cutter", embedded)
 
 
 def test_a_local_milvus_that_is_killed_in_a_run_is_replaced_and_the_run_goes_on_or_is_made_again(

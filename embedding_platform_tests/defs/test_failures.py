@@ -4,6 +4,8 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.events import DagsterEvent, EngineEventData
+from dagster._core.execution.plan.objects import StepSuccessData
 from dagster._core.test_utils import create_run_for_test
 
 from embedding_platform.definitions import build_definitions
@@ -69,6 +71,23 @@ def test_a_run_whose_process_died_is_told_with_what_dagster_says(instance: dg.Da
     )
     retried = failure_of(instance, dead.with_tags({**dead.tags, "dagster/will_retry": "true"}))
     assert retried.mend == "nothing to do: it is started again from this step"
+
+
+def test_a_run_whose_process_was_killed_is_told_with_its_step_and_the_signal(instance: dg.DagsterInstance) -> None:
+    run = create_run_for_test(instance, job_name="text_sync", tags={"dagster/partition": "letters"})
+    for kind, step, message, data in (
+        (dg.DagsterEventType.STEP_START, "text__files", "Started", None),
+        (dg.DagsterEventType.STEP_SUCCESS, "text__files", "Finished", StepSuccessData(duration_ms=1.0)),
+        (dg.DagsterEventType.STEP_START, "text__segments", "Started", None),
+        (dg.DagsterEventType.ENGINE_EVENT, None, "It was terminated by signal 9 (SIGKILL).", EngineEventData()),
+    ):
+        event = DagsterEvent(kind.value, "text_sync", step_key=step, message=message, event_specific_data=data)
+        instance.report_dagster_event(event, run.run_id)
+    instance.report_run_failed(run)
+    dead = instance.get_run_by_id(run.run_id)
+    assert dead is not None
+    failure = failure_of(instance, dead)
+    assert (failure.asset, failure.reason) == ("text/segments", "It was terminated by signal 9 (SIGKILL).")
 
 
 def test_a_cancelled_run_is_told_as_one(instance: dg.DagsterInstance) -> None:

@@ -471,6 +471,16 @@ def test_a_cursor_stays_small_however_many_sources_wait() -> None:
     assert kept == dict(list(waiting.items())[: sensors.MOST_REMEMBERED]), "those that wait longest"
 
 
+def test_what_waits_is_remembered_over_ticks_that_did_not_look_at_it() -> None:
+    waiting = {
+        sensors._short("away"): sensors._Waiting("0" * 12, 900, 900),
+        sensors._short("met"): sensors._Waiting("0" * 12, 900, 900),
+        sensors._short("old"): sensors._Waiting("0" * 12, 900, 900 - sensors.SECONDS_OF_MEMORY),
+    }
+    carried = sensors._carried(sensors._Cursor(waiting), {"met": look()}, 1000.0)
+    assert set(carried) == {sensors._short("away")}
+
+
 @pytest.mark.parametrize(
     "written", [None, "", "{lost", "[]", "7", '{"waiting": {"a": 1}}', '{"waiting": {"a": [1, "b", 2]}}']
 )
@@ -493,9 +503,11 @@ def test_a_source_that_takes_long_to_look_at_holds_up_no_tick_and_no_source_befo
     monkeypatch.setattr(Platform, "sight", slow)
     monkeypatch.setattr(sensors, "SECONDS_TO_LOOK", 0.5)
     ticks = Ticks(platform, instance)
-    assert [run.tags["dagster/partition"] for run in queue(instance, ticks())] == ["letters"]
-    told = reason(ticks())
-    assert "1 of 2 sources looked at: 1 at work; still looking, now at slow" in told
+    (run,) = queue(instance, ticks())
+    assert run.tags["dagster/partition"] == "letters"
+    assert "1 of 2 sources looked at: nothing to tell; still looking, now at slow" in reason(ticks())
+    # That its run has ended makes an old look no new reason.
+    instance.delete_run(run.run_id)
     answers.set()
     monkeypatch.setattr(sensors, "SECONDS_TO_LOOK", 60.0)
     assert set(requested(ticks())) == {"slow"}
