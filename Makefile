@@ -34,7 +34,7 @@ lint: $(INSTALLED_DEV) ## Check style, format and types.
 	$(BIN)/mypy
 
 docs: $(INSTALLED_DEV) ## Build the documentation site into build/site; a broken link fails.
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict
 	@echo "open build/site/index.html"
 
 format: $(INSTALLED_DEV) ## Put the code into the house's format.

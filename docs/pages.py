@@ -41,8 +41,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Leave the words of a link to code, which is not part of the site, without the link."""
-    return re.sub(r"\[([^\]]+)\]\(\.\./([^)#]+)\)", lambda link: _words(link[1], ROOT / link[2], link[0]), markdown)
+    """Turn links to files outside of docs/: to the page that such a file is here, or to the words alone, as for code."""
+    return re.sub(r"\[([^\]]+)\]\(\.\./([^)#]+)(#[^)]*)?\)", _inside, markdown)
 
 
 def moved(text: str, source: str) -> str:
@@ -189,6 +189,10 @@ def _paragraph(docstring: str | None) -> str:
     return re.sub(r"\n +", "\n", (docstring or "").strip())
 
 
-def _words(words: str, target: Path, link: str) -> str:
+def _inside(link: re.Match[str]) -> str:
+    words, target, anchor = link[1], link[2], link[3] or ""
+    for page, source in ELSEWHERE.items():
+        if source == target:
+            return f"[{words}]({page}{anchor})"
     # A link that leads nowhere stays, so that the build fails at it.
-    return words if target.exists() else link
+    return words if (ROOT / target).exists() else link[0]

@@ -41,7 +41,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build(project: Path, into: Path) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(into)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(into)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(project), os.environ.get("PYTHONPATH", "")])}
     return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
 
