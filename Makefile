@@ -9,7 +9,7 @@ MILVUS := .venv-milvus
 MILVUS_INSTALLED := $(MILVUS)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test test-long lint format starter-weights clean $(MILVUS)
+.PHONY: help demo dev test test-long lint format docs starter-weights clean $(MILVUS)
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -18,7 +18,7 @@ demo: $(INSTALLED) ## Make sample media, index all five modalities, search them.
 	$(BIN)/embedding-platform demo
 
 dev: $(INSTALLED) ## Open the Dagster web UI on http://127.0.0.1:3000, with daemon and local Milvus.
-	$(BIN)/embedding-platform dev
+	$(BIN)/embedding-platform up
 
 # Two files at once, as much of the time tests wait for servers and for processes that they kill; in their order,
 # since those that take longest come first.
@@ -32,6 +32,10 @@ lint: $(INSTALLED_DEV) ## Check style, format and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(INSTALLED_DEV) ## Build the documentation site into build/site; a broken link fails.
+	$(BIN)/mkdocs build --strict
+	@echo "open build/site/index.html"
 
 format: $(INSTALLED_DEV) ## Put the code into the house's format.
 	$(BIN)/ruff check --fix .

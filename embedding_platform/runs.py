@@ -82,7 +82,7 @@ def instance() -> Iterator[dg.DagsterInstance]:
         if isinstance(cause, ModuleNotFoundError):
             mend = "for PostgreSQL run pip install -e '.[postgres]', and begin its URL with postgresql+psycopg2://"
         raise PlatformError(
-            f"Dagster cannot open what {folder}/dagster.yaml names: {_reason(cause)}; {mend}"
+            f"Dagster cannot open what {folder}/dagster.yaml names: {_explanation(cause)}; {mend}"
         ) from error
     with opened:
         yield opened

@@ -1,4 +1,7 @@
-"""Supervises two small parts: `python -m embedding_platform_tests.small_supervisor FOLDER HOW SECONDS_TO_END`."""
+"""Supervises two small parts: `python -m embedding_platform_tests.small_supervisor FOLDER HOW SECONDS_TO_END`.
+
+HOW is that of the second part, as of `small_part`; or it never comes to work, or is broken.
+"""
 
 import json
 import os
@@ -7,6 +10,7 @@ from dataclasses import astuple
 from pathlib import Path
 
 from embedding_platform import supervision
+from embedding_platform.errors import PlatformError
 from embedding_platform.supervision import Part, Supervisor
 
 
@@ -21,8 +25,15 @@ def main(folder: str, how: str, seconds_to_end: str) -> None:
     with supervisor.stopped_by_signals():
         for name, manner in {"first": "plain", "second": how}.items():
             file = Path(folder) / f"{name}.pids"
-            arguments = (str(file), manner)
-            supervisor.start(Part(name, "embedding_platform_tests.small_part", arguments, file.exists))
+            module = (
+                "embedding_platform_tests.no_such_part" if manner == "broken" else "embedding_platform_tests.small_part"
+            )
+            part = Part(name, module, (str(file), manner), (lambda: False) if manner == "never ready" else file.exists)
+            try:
+                supervisor.start(part)
+            except PlatformError as error:
+                supervisor.stop()
+                sys.exit(str(error))
         is_well = supervisor.watch()
         supervisor.stop()
     sys.exit(0 if is_well else 1)

@@ -26,7 +26,12 @@ class Supervised:
         command = [sys.executable, "-m", "embedding_platform_tests.small_supervisor", folder, how, seconds_to_end]
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
         self.process = subprocess.Popen(
-            list(map(str, command)), cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
+            list(map(str, command)),
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
 
     def pids(self, name: str) -> list[tuple[int, int]]:
@@ -77,6 +82,22 @@ def test_one_signal_ends_everything(supervise, ending) -> None:
     assert len(supervised.everybody()) == 4
     assert all(ends(pid, 2) for pid in supervised.everybody())
     assert supervised.said() == ""
+
+
+def test_a_signal_while_a_part_starts_ends_everything(supervise) -> None:
+    supervised = supervise("never ready")
+    supervised.process.send_signal(signal.SIGTERM)
+    assert supervised.process.wait(PATIENCE_SECONDS) == 0
+    assert all(ends(pid, 2) for pid in supervised.everybody())
+
+
+def test_a_part_that_does_not_come_to_work_is_an_error_and_the_others_end(tmp_path) -> None:
+    supervised = Supervised(tmp_path, "broken", 20)
+    told, _ = supervised.process.communicate(timeout=PATIENCE_SECONDS)
+    assert supervised.process.returncode == 1
+    assert told.splitlines()[-1] == "second ended with status 1 while it started; see what it said above"
+    assert len(supervised.pids("first")) == 1
+    assert all(ends(pid, 2) for pid in supervised.everybody())
 
 
 def test_what_does_not_end_is_killed(supervise) -> None:
