@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import numpy as np
 import pytest
 
 from embedding_platform.definitions import build_definitions
@@ -100,6 +101,22 @@ def test_what_has_no_vector_is_named(lake: Lake) -> None:
     assert not verdict.passed
     assert value(verdict, "missing") == 1
     assert rows_of(verdict)[0]["content hash"] == content
+
+
+def test_a_collapsed_model_is_shown_with_files_that_it_takes_for_one(lake: Lake) -> None:
+    for number in range(5, 12):
+        lake.write(f"n{number}", number)
+    lake.encoder.spoil = lambda content, vector: np.ones_like(vector)
+    verdict = verdicts_on(lake)["collapse"]
+    assert not verdict.passed
+    assert verdict.severity == dg.AssetCheckSeverity.ERROR
+    assert value(verdict, "distance") < value(verdict, "floor") == QUALITY.min_cosine_distance
+    rows = rows_of(verdict)
+    assert len(rows) == checks.MOST_NAMED
+    for row in rows:
+        assert row["content of"] != row["and of"]
+        assert (lake.media / "one" / row["content of"]).exists()
+        assert float(row["cosine"]) > 0.999
 
 
 def test_a_moved_distribution_warns_with_figures_limits_and_files(lake: Lake) -> None:
