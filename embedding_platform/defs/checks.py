@@ -242,8 +242,10 @@ def offending_contents(report: EmbeddingsReport, change: Change, quality: Qualit
     return [*stored, *report.missing[:MOST_EXAMPLES], *alike, *others]
 
 
-def of_collection(report: CollectionReport, quality: QualitySettings) -> list[dg.AssetCheckResult]:
-    """Verdicts on one Milvus partition, which the sync has read back."""
+def of_collection(
+    report: CollectionReport, quality: QualitySettings, paths: Mapping[str, str]
+) -> list[dg.AssetCheckResult]:
+    """Verdicts on one Milvus partition, which the sync has read back; `paths` as in `of_embeddings`."""
     drift, index = report.drift, report.index
     return [
         _result(
@@ -267,7 +269,7 @@ def of_collection(report: CollectionReport, quality: QualitySettings) -> list[dg
                 **index.search,
             },
         ),
-        _of_recall(report.recall, quality),
+        _of_recall(report.recall, quality, paths),
         _result(
             "collection",
             "tampering",
@@ -376,10 +378,11 @@ def _of_distribution(change: Change, paths: Mapping[str, str]) -> dg.AssetCheckR
     return _result("embeddings", "distribution", not change.exceeded, description, numbers, worst, is_warning=True)
 
 
-def _of_recall(recall: Recall | None, quality: QualitySettings) -> dg.AssetCheckResult:
+def _of_recall(recall: Recall | None, quality: QualitySettings, paths: Mapping[str, str]) -> dg.AssetCheckResult:
     if recall is None:
         return _result("collection", "recall", True, "no rows to search", {})
     shortfall = recall.shortfall(quality)
+    rows = ((paths.get(content, content), f"{share:.3f}") for content, share in recall.worst)
     return _result(
         "collection",
         "recall",
@@ -393,6 +396,7 @@ def _of_recall(recall: Recall | None, quality: QualitySettings) -> dg.AssetCheck
             "measured_now": recall.measured,
             **metadata.of_recall(recall),
         },
+        _table(("searched with", "recall"), rows) if shortfall else None,
     )
 
 
