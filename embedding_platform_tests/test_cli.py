@@ -3,13 +3,19 @@
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
 from embedding_platform.cli import main
 from embedding_platform.milvus.connection import close_directory
+from embedding_platform.platform import Platform
+from embedding_platform.reconcile.distribution import accept_distribution, compare_distribution
+from embedding_platform.settings import load_settings
+from embedding_platform.vectors.judged import Judged
 
 ROOT = Path(__file__).parents[1]
 
@@ -164,3 +170,27 @@ def test_a_picture_is_refused_where_no_space_takes_pictures(folder: Path) -> Non
     result = call("search", "--like", "red.png")
     assert result.exit_code == 2
     assert "none of the spaces that the settings keep encodes image" in result.stderr
+
+
+def test_accept_ends_a_warning_and_refuses_where_there_is_none(folder: Path) -> None:
+    settings = load_settings(base=folder, spaces=["text/minilm"])
+    platform = Platform(settings)
+    place = (platform.store, "text/minilm", platform.fingerprint(platform.space("text/minilm")), "letters")
+    alike, others = (
+        Judged(
+            20, np.ones(20, bool), np.ones(20), {}, None, [*map(str, range(20))], np.eye(20, 384, offset, np.float32)
+        )
+        for offset in (0, 100)
+    )
+    accept_distribution(*place, alike, compare_distribution(*place, alike, "before", 0.1), "before")
+    warned = compare_distribution(*place, others, "now", 0.0)
+    assert not warned.exceeded, "as many vectors as there are directions: that is chance"
+    result = call("accept", "text/minilm", "--source", "letters")
+    assert result.exit_code == 2
+    assert "no change of text/minilm, source letters, waits to be accepted" in result.output
+    shifted = replace(others, sample=np.ones((20, 384), np.float32))
+    assert compare_distribution(*place, shifted, "later", 0.1).exceeded
+    result = call("accept", "text/minilm", "--source", "letters")
+    assert result.exit_code == 0
+    assert "accepted the vectors of text/minilm, source letters" in result.output
+    assert not compare_distribution(*place, shifted, "later", 0.1).exceeded

@@ -16,10 +16,11 @@ from embedding_platform.media.items import verdict_code
 from embedding_platform.milvus.schema import alias_name
 from embedding_platform.models.loading import is_remote
 from embedding_platform.platform import Platform
-from embedding_platform.reconcile.collection import reconcile_collection
+from embedding_platform.reconcile.collection import CollectionReport, reconcile_collection
 from embedding_platform.reconcile.distribution import accept_distribution, compare_distribution
 from embedding_platform.reconcile.embeddings import EmbeddingsReport, reconcile_embeddings
 from embedding_platform.reconcile.files import reconcile_files
+from embedding_platform.reconcile.rows import LiveRows
 from embedding_platform.reconcile.segments import reconcile_segments
 from embedding_platform.settings import Settings
 from embedding_platform.spaces import Index, Modality, Space
@@ -249,12 +250,20 @@ def _collection(space: Space, fingerprint: str, settings: Settings) -> dg.Assets
             return dg.MaterializeResult(
                 metadata=metadata.of_collection(report, platform, target, live, _started(context)),
                 data_version=dg.DataVersion(report.data_version),
-                check_results=checks.of_collection(report, platform.settings.quality),
+                check_results=judged_collection(report, platform, live),
             )
 
         yield from _told("collection", work)
 
     return collection
+
+
+def judged_collection(report: CollectionReport, platform: Platform, live: LiveRows) -> list[dg.AssetCheckResult]:
+    """The verdicts on the rows of a source in Milvus."""
+    quality, recall = platform.settings.quality, report.recall
+    falls_short = recall is not None and recall.shortfall(quality)
+    named = live.segments_of([content for content, _ in recall.worst]) if recall and falls_short else []
+    return checks.of_collection(report, quality, {segment.content_hash: segment.path for segment in named})
 
 
 def _published(space: Space, fingerprint: str, settings: Settings) -> dg.AssetsDefinition:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import dagster as dg
+import numpy as np
 
 from embedding_platform.defs import metadata
 from embedding_platform.defs.freshness import MOST_LOOKED_AT, Listings
@@ -21,6 +22,7 @@ from embedding_platform.reconcile.recall import Recall
 from embedding_platform.reconcile.segments import Reject
 from embedding_platform.settings import QualitySettings
 from embedding_platform.spaces import Space
+from embedding_platform.vectors.judgement import normalise
 
 MOST_EXAMPLES = 20
 
@@ -211,7 +213,7 @@ def of_embeddings(
     """
     return [
         *(_of_fault(fault, report, space, quality, paths) for fault in ("dimension", "finite", "zero", "norm")),
-        _of_collapse(report, quality),
+        _of_collapse(report, quality, paths),
         _result(
             "embeddings",
             "count",
@@ -235,11 +237,15 @@ def offending_contents(report: EmbeddingsReport, change: Change, quality: Qualit
     """Content hashes that failing checks are to name by their files."""
     stored = [content for contents in report.judged.faults.values() for content in contents[:MOST_EXAMPLES]]
     repeated = report.repeated if _repeated_share(report) > quality.max_duplicate_share else []
-    return [*stored, *report.missing[:MOST_EXAMPLES], *(content for content, _ in [*repeated, *change.outliers])]
+    alike = [content for *pair, _ in _alike(report) for content in pair] if _is_collapsed(report, quality) else []
+    others = [content for content, _ in [*repeated, *change.outliers]]
+    return [*stored, *report.missing[:MOST_EXAMPLES], *alike, *others]
 
 
-def of_collection(report: CollectionReport, quality: QualitySettings) -> list[dg.AssetCheckResult]:
-    """Verdicts on one Milvus partition, which the sync has read back."""
+def of_collection(
+    report: CollectionReport, quality: QualitySettings, paths: Mapping[str, str]
+) -> list[dg.AssetCheckResult]:
+    """Verdicts on one Milvus partition, which the sync has read back; `paths` as in `of_embeddings`."""
     drift, index = report.drift, report.index
     return [
         _result(
@@ -263,7 +269,7 @@ def of_collection(report: CollectionReport, quality: QualitySettings) -> list[dg
                 **index.search,
             },
         ),
-        _of_recall(report.recall, quality),
+        _of_recall(report.recall, quality, paths),
         _result(
             "collection",
             "tampering",
@@ -372,10 +378,11 @@ def _of_distribution(change: Change, paths: Mapping[str, str]) -> dg.AssetCheckR
     return _result("embeddings", "distribution", not change.exceeded, description, numbers, worst, is_warning=True)
 
 
-def _of_recall(recall: Recall | None, quality: QualitySettings) -> dg.AssetCheckResult:
+def _of_recall(recall: Recall | None, quality: QualitySettings, paths: Mapping[str, str]) -> dg.AssetCheckResult:
     if recall is None:
         return _result("collection", "recall", True, "no rows to search", {})
     shortfall = recall.shortfall(quality)
+    rows = ((paths.get(content, content), f"{share:.3f}") for content, share in recall.worst)
     return _result(
         "collection",
         "recall",
@@ -389,6 +396,7 @@ def _of_recall(recall: Recall | None, quality: QualitySettings) -> dg.AssetCheck
             "measured_now": recall.measured,
             **metadata.of_recall(recall),
         },
+        _table(("searched with", "recall"), rows) if shortfall else None,
     )
 
 
@@ -430,14 +438,19 @@ def _of_fault(
     )
 
 
-def _of_collapse(report: EmbeddingsReport, quality: QualitySettings) -> dg.AssetCheckResult:
+def _of_collapse(report: EmbeddingsReport, quality: QualitySettings, paths: Mapping[str, str]) -> dg.AssetCheckResult:
     spread = report.judged.spread
     if spread is None or report.judged.judged < FEWEST_TO_COLLAPSE:
         return _result("embeddings", "collapse", True, "too few vectors to tell", {})
+    collapsed = _is_collapsed(report, quality)
+    rows = (
+        (paths.get(one, one), paths.get(other, other), f"{cosine:.6f}")
+        for one, other, cosine in (_alike(report) if collapsed else ())
+    )
     return _result(
         "embeddings",
         "collapse",
-        spread.distance >= quality.min_cosine_distance,
+        not collapsed,
         f"cosine of random pairs: {spread.low:.3f} to {spread.high:.3f} (5th to 95th percentile)",
         {
             "cosine_p5": spread.low,
@@ -447,7 +460,22 @@ def _of_collapse(report: EmbeddingsReport, quality: QualitySettings) -> dg.Asset
             "distance": spread.distance,
             "floor": quality.min_cosine_distance,
         },
+        _table(("content of", "and of", "cosine"), rows) if collapsed else None,
     )
+
+
+def _is_collapsed(report: EmbeddingsReport, quality: QualitySettings) -> bool:
+    spread = report.judged.spread
+    enough = report.judged.judged >= FEWEST_TO_COLLAPSE
+    return spread is not None and enough and spread.distance < quality.min_cosine_distance
+
+
+def _alike(report: EmbeddingsReport) -> list[tuple[str, str, float]]:
+    """Pairs of different contents with almost one vector, those beside each other in the sample, nearest first."""
+    unit, contents = normalise(report.judged.sample), report.judged.sampled
+    cosines = np.einsum("nd,nd->n", unit[:-1], unit[1:])
+    places = np.argsort(-cosines, kind="stable")[:MOST_NAMED]
+    return [(contents[place], contents[place + 1], float(cosines[place])) for place in places]
 
 
 def _of_duplicates(report: EmbeddingsReport, quality: QualitySettings, paths: Mapping[str, str]) -> dg.AssetCheckResult:

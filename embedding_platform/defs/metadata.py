@@ -7,16 +7,16 @@ changed something, since each lies in Dagster's event log for good.
 import re
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import dagster as dg
-import pyarrow as pa
 
 from embedding_platform import layout, records
 from embedding_platform.defs import pictures
+from embedding_platform.defs.columns import collection_columns, columns
 from embedding_platform.errors import PlatformError
 from embedding_platform.media.cutting import code_version
-from embedding_platform.milvus.schema import Provenance, alias_name, column_types
+from embedding_platform.milvus.schema import alias_name
 from embedding_platform.platform import Platform
 from embedding_platform.reconcile.collection import CollectionReport
 from embedding_platform.reconcile.embeddings import EmbeddingsReport
@@ -39,22 +39,21 @@ FEWEST_POINTS = 3
 def of_files_asset(settings: Settings, modality: str) -> Metadata:
     """What is known of the asset before it is materialized: where its tables lie, and their columns."""
     return _of_asset(
-        settings, "files", layout.items_folder(settings.store_url, modality), _columns(records.ITEMS, "path")
+        settings, "files", layout.items_folder(settings.store_url, modality), columns(records.ITEMS, "path")
     )
 
 
 def of_segments_asset(settings: Settings, modality: str) -> Metadata:
     """The same of segments."""
     folder = layout.segments_root(settings.store_url, modality)
-    return _of_asset(settings, "segments", folder, _columns(records.SEGMENTS, "segment_id"))
+    return _of_asset(settings, "segments", folder, columns(records.SEGMENTS, "segment_id"))
 
 
 def of_embeddings_asset(settings: Settings, space: Space, fingerprint: str) -> Metadata:
     """The same of embeddings, and which model makes them."""
     folder = layout.space_folder(settings.store_url, space.key, fingerprint)
-    columns = _columns(records.vectors_schema(space.model.dimension))
     return {
-        **_of_asset(settings, "embeddings", folder, columns),
+        **_of_asset(settings, "embeddings", folder, columns(records.vectors_schema(space.model.dimension))),
         "model": space.model.location,
         "dimension": space.model.dimension,
         "licence": space.model.licence,
@@ -66,7 +65,7 @@ def of_collection_asset(settings: Settings, space: Space, fingerprint: str) -> M
     """The same of a collection, and a link to the alias by which it is published."""
     provenance = Target(space, fingerprint).provenance
     return {
-        **_of_asset(settings, "collection", settings.milvus_uri, _fields(provenance)),
+        **_of_asset(settings, "collection", settings.milvus_uri, collection_columns(provenance)),
         "published_as": dg.MetadataValue.asset(dg.AssetKey([space.modality, space.name, "published"])),
         "alias": alias_name(space.key),
         "fingerprint": fingerprint,
@@ -77,7 +76,7 @@ def of_published_asset(settings: Settings, space: Space, fingerprint: str) -> Me
     """The same of the alias, and a link to the collection that it is to point to."""
     provenance = Target(space, fingerprint).provenance
     return {
-        **_of_asset(settings, "published", settings.milvus_uri, _fields(provenance)),
+        **_of_asset(settings, "published", settings.milvus_uri, collection_columns(provenance)),
         "dagster/table_name": alias_name(space.key),
         "collection_asset": dg.MetadataValue.asset(dg.AssetKey([space.modality, space.name, "collection"])),
         "fingerprint": fingerprint,
@@ -275,10 +274,10 @@ def _of_space(report: CollectionReport, platform: Platform, target: Target, live
         return {"map": pictures.undrawn(error)}
 
 
-def _of_asset(settings: Settings, section: str, place: str, columns: dg.TableSchema) -> Metadata:
+def _of_asset(settings: Settings, section: str, place: str, table: dg.TableSchema) -> Metadata:
     return {
         "dagster/uri": without_password(place),
-        "dagster/column_schema": dg.MetadataValue.table_schema(columns),
+        "dagster/column_schema": dg.MetadataValue.table_schema(table),
         "explained": explained(settings, section),
     }
 
@@ -299,21 +298,3 @@ def _code(text: str) -> str:
 
 def _seconds(seconds: Mapping[str, float]) -> Metadata:
     return {f"seconds_{name}": round(value, 3) for name, value in seconds.items()}
-
-
-def _columns(schema: pa.Schema, key: str = "") -> dg.TableSchema:
-    return _table_schema([(field.name, str(field.type)) for field in schema], key)
-
-
-def _fields(provenance: Provenance) -> dg.TableSchema:
-    return _table_schema(list(column_types(provenance).items()), "id")
-
-
-def _table_schema(columns: Sequence[tuple[str, str]], key: str) -> dg.TableSchema:
-    unique = dg.TableColumnConstraints(nullable=False, unique=True)
-    return dg.TableSchema(
-        columns=[
-            dg.TableColumn(name, kind, constraints=unique) if name == key else dg.TableColumn(name, kind)
-            for name, kind in columns
-        ]
-    )

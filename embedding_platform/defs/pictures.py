@@ -43,12 +43,16 @@ MOST_CHARACTERS = 160
 """Of a text that is shown."""
 
 MOST_NAME_CHARACTERS = 40
+MOST_LABEL_CHARACTERS = 64
+"""Of a file's name, and of that with the seconds of a segment."""
+
 BINS = 24
 """Of a histogram."""
 
 WAVE_POINTS = 120
 MOST_WAVE_POINTS = 1440
-"""Of one sound, and of all in one picture."""
+SMALL_WAVE_POINTS = 50
+"""Of one sound, of all in one picture, and of one in a table."""
 
 _QUALITIES = (80, 65, 50, 35, 20)
 _SHRINK = 0.7
@@ -115,15 +119,14 @@ def neighbours(rows: Sequence[tuple[Near, Sequence[Near]]], decoder: Decoder, me
     # What is left for one picture when all names and texts are as long as they may be.
     most = MOST_BYTES // cells - 6 * MOST_CHARACTERS
     lines = [
-        "| row | " + " | ".join(f"nearest {place}" for place in range(1, columns + 1)) + " |",
+        "| row | " + " | ".join(f"nearest {place} ({metric})" for place in range(1, columns + 1)) + " |",
         "|---" * (1 + columns) + "|",
     ]
     for own, near in rows:
-        shown = [_cell(decoder.drawing(own.segment), most)]
+        shown = [_cell(decoder.drawing(own.segment), "", most)]
         for found in near:
             source = "" if found.source == own.source else f"{plain(found.source, MOST_NAME_CHARACTERS)}/"
-            cell = _cell(decoder.drawing(found.segment), most)
-            shown.append(f"{cell} {source}{metric} {found.score:.3f}")
+            shown.append(_cell(decoder.drawing(found.segment), f"**{found.score:.3f}** {source}", most))
         lines.append("| " + " | ".join([*shown, *[""] * (1 + columns - len(shown))]) + " |")
     return dg.MetadataValue.md("\n".join(lines))
 
@@ -201,7 +204,7 @@ def _sheet(drawings: Sequence[Drawing], is_shown: Callable[[Content], bool], wha
         small = _thumbnail(picture, CELL_PIXELS - 4)
         left = place % columns * CELL_PIXELS + (CELL_PIXELS - small.width) // 2
         sheet.paste(small, (left, place // columns * CELL_PIXELS + (CELL_PIXELS - small.height) // 2))
-    names = ", ".join(plain(name, MOST_NAME_CHARACTERS) for name, _ in shown)
+    names = ", ".join(plain(name, MOST_LABEL_CHARACTERS) for name, _ in shown)
     alt = f"contact sheet of {len(shown)} {what}"
     return f"{_image(sheet, alt, MOST_BYTES - len(names.encode()) - 2)}\n\n{names}"
 
@@ -233,7 +236,7 @@ def _waveforms(drawings: Sequence[Drawing]) -> str:
     for place, one in enumerate(drawings):
         top = 40 * place
         path = _wave(one.content, 240, 32, top + 4, points) if isinstance(one.content, Sound) else ""
-        name = html.escape(printable(one.name, MOST_NAME_CHARACTERS))
+        name = html.escape(printable(one.name, MOST_LABEL_CHARACTERS))
         body.append(f'{path}<text x="252" y="{top + 24}">{name}</text>')
     return _svg(520, 40 * len(drawings), "".join(body), f"waveforms of {len(drawings)} new windows")
 
@@ -252,7 +255,7 @@ def _wave(sound: Sound, width: int, height: int, top: int, points: int) -> str:
 
 def _excerpts(drawings: Sequence[Drawing]) -> str:
     lines = [
-        f"- **{plain(one.name, MOST_NAME_CHARACTERS)}** {plain(one.content)}"
+        f"- **{plain(one.name, MOST_LABEL_CHARACTERS)}** {plain(one.content)}"
         for one in drawings
         if isinstance(one.content, str)
     ]
@@ -260,18 +263,18 @@ def _excerpts(drawings: Sequence[Drawing]) -> str:
 
 
 def _words(drawings: Sequence[Drawing]) -> str:
-    return "\n".join(f"- **{plain(one.name, MOST_NAME_CHARACTERS)}** {plain(one.word)}" for one in drawings)
+    return "\n".join(f"- **{plain(one.name, MOST_LABEL_CHARACTERS)}** {plain(one.word)}" for one in drawings)
 
 
-def _cell(drawing: Drawing, most: int) -> str:
-    """A segment in a table: picture, waveform, excerpt or word, and its name."""
-    name = plain(drawing.name, MOST_NAME_CHARACTERS)
+def _cell(drawing: Drawing, score: str, most: int) -> str:
+    """A segment in a table: picture, waveform, excerpt or word, and below it score and name."""
+    name = f"{score}{plain(drawing.name, MOST_LABEL_CHARACTERS)}"
     if drawing.content is None:
         return f"{plain(drawing.word)} {name}"
     if isinstance(drawing.content, str):
-        return f"{plain(drawing.content)} {name}"
+        return f"“{plain(drawing.content)}” {name}"
     if isinstance(drawing.content, Sound):
-        return f"{_svg(100, 40, _wave(drawing.content, 100, 36, 2, 50), 'waveform')} {name}"
+        return f"{_svg(100, 40, _wave(drawing.content, 100, 36, 2, SMALL_WAVE_POINTS), 'waveform')} {name}"
     picture = _picture(drawing.content)
     if picture is None:
         return name

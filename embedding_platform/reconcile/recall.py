@@ -30,6 +30,8 @@ search reads every vector, and a graph or a clustering does not turn bad by one 
 QUANTISED = ("IVF_SQ8",)
 """Index types whose scores are those of shortened vectors."""
 
+MOST_WORST = 5
+
 SMALL = 10_000
 """Rows of a partition that is measured after every change."""
 
@@ -39,7 +41,9 @@ class Recall:
     """Recall@10 and recall@100 of one partition, over stored vectors and over held-out queries.
 
     `queries` and `held_out` are the numbers of queries; without held-out ones, their figures
-    are None. `measured` is False where figures of an earlier run still stand.
+    are None. `measured` is False where figures of an earlier run still stand. `worst` are the
+    contents of the stored vectors that fared worst as queries, at most MOST_WORST, and the recall
+    of each at the first depth at which any of them missed a row.
     """
 
     at_10: float
@@ -49,6 +53,7 @@ class Recall:
     held_out_at_100: float | None = None
     held_out: int = 0
     measured: bool = True
+    worst: tuple[tuple[str, float], ...] = ()
 
     def shortfall(self, quality: QualitySettings) -> str:
         """What is below the floors of the settings, in words; "" if nothing is."""
@@ -108,7 +113,8 @@ def recall_of(
     since = kept.get("changed", 0) + changed
     lasts = since <= LASTING_SHARE * rows and rows > SMALL if changed else kept.get("rows") == live.data_version
     if kept.get("asked") == asked and lasts and not rebuilt:
-        recall = replace(Recall(**kept["recall"]), measured=False)
+        worst = tuple((content, share) for content, share in kept["recall"].get("worst", ()))
+        recall = replace(Recall(**kept["recall"]), measured=False, worst=worst)
     else:
         recall, since = measure_recall(client, partition, live, index, sample, held_out), 0
     if recall.measured or changed:
@@ -131,19 +137,24 @@ def measure_recall(
 
 @dataclass(frozen=True)
 class Questions:
-    """Queries, float32 [q, d], the first `stored` of them stored vectors, and exact scores of each, best first."""
+    """Queries, float32 [q, d], and exact scores of each, best first; the first are the vectors of `contents`."""
 
     queries: np.ndarray
-    stored: int
+    contents: list[str]
     exact: list[list[float]]
+
+    @property
+    def stored(self) -> int:
+        """How many of the queries are stored vectors."""
+        return len(self.contents)
 
 
 def questions(live: LiveRows, sample: int, held_out: np.ndarray | None) -> Questions:
     """What to ask a source's partition, and the right answers, by exhaustive search over its stored vectors."""
-    stored = stored_queries(live, sample)
+    contents, stored = stored_queries(live, sample)
     queries = stored if held_out is None else np.concatenate([stored, held_out])
     exact = exact_neighbours(queries, all_vectors(live), max(DEPTHS), live.space.metric)
-    return Questions(queries, len(stored), exact.tolist())
+    return Questions(queries, contents, exact.tolist())
 
 
 def recall_against(
@@ -151,6 +162,7 @@ def recall_against(
 ) -> Recall:
     """Recall at both depths when the partition is searched through the index with its parameters."""
     figures = []
+    worst: tuple[tuple[str, float], ...] = ()
     for k in DEPTHS:
         hits = ann_search(client, partition.collection, partition, asked.queries, k, index, metric)
         found = [[score for _, score in row] for row in hits]
@@ -158,11 +170,20 @@ def recall_against(
             found = _exact_scores(client, partition, asked.queries, hits, metric)
         for part in (slice(asked.stored), slice(asked.stored, None)):
             figures.append(recall_at_k(found[part], asked.exact[part], k, metric))
+        worst = worst or _worst(asked, found, k, metric)
     at_10, held_out_at_10, at_100, held_out_at_100 = figures
     held_out = len(asked.queries) - asked.stored
     if not held_out:
-        return Recall(at_10, at_100, asked.stored)
-    return Recall(at_10, at_100, asked.stored, held_out_at_10, held_out_at_100, held_out)
+        return Recall(at_10, at_100, asked.stored, worst=worst)
+    return Recall(at_10, at_100, asked.stored, held_out_at_10, held_out_at_100, held_out, worst=worst)
+
+
+def _worst(asked: Questions, found: Sequence[Sequence[float]], k: int, metric: Metric) -> tuple[tuple[str, float], ...]:
+    shares = [
+        (content, recall_at_k([row], [exact], k, metric))
+        for content, row, exact in zip(asked.contents, found, asked.exact, strict=False)
+    ]
+    return tuple(sorted((one for one in shares if one[1] < 1.0), key=lambda one: one[1])[:MOST_WORST])
 
 
 def _exact_scores(
@@ -182,11 +203,12 @@ def _exact_scores(
     return scores
 
 
-def stored_queries(live: LiveRows, sample: int) -> np.ndarray:
-    """A seeded sample of the source's vectors, float32 [q, d]."""
+def stored_queries(live: LiveRows, sample: int) -> tuple[list[str], np.ndarray]:
+    """A seeded sample of the source's contents, and their vectors, float32 [q, d]."""
     contents = live.multiplicity.index.to_series()
     chosen = contents.sample(min(sample, len(contents)), random_state=0)
-    return np.concatenate([part.vectors for part in live.vectors(pd.Index(chosen))])
+    parts = list(live.vectors(pd.Index(chosen)))
+    return [content for part in parts for content in part.hashes], np.concatenate([part.vectors for part in parts])
 
 
 def all_vectors(live: LiveRows) -> Iterator[np.ndarray]:

@@ -161,16 +161,17 @@ def run_source(
             )
             verdicts = assets.judged_embeddings(report, platform, space, source)
         elif stage == "collection":
+            live = platform.live(space, source)
             report = assets.reconcile_collection(
                 platform.milvus,
                 platform.target(space),
-                platform.live(space, source),
+                live,
                 platform.settings.milvus,
                 quality,
                 run_id=platform.run_id,
                 held_out=lambda: platform.held_out(space),
             )
-            verdicts = checks.of_collection(report, quality)
+            verdicts = assets.judged_collection(report, platform, live)
         else:
             report = platform.published(space, partial(partitions.get_dynamic_partitions, set_name(modality)))
             verdicts = checks.of_published(report, Listings(0, {}), quality)

@@ -14,6 +14,7 @@ import pytest
 
 from embedding_platform import records
 from embedding_platform.definitions import build_definitions
+from embedding_platform.defs.columns import DESCRIPTIONS
 from embedding_platform.milvus.schema import FIELD_NAMES
 from embedding_platform.platform import Platform
 from embedding_platform_tests.conftest import open_platform
@@ -78,6 +79,15 @@ def test_columns_are_those_of_the_tables(
     schema = spec_of(definitions, key).metadata["dagster/column_schema"].value
     assert [column.name for column in schema.columns] == names
     assert [column.name for column in schema.columns if column.constraints.unique] == ([unique] if unique else [])
+
+
+def test_every_column_is_described_and_nothing_else(definitions: dg.Definitions) -> None:
+    shown = {
+        column.name: column.description
+        for spec in definitions.resolve_all_asset_specs()
+        for column in spec.metadata["dagster/column_schema"].value.columns
+    }
+    assert shown == DESCRIPTIONS
 
 
 def test_the_type_of_a_vector_tells_its_dimension(platform: Platform, definitions: dg.Definitions) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import numpy as np
 import pytest
 
 from embedding_platform.definitions import build_definitions
@@ -14,13 +15,14 @@ from embedding_platform.defs import assets, checks, freshness
 from embedding_platform.defs.freshness import MOST_LOOKED_AT, Listings, last_listings
 from embedding_platform.errors import PlatformError, UnsoundError
 from embedding_platform.inference.golden import GoldenReport
+from embedding_platform.milvus.connection import close_directory, connect
 from embedding_platform.milvus.partitions import Removed
 from embedding_platform.platform import Platform
 from embedding_platform.reconcile.distribution import Change
 from embedding_platform.reconcile.publication import Gate, PublicationReport
 from embedding_platform.settings import QualitySettings
 from embedding_platform_tests.conftest import open_platform
-from embedding_platform_tests.reconcile.small_lake import Lake, write_image
+from embedding_platform_tests.reconcile.small_lake import Lake, collect, write_image
 
 QUALITY = QualitySettings()
 STILL = Change(5, 0.5, 1.0, {}, {}, 0, [], True)
@@ -102,6 +104,22 @@ def test_what_has_no_vector_is_named(lake: Lake) -> None:
     assert rows_of(verdict)[0]["content hash"] == content
 
 
+def test_a_collapsed_model_is_shown_with_files_that_it_takes_for_one(lake: Lake) -> None:
+    for number in range(5, 12):
+        lake.write(f"n{number}", number)
+    lake.encoder.spoil = lambda content, vector: np.ones_like(vector)
+    verdict = verdicts_on(lake)["collapse"]
+    assert not verdict.passed
+    assert verdict.severity == dg.AssetCheckSeverity.ERROR
+    assert value(verdict, "distance") < value(verdict, "floor") == QUALITY.min_cosine_distance
+    rows = rows_of(verdict)
+    assert len(rows) == checks.MOST_NAMED
+    for row in rows:
+        assert row["content of"] != row["and of"]
+        assert (lake.media / "one" / row["content of"]).exists()
+        assert float(row["cosine"]) > 0.999
+
+
 def test_a_moved_distribution_warns_with_figures_limits_and_files(lake: Lake) -> None:
     lake.run()
     content = lake.live().sample(1)[1][0]
@@ -118,6 +136,22 @@ def test_a_moved_distribution_warns_with_figures_limits_and_files(lake: Lake) ->
     assert row["cosine"] == "-0.200"
     assert (lake.media / "one" / row["farthest from the former centre"]).exists()
     assert "embedding-platform accept" in value(verdict, "what_to_do")
+
+
+def test_recall_that_falls_short_names_what_was_searched_with(lake: Lake, tmp_path: Path) -> None:
+    lake.run()
+    report = collect(connect(str(tmp_path / "lite")), lake)
+    close_directory(str(tmp_path / "lite"))
+    content = lake.live().sample(1)[1][0]
+    short = replace(report, recall=replace(report.recall, at_10=0.5, worst=((content, 0.25),)))
+    found = checks.of_collection(short, QUALITY, {content: "n0.txt"})
+    (verdict,) = (verdict for verdict in found if verdict.check_name == "recall")
+    assert not verdict.passed
+    assert rows_of(verdict) == [{"searched with": "n0.txt", "recall": "0.250"}]
+    assert "embedding-platform tune" in value(verdict, "what_to_do")
+    assert {verdict.check_name for verdict in found} == {check.name for check in checks.CHECKS["collection"]}
+    sound = checks.of_collection(report, QUALITY, {})
+    assert all(verdict.passed and "worst" not in verdict.metadata for verdict in sound)
 
 
 def test_names_in_tables_are_cut(lake: Lake) -> None:

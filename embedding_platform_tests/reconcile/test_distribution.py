@@ -117,6 +117,14 @@ def test_a_run_without_changes_writes_nothing(tmp_path: Path) -> None:
     assert (url.stat().st_ino, url.stat().st_mtime_ns) == (warned.st_ino, warned.st_mtime_ns)
 
 
+def test_a_run_that_was_killed_before_it_accepted_is_made_up_for_by_the_next(tmp_path: Path) -> None:
+    look(tmp_path, drawn(0), "a")
+    look(tmp_path, drawn(1), "b", accept=False)
+    assert [line["data_version"] for line in kept(tmp_path)["accepted"]] == ["a"]
+    assert look(tmp_path, drawn(1), "b").is_new
+    assert [line["data_version"] for line in kept(tmp_path)["accepted"]] == ["a", "b"]
+
+
 def test_a_change_is_told_until_it_is_accepted_and_then_no_more(tmp_path: Path) -> None:
     look(tmp_path, drawn(0), "a")
     for _ in range(2):

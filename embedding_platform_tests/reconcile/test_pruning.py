@@ -81,15 +81,16 @@ def test_files_that_killed_runs_left_half_go_once_they_are_a_day_old(client, lak
     assert not half.exists()
 
 
-def test_pruned_vectors_take_their_rejections_and_pin_with_them(client, lake):
+def test_pruned_vectors_take_their_rejections_pin_and_history_with_them(client, lake):
     lake.fingerprint = "a" * 64
     lake.embeddings()
     rejects = layout.rejected_vectors_url(lake.store, lake.space.key, lake.fingerprint, "one")
     pin = layout.pin_url(lake.store, lake.fingerprint)
     from embedding_platform import storage
 
-    for url in (rejects, pin):
+    history = layout.distribution_url(lake.store, lake.space.key, lake.fingerprint, "one")
+    for url in (rejects, pin, history):
         storage.write_bytes(url, b"{}")
     lake.fingerprint = "b" * 64
     prune(client, [thing for thing in prunable(client, lake.store, [lake.target], 1) if thing.kind == "vectors"])
-    assert storage.read_bytes(rejects) is storage.read_bytes(pin) is None
+    assert [storage.read_bytes(url) for url in (rejects, pin, history)] == [None] * 3

@@ -88,6 +88,10 @@ def test_an_index_that_misses_rows_shows_in_its_recall(client, tmp_path, monkeyp
     report = collect(client, lake)
     assert (report.recall.at_10, report.recall.at_100) == pytest.approx((0.7, 0.35))
     assert "recall@10 is 0.700, below quality.min_recall 0.95" in report.recall.shortfall(QualitySettings())
+    contents = {content for content, share in report.recall.worst if share == pytest.approx(0.7)}
+    assert len(contents) == recalls.MOST_WORST
+    assert contents < set(lake.live().multiplicity.index)
+    assert ask(client, lake).worst == report.recall.worst, "and is remembered"
 
 
 def test_a_shortfall_names_figure_and_setting():
