@@ -179,7 +179,7 @@ def test_a_space_that_cannot_take_the_query_says_so_and_the_others_answer(
         ({"words": "x", "space": "audio/whisper"}, 422, "audio/whisper cannot be asked with text; can be: text/minilm"),
         ({"words": "x", "source": "nowhere"}, 404, "no source 'nowhere' there; choose from"),
         ({"words": "x", "limit": 0}, 422, "limit: Input should be greater than or equal to 1"),
-        ({"words": "x", "limit": 101}, 422, "limit is 101; ask for 1 to 100 hits"),
+        ({"words": "x", "limit": 101}, 422, "limit: Input should be less than or equal to 100"),
         ({"words": "x", "limit": "many"}, 422, "limit: Input should be a valid integer"),
         ({"words": "x", "after": "yesterday"}, 422, "'yesterday' is no time"),
         ({"words": "x", "where": "width"}, 422, "'width' is no condition"),

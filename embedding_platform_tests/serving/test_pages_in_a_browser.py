@@ -182,7 +182,7 @@ def test_filters_sources_and_similar_pictures(page: Any, pictures: Path) -> None
     page.get_by_role("searchbox").fill("a circle")
     page.get_by_text("Filters").click()
     page.get_by_label("captioned-shapes").check()
-    page.get_by_label("Hits", exact=True).select_option("5")
+    page.locator("select[name=limit]").select_option("5")
     page.get_by_role("button", name="Search", exact=True).click()
     page.locator(".hit").first.wait_for()
     assert page.locator(".hit").count() == 5
