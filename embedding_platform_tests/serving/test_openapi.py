@@ -30,7 +30,10 @@ SIGNED_IN = {"Authorization": f"Bearer {TOKEN}"}
 @pytest.fixture(scope="module")
 def document(lake: Lake) -> Any:
     """The document as schemathesis reads it, of a server that asks for a token."""
-    return schemathesis.openapi.from_asgi("/openapi.json", lake.app(token=TOKEN), headers=SIGNED_IN)
+    app = lake.app(token=TOKEN)
+    # A model that is loaded by a first search may take longer than schemathesis waits.
+    app.state.service.warm()
+    return schemathesis.openapi.from_asgi("/openapi.json", app, headers=SIGNED_IN)
 
 
 def ask(document: Any, path: str, method: str, examples: int) -> None:

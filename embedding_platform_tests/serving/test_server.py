@@ -94,7 +94,7 @@ def test_a_taken_port_gets_one_line(served: tuple[str, Any], project: Path) -> N
     )
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+@pytest.mark.parametrize("host", ["0.0.0.0"])
 def test_beyond_this_machine_it_wants_a_token(project: Path, host: str) -> None:
     status, line = said(project, "serve", "--host", host)
     assert status == 2
