@@ -119,6 +119,16 @@ def test_more_like_this_leaves_the_row_itself_out(client: TestClient, hit: Any) 
     assert answer["query"] == f"{found['source']}/{found['path']}"
 
 
+def test_words_and_vectors_are_searched_together_where_a_space_has_both(client: TestClient) -> None:
+    assert [space["hybrid"] for space in client.get("/api/spaces").json()] == [True, *[False] * 5]
+    answer = search(client, words="Malkov and Yashunin", hybrid=True, limit=3)
+    by_space = {found["space"]: found for found in answer["spaces"]}
+    assert "Yashunin" in by_space["text/minilm"]["hits"][0]["text"]
+    assert by_space["image/clip"]["error"] is None
+    page = client.get("/?words=Malkov&hybrid=true").text
+    assert '<input type="checkbox" name="hybrid" value="true" checked>' in page
+
+
 @pytest.mark.parametrize(
     ("params", "kept"),
     [
