@@ -81,9 +81,7 @@ def make_lake(folder: Path, rows: int) -> None:
         path = folder / "media" / f"source-{number % SOURCES}" / f"{number // 1000:03}" / f"{number:06}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(" ".join(drawn.choices(WORDS, k=16)) + f" {number}.")
-    (folder / "embedding_platform.yaml").write_text(
-        f"spaces: [{SPACE}]\nserving: {{concurrent_searches: 4}}\nmilvus: {{search_words: false}}\n"
-    )
+    (folder / "embedding_platform.yaml").write_text(f"spaces: [{SPACE}]\nserving: {{concurrent_searches: 4}}\n")
     (folder / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, File, Header, Path, Query, Request, Response, UploadFile
+from fastapi import APIRouter, Depends, FastAPI, File, Header, Path, Query, Request, Response, UploadFile
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
@@ -43,7 +43,6 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
 Modality = Annotated[str, Path(pattern="^[a-z_]{1,32}$", examples=["image"])]
 Name = Annotated[str, Path(pattern="^[a-z0-9_]{1,64}$", examples=["clip"])]
 RowId = Annotated[str, Path(pattern="^[0-9a-f]{32}$", description="32 digits of 0-9 and a-f, as hits have it")]
-Limit = Annotated[int, Query(ge=1, le=1000, description="hits of each space")]
 
 
 def make_app(open_platform: Callable[[], Platform]) -> FastAPI:
@@ -59,60 +58,71 @@ def make_app(open_platform: Callable[[], Platform]) -> FastAPI:
         version="1",
         docs_url=None,
         redoc_url=None,
-        dependencies=[Depends(HTTPBearer(auto_error=False, description="needed where serving.token is set"))],
         responses=_PROBLEMS,
     )
     app.state.service = service
-    _add_api(app, service)
+    _add_health(app, service)
+    app.include_router(_api(service))
     add_pages(app, service)
     _add_handlers(app)
     app.add_middleware(Access, settings=service.settings)
     return app
 
 
-def _add_api(app: FastAPI, service: Service) -> None:
+def _add_health(app: FastAPI, service: Service) -> None:
     @app.get("/healthz", tags=["health"])
     def healthz() -> Health:
         """Whether the server and its Milvus answer; needs no token."""
         service.check_milvus()
         return Health(status="ok")
 
-    @app.get("/api/spaces", tags=["search"])
+
+def _api(service: Service) -> APIRouter:
+    # `Access` has seen to the token by then: this tells of it in the document.
+    bearer = HTTPBearer(auto_error=False, description="needed where serving.token is set")
+    api = APIRouter(dependencies=[Depends(bearer)])
+    most = service.settings.most_hits
+    usual = min(10, most)
+    limit_field = Query(ge=1, le=most, description="hits of each space")
+
+    @api.get("/api/spaces", tags=["search"])
     def spaces() -> list[SpaceAnswer]:
         """The published spaces, their sources, and what each can be asked with."""
         return service.spaces()
 
-    @app.get("/api/search", tags=["search"])
+    @api.get("/api/search", tags=["search"])
     def search_by_words(
         words: Annotated[str, Query(min_length=1, max_length=2000, description="what you look for")],
         asked: Annotated[Narrowed, Depends(narrowed)],
-        limit: Limit = 10,
+        limit: Annotated[int, limit_field] = usual,
         hybrid: Annotated[bool, Query(description="fuse with full-text search where a space has it")] = False,
     ) -> SearchAnswer:
         """Search by words, in the spaces named or in all that understand words."""
         return service.search(service.words_query(words), asked.spaces, asked.filter, limit, hybrid)
 
-    @app.post("/api/search", tags=["search"])
+    @api.post("/api/search", tags=["search"])
     def search_by_file(
         file: Annotated[UploadFile, File(description="a text, an image, sound or a video")],
         asked: Annotated[Narrowed, Depends(narrowed)],
-        limit: Limit = 10,
+        limit: Annotated[int, limit_field] = usual,
     ) -> SearchAnswer:
         """Search by a file: for what is like it, in the spaces named or in all that take its kind."""
         query = service.file_query(file.file, file.filename or "")
         return service.search(query, asked.spaces, asked.filter, limit)
 
-    @app.get("/api/more_like/{modality}/{name}/{row_id}", tags=["search"])
-    def more_like(modality: Modality, name: Name, row_id: RowId, limit: Limit = 10) -> SearchAnswer:
+    @api.get("/api/more_like/{modality}/{name}/{row_id}", tags=["search"])
+    def more_like(
+        modality: Modality, name: Name, row_id: RowId, limit: Annotated[int, limit_field] = usual
+    ) -> SearchAnswer:
         """The rows nearest to a row of a space; no model runs."""
         return service.more_like(f"{modality}/{name}", row_id, limit)
 
-    @app.get("/api/passage/{modality}/{name}/{row_id}", tags=["rows"])
+    @api.get("/api/passage/{modality}/{name}/{row_id}", tags=["rows"])
     def passage(modality: Modality, name: Name, row_id: RowId) -> PassageAnswer:
         """A passage of text with what stands around it in its document."""
         return service.passage(f"{modality}/{name}", row_id)
 
-    @app.get("/api/trace/{row_id}", tags=["rows"])
+    @api.get("/api/trace/{row_id}", tags=["rows"])
     def trace(row_id: RowId) -> list[dict[str, Any]]:
         """A row in every space that holds it: its file, content hash, model, fingerprint, shard and run."""
         return [
@@ -122,8 +132,8 @@ def _add_api(app: FastAPI, service: Service) -> None:
 
     kinds: dict[str, Any] = {"content": {"application/octet-stream": {}, "image/*": {}, "audio/*": {}, "video/*": {}}}
 
-    @app.head("/media/{modality}/{name}/{row_id}", include_in_schema=False)
-    @app.get("/media/{modality}/{name}/{row_id}", tags=["rows"], response_class=Response, responses={200: kinds})
+    @api.head("/media/{modality}/{name}/{row_id}", include_in_schema=False)
+    @api.get("/media/{modality}/{name}/{row_id}", tags=["rows"], response_class=Response, responses={200: kinds})
     def media(
         request: Request,
         modality: Modality,
@@ -140,11 +150,13 @@ def _add_api(app: FastAPI, service: Service) -> None:
             return Response(status_code=answer.status_code, headers=dict(answer.headers))
         return answer
 
-    @app.get("/preview/{modality}/{name}/{row_id}", tags=["rows"], response_class=Response, responses={200: kinds})
+    @api.get("/preview/{modality}/{name}/{row_id}", tags=["rows"], response_class=Response, responses={200: kinds})
     def preview(modality: Modality, name: Name, row_id: RowId) -> Response:
         """A small picture: of an image, of the middle of a clip, of how loud a window of sound is."""
         payload, media_type = service.preview(f"{modality}/{name}", row_id)
         return Response(payload, media_type=media_type, headers={"Cache-Control": "private, max-age=86400"})
+
+    return api
 
 
 def _add_handlers(app: FastAPI) -> None:

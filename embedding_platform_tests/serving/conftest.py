@@ -84,7 +84,7 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lake]:
     keep_some(folder / "media")
     add_hostile(folder / "media")
     (folder / "secret.txt").write_text("The harbour's password is swordfish.")
-    platform = open_platform(folder, runtime="torch", milvus={"search_words": False})
+    platform = open_platform(folder, runtime="torch")
     with dg.instance_for_test() as dagster:
         runs = list(run_sources(platform, dagster))
         assert [failure for run in runs for failure in run.failures] == []

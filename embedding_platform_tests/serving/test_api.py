@@ -119,6 +119,16 @@ def test_more_like_this_leaves_the_row_itself_out(client: TestClient, hit: Any) 
     assert answer["query"] == f"{found['source']}/{found['path']}"
 
 
+def test_words_and_vectors_are_searched_together_where_a_space_has_both(client: TestClient) -> None:
+    assert [space["hybrid"] for space in client.get("/api/spaces").json()] == [True, *[False] * 5]
+    answer = search(client, words="Malkov and Yashunin", hybrid=True, limit=3)
+    by_space = {found["space"]: found for found in answer["spaces"]}
+    assert "Yashunin" in by_space["text/minilm"]["hits"][0]["text"]
+    assert by_space["image/clip"]["error"] is None
+    page = client.get("/?words=Malkov&hybrid=true").text
+    assert '<input type="checkbox" name="hybrid" value="true" checked>' in page
+
+
 @pytest.mark.parametrize(
     ("params", "kept"),
     [
@@ -179,7 +189,7 @@ def test_a_space_that_cannot_take_the_query_says_so_and_the_others_answer(
         ({"words": "x", "space": "audio/whisper"}, 422, "audio/whisper cannot be asked with text; can be: text/minilm"),
         ({"words": "x", "source": "nowhere"}, 404, "no source 'nowhere' there; choose from"),
         ({"words": "x", "limit": 0}, 422, "limit: Input should be greater than or equal to 1"),
-        ({"words": "x", "limit": 101}, 422, "limit is 101; ask for 1 to 100 hits"),
+        ({"words": "x", "limit": 101}, 422, "limit: Input should be less than or equal to 100"),
         ({"words": "x", "limit": "many"}, 422, "limit: Input should be a valid integer"),
         ({"words": "x", "after": "yesterday"}, 422, "'yesterday' is no time"),
         ({"words": "x", "where": "width"}, 422, "'width' is no condition"),

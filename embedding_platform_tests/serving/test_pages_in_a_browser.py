@@ -181,13 +181,13 @@ def test_filters_sources_and_similar_pictures(page: Any, pictures: Path) -> None
     page.get_by_text("image/clip", exact=True).click()
     page.get_by_role("searchbox").fill("a circle")
     page.get_by_text("Filters").click()
-    page.get_by_label("captioned-shapes").check()
-    page.get_by_label("Hits", exact=True).select_option("5")
+    page.get_by_label("shapes", exact=True).check()
+    page.locator("select[name=limit]").select_option("5")
     page.get_by_role("button", name="Search", exact=True).click()
     page.locator(".hit").first.wait_for()
     assert page.locator(".hit").count() == 5
-    assert {one.inner_text() for one in page.locator(".name .source").all()} == {"captioned-shapes/"}
-    assert page.get_by_label("captioned-shapes").is_checked()
+    assert {one.inner_text() for one in page.locator(".name .source").all()} == {"shapes/"}
+    assert page.get_by_label("shapes", exact=True).is_checked()
     page.screenshot(path=str(pictures / "filters.png"))
     page.get_by_role("link", name="More like").first.click()
     page.get_by_text("More like").first.wait_for()

