@@ -1,4 +1,4 @@
-"""A web UI with its daemon in a project folder of its own, as `embedding-platform dev` starts them, and its GraphQL."""
+"""A web UI with its daemon in a project folder of its own, as `embedding-platform up` starts them, and its GraphQL."""
 
 import contextlib
 import json
@@ -55,7 +55,7 @@ class WebUi:
         environment.pop("DAGSTER_HOME", None)
         with (self.folder / "dev.log").open("a") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "embedding_platform.cli", "dev", "--port", str(self.port)],
+                [sys.executable, "-m", "embedding_platform.cli", "up", "--port", str(self.port)],
                 cwd=self.folder,
                 env=environment,
                 stdout=log,
