@@ -86,7 +86,7 @@ def reconcile_collection(
 
     started = perf_counter()
     if partition.name:
-        # Where a key places the rows, the index would have to find those of one source among all.
+        # Where a key places the rows, its index would have to find the few of one source, and loses them.
         flush_rows(client, partition.collection, written.rows)
     index_built = ensure_index(client, partition.collection, space.index, space.metric)
     indexed = perf_counter()
