@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from embedding_platform.media.cutting import Cutting
 from embedding_platform.platform import Platform
 from embedding_platform.reconcile.files import reconcile_files
 from embedding_platform.reconcile.segments import reconcile_segments
@@ -100,7 +99,10 @@ def test_a_run_of_one_source_finishes_with_metadata_and_checks_and_can_be_search
 
 
 def test_one_space_of_one_source_can_be_launched_alone(web_ui: WebUi) -> None:
-    run = web_ui.await_run(web_ui.launch("__ASSET_JOB", "letters", SPACE))
+    web_ui.write("diaries", "may.txt", "It rained all of May, and the cellar stood under water.")
+    list_and_cut(web_ui, "diaries")
+    add_source(web_ui, "diaries")
+    run = web_ui.await_run(web_ui.launch("__ASSET_JOB", "diaries", SPACE))
     assert run["status"] == "SUCCESS", web_ui.log[-3000:]
     assert {"/".join(one["assetKey"]["path"]) for one in run["assetMaterializations"]} == {
         "/".join(path) for path in SPACE
@@ -132,25 +134,25 @@ def test_a_probe_can_be_launched_and_leaves_its_verdicts_on_the_published_asset(
 
 
 def test_a_sensor_that_is_started_makes_a_new_file_searchable_with_no_click(web_ui: WebUi) -> None:
-    web_ui.write("letters", "bees.txt", "Bees dance to tell where the flowers are.")
+    web_ui.write("hives", "bees.txt", "Bees dance to tell where the flowers are.")
     set_sensor(web_ui, running=True)
-    wanted = {"tags": [{"key": "dagster/sensor_name", "value": "text_media"}]}
+    by_sensor = {"key": "dagster/sensor_name", "value": "text_media"}
+    wanted = {"tags": [by_sensor, {"key": "dagster/partition", "value": "hives"}]}
     wait_until(lambda: bool(web_ui.runs(**wanted)), "the sensor has requested a run")
     (run,) = web_ui.runs(**wanted)
     assert web_ui.await_run(run["runId"])["status"] == "SUCCESS"
     tags = {tag["key"]: tag["value"] for tag in run["tags"]}
-    assert (tags["dagster/partition"], tags["dagster/priority"]) == ("letters", "10")
-    assert "letters/bees.txt" in web_ui.search("insects")
+    assert (tags["dagster/priority"], tags["modality"]) == ("10", "text")
+    assert "hives/bees.txt" in web_ui.search("insects")
     set_sensor(web_ui, running=False)
     assert len(web_ui.runs(**wanted)) == 1
 
 
 def test_a_backfill_of_a_space_is_cancelled_at_once_and_taken_up_without_embedding_twice(web_ui: WebUi) -> None:
-    platform = Platform(load_settings(web_ui.folder / "embedding_platform.yaml"))
     for source in SOURCES:
         for number in range(TEXTS):
             web_ui.write(source, f"{number}.txt", f"Shelf {number} of {source} holds the maps of that year.")
-        list_and_cut(platform, source, platform.cutting)
+        list_and_cut(web_ui, source)
         add_source(web_ui, source)
     before = web_ui.count(SPACE[0], "embedded")
 
@@ -175,9 +177,11 @@ def test_a_backfill_of_a_space_is_cancelled_at_once_and_taken_up_without_embeddi
     assert SOURCES[-1] in web_ui.search(f"maps of {SOURCES[-1]}")
 
 
-def list_and_cut(platform: Platform, source: str, cutting: Cutting) -> None:
+def list_and_cut(web_ui: WebUi, source: str) -> None:
+    """Do what comes before the assets of a space."""
+    platform = Platform(load_settings(web_ui.folder / "embedding_platform.yaml"))
     reconcile_files(platform.store, platform.settings.media_url, "text", source)
-    reconcile_segments(platform.store, "text", source, cutting)
+    reconcile_segments(platform.store, "text", source, platform.cutting)
 
 
 def backfill(web_ui: WebUi) -> str:

@@ -160,7 +160,8 @@ class WebUi:
                 assetMaterializations { metadataEntries { label ... on IntMetadataEntry { intValue } } } } } }""",
             key={"path": asset},
         )
-        entries = [entry for one in answer["assetMaterializations"] for entry in one["metadataEntries"]]
+        # Nothing is known of an asset that was never materialized.
+        entries = [entry for one in answer.get("assetMaterializations", ()) for entry in one["metadataEntries"]]
         return sum(entry["intValue"] for entry in entries if entry["label"] == name)
 
 
