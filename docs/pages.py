@@ -41,7 +41,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn links to files outside of docs/ into those of pages here, or into their words alone, as for code."""
+    """Turn links to files outside of docs/: to the page that such a file is here, or for code to the words alone."""
     return re.sub(r"\[([^\]]+)\]\(\.\./([^)#]+)(#[^)]*)?\)", _inside, markdown)
 
 
