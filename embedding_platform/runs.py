@@ -181,12 +181,19 @@ def _was_interrupted(result: dg.ExecuteInProcessResult) -> bool:
 
 
 def _source_run(modality: str, source: str, result: dg.ExecuteInProcessResult) -> SourceRun:
-    blocked = [
-        f"{check.asset_key.to_user_string()}: check {check.check_name} failed: {check.description or 'see the web UI'}"
+    blocking = [
+        check
         for check in result.get_asset_check_evaluations()
         if not check.passed and check.blocking and check.severity == dg.AssetCheckSeverity.ERROR
     ]
-    failed = [reason for event in result.get_step_failure_events() if (reason := _reason(event))]
+    blocked = [
+        f"{check.asset_key.to_user_string()}: check {check.check_name} failed: {check.description or 'see the web UI'}"
+        for check in blocking
+    ]
+    # What a check tells needs no second line.
+    told = tuple(check.description for check in blocking if check.description)
+    reasons = (_reason(event) for event in result.get_step_failure_events())
+    failed = [reason for reason in reasons if reason and not reason.endswith(told)]
     return SourceRun(
         modality=modality,
         source=source,

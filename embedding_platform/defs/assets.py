@@ -205,6 +205,7 @@ def judged_embeddings(
         platform.compared(space) if report.device else None,
         change,
         {segment.content_hash: segment.path for segment in named},
+        source,
     )
     if not change.exceeded and all(
         verdict.passed or verdict.severity == dg.AssetCheckSeverity.WARN for verdict in verdicts

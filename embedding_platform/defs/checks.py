@@ -4,6 +4,7 @@ Each verdict has the numbers and the thresholds that it was passed on; one that 
 worst offenders, and says what to do. docs/metadata.md explains each of them.
 """
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -97,7 +98,8 @@ CHECKS: Mapping[str, tuple[_Check, ...]] = {
             "Centre, spread and mean norm of the vectors are as when the checks last passed, as far as is usual for "
             "this source.",
             "Look at the files that are named: where the media are meant to be that different, accept it with "
-            "`embedding-platform accept`; where not, put the media right, or see what changed in decoder and model.",
+            "`embedding-platform accept SPACE --source NAME`; where not, put the media right, or see what changed in "
+            "decoder and model.",
         ),
         _GOLDEN,
     ),
@@ -206,8 +208,9 @@ def of_embeddings(
     golden: GoldenReport | None,
     change: Change,
     paths: Mapping[str, str],
+    source: str,
 ) -> list[dg.AssetCheckResult]:
-    """Verdicts on the vectors of one partition.
+    """Verdicts on the vectors of one partition, the source.
 
     `golden` is None where no model was loaded. `paths` name files by the hash of a content.
     """
@@ -228,7 +231,7 @@ def of_embeddings(
         ),
         of_rejects(report.rejected, report.contents, quality, "embeddings"),
         _of_duplicates(report, quality, paths),
-        _of_distribution(change, paths),
+        _of_distribution(change, paths, f"embedding-platform accept {space.key} --source {shlex.quote(source)}"),
         _of_golden("embeddings", golden),
     ]
 
@@ -357,8 +360,8 @@ def _of_golden(stage: str, golden: GoldenReport | None) -> dg.AssetCheckResult:
     return _result(stage, "golden", True, description, {**numbers, "worst_cosine": golden.worst_cosine})
 
 
-def _of_distribution(change: Change, paths: Mapping[str, str]) -> dg.AssetCheckResult:
-    numbers: dict[str, float] = {
+def _of_distribution(change: Change, paths: Mapping[str, str], command: str) -> dg.AssetCheckResult:
+    numbers: dict[str, float | str] = {
         "vectors": change.vectors,
         "spread": change.spread,
         "mean_norm": change.mean_norm,
@@ -366,6 +369,8 @@ def _of_distribution(change: Change, paths: Mapping[str, str]) -> dg.AssetCheckR
         **change.figures,
         **{f"{name}_limit": limit for name, limit in change.limits.items()},
     }
+    if change.exceeded:
+        numbers["accept_with"] = command
     if not change.figures:
         description = "nothing to compare with yet, or too few vectors to tell"
     else:
@@ -511,7 +516,8 @@ def _result(
     if worst is not None:
         told["worst"] = worst
     if not passed:
-        told["what_to_do"] = dg.MetadataValue.md(check.mend)
+        # Markdown would hide behind a click.
+        told["what_to_do"] = check.mend.replace("`", "")
     return dg.AssetCheckResult(
         check_name=name,
         passed=passed,

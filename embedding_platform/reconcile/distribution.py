@@ -97,10 +97,10 @@ def compare_distribution(
         return Change(now.count, now.spread, now.mean_norm, {}, {}, len(kept["accepted"]), [], is_new)
     before = Distribution(last["vectors"], _decoded(kept["centre"]), last["mean_norm"])
     figures = _figures(now, before)
-    noise = _noise(now, before)
+    noises = _noises(now, before)
     # The first has nothing that it was compared with.
     history = kept["accepted"][1:]
-    limits = {name: limit_of([one[name] for one in history], noise, usual) for name in FIGURES}
+    limits = {name: limit_of([one[name] for one in history], noises[name], usual) for name in FIGURES}
     change = Change(
         vectors=now.count,
         spread=now.spread,
@@ -177,13 +177,16 @@ def _figures(now: Distribution, before: Distribution) -> dict[str, float]:
     }
 
 
-def _noise(now: Distribution, before: Distribution) -> float:
-    """NOISE times what the centres of two samples of one distribution differ by, in the root of the mean square.
+def _noises(now: Distribution, before: Distribution) -> dict[str, float]:
+    """NOISE times what two samples of one distribution differ by, in the root of the mean square, by FIGURES.
 
     The variance of the mean of n unit vectors is (1 - R²) / n, where R is the length of their mean.
     """
-    variance = 1.0 - (1.0 - now.spread) ** 2
-    return NOISE * float(np.sqrt(max(variance, 0.0) * (1 / now.count + 1 / before.count)))
+    samples = 1 / now.count + 1 / before.count
+    scatter = max(1.0 - (1.0 - now.spread) ** 2, 0.0)
+    of_centre = NOISE * float(np.sqrt(scatter * samples))
+    of_norm = NOISE * now.norm_deviation / before.mean_norm * float(np.sqrt(samples))
+    return {"shift": of_centre, "spread_change": of_centre, "norm_change": of_norm}
 
 
 def _outliers(judged: Judged, before: Distribution) -> list[tuple[str, float]]:

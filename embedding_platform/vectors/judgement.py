@@ -35,11 +35,15 @@ class Spread:
 
 @dataclass(frozen=True)
 class Distribution:
-    """Where vectors lie: the mean of their directions, float64 [d], over so many of them, and their mean norm."""
+    """Where vectors lie: the mean of their directions, float64 [d], over so many of them, and their norms.
+
+    `norm_deviation` is the standard deviation of the norms.
+    """
 
     count: int
     centre: np.ndarray
     mean_norm: float
+    norm_deviation: float = 0.0
 
     @property
     def spread(self) -> float:
@@ -117,7 +121,7 @@ def distribution(vectors: np.ndarray) -> Distribution:
     count = int(usable.sum())
     if not count:
         return Distribution(0, np.zeros(vectors.shape[1]), 0.0)
-    return Distribution(count, unit.mean(axis=0), float(norms[usable].mean()))
+    return Distribution(count, unit.mean(axis=0), float(norms[usable].mean()), float(norms[usable].std()))
 
 
 def exact_neighbours(queries: np.ndarray, batches: Iterable[np.ndarray], k: int, metric: str) -> np.ndarray:

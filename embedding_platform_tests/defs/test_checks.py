@@ -20,6 +20,7 @@ from embedding_platform.milvus.partitions import Removed
 from embedding_platform.platform import Platform
 from embedding_platform.reconcile.distribution import Change
 from embedding_platform.reconcile.publication import Gate, PublicationReport
+from embedding_platform.runs import run_sources
 from embedding_platform.settings import QualitySettings
 from embedding_platform_tests.conftest import open_platform
 from embedding_platform_tests.reconcile.small_lake import Lake, collect, write_image
@@ -42,7 +43,7 @@ def verdicts_on(lake: Lake, change: Change = STILL, **changes: Any) -> dict[str,
     report = replace(report, judged=judged, **changes)
     offending = checks.offending_contents(report, change, QUALITY)
     paths = {segment.content_hash: segment.path for segment in lake.live().segments_of(offending)}
-    found = checks.of_embeddings(report, lake.space, QUALITY, None, change, paths)
+    found = checks.of_embeddings(report, lake.space, QUALITY, None, change, paths, "one")
     return {str(verdict.check_name): verdict for verdict in found}
 
 
@@ -135,7 +136,7 @@ def test_a_moved_distribution_warns_with_figures_limits_and_files(lake: Lake) ->
     (row,) = rows_of(verdict)
     assert row["cosine"] == "-0.200"
     assert (lake.media / "one" / row["farthest from the former centre"]).exists()
-    assert "embedding-platform accept" in value(verdict, "what_to_do")
+    assert value(verdict, "accept_with") == "embedding-platform accept text/small --source one"
 
 
 def test_recall_that_falls_short_names_what_was_searched_with(lake: Lake, tmp_path: Path) -> None:
@@ -301,6 +302,8 @@ def test_a_failure_that_a_check_stands_for_shows_as_that_check(
     assert not [
         event for event in result.get_asset_materialization_events() if event.asset_key.path[-1] == "embeddings"
     ]
+    (run,) = run_sources(images, instance, ["image"])
+    assert run.failures == ("image/resnet50/embeddings: check golden failed: other vectors than before; go back",)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from embedding_platform import layout, storage
-from embedding_platform.errors import PlatformError
+from embedding_platform.errors import PlatformError, UnsoundError
 from embedding_platform.inference import golden
 from embedding_platform.inference.golden import GOLDEN, check_golden, golden_contents, golden_vectors
 from embedding_platform.records import Sound
@@ -99,8 +99,14 @@ def test_how_far_vectors_may_be_depends_on_what_computes_them(tmp_path, runtime,
     if is_same:
         assert check(now, tmp_path).compared == TEXTS
     else:
-        with pytest.raises(PlatformError, match=r"worst cosine 0\.\d{4}, of text "):
+        with pytest.raises(UnsoundError, match=r"worst cosine 0\.\d{4}, of text ") as raised:
             check(now, tmp_path)
+        numbers = raised.value.numbers
+        assert (raised.value.check, numbers["compared"]) == ("golden", TEXTS)
+        assert numbers["worst_cosine"] < numbers["floor"] < 1
+        cosines = [float(one.rsplit(": ", 1)[1]) for one in raised.value.worst]
+        assert cosines == sorted(cosines)
+        assert cosines[0] == pytest.approx(numbers["worst_cosine"], abs=1e-5)
     assert kept(tmp_path) == before
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedding_platform.errors import PlatformError
+from embedding_platform.errors import PlatformError, UnsoundError
 from embedding_platform.milvus.connection import close_directory, connect
 from embedding_platform.milvus.index import (
     ann_search,
@@ -209,5 +209,8 @@ def test_a_row_that_no_search_finds_fails_at_the_deadline(client):
     collection, _ = filled(client, 40)
     ensure_index(client, collection, HNSW, "COSINE")
     missing = make_row("f" * 32, "1")
-    with pytest.raises(PlatformError, match=r"1 of 1 rows just written.*not found by search after 0.3 s.*f{32}"):
+    said = r"1 of 1 rows just written.*not found by search after 0.3 s.*f{32}"
+    with pytest.raises(UnsoundError, match=said) as raised:
         await_searchable(client, Partition(collection, "photos"), [missing], HNSW, "COSINE", timeout_seconds=0.3)
+    assert (raised.value.check, raised.value.worst) == ("index", ("f" * 32,))
+    assert raised.value.numbers == {"probed": 1, "not_found": 1}

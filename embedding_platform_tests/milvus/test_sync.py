@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from embedding_platform.errors import PlatformError
+from embedding_platform.errors import PlatformError, UnsoundError
 from embedding_platform.milvus import sync
 from embedding_platform.milvus.deployment import deployment_of
 from embedding_platform.milvus.partitions import Partition, drop_partition
@@ -69,6 +69,15 @@ def test_sync_adds_overwrites_removes_and_then_rests(client):
     assert report.counts == {"new": 0, "stale": 0, "orphaned": 0, "unchanged": 38}
     assert report.batches == 0
     assert not {name for name, _ in recording.calls} & {"upsert", "insert", "delete", "create_partition"}
+
+
+def test_rows_that_never_become_right_are_counted_and_named(client):
+    collection, wanted = new_collection(client), desired(range(5), version="2")
+    former = rows_for(desired(range(5), version="1"))
+    with pytest.raises(UnsoundError, match="still differs after 2 repairs: 0 missing, 5 of another version") as raised:
+        sync_partition(client, Partition(collection, PHOTOS), wanted, former)
+    assert (raised.value.check, raised.value.numbers) == ("rows", {"new": 0, "stale": 5, "orphaned": 0})
+    assert set(raised.value.worst) == set(wanted.index)
 
 
 def test_rows_come_back_as_they_were_written(client):

@@ -87,6 +87,11 @@ def test_longer_vectors_of_the_same_directions_change_the_norm_alone(tmp_path: P
     look(tmp_path, judged, "a")
     longer = replace(judged, sample=judged.sample * 1.5)
     assert look(tmp_path, longer, "b").exceeded == ["norm_change"]
+    uneven = replace(judged, sample=judged.sample * np.linspace(0.1, 3.4, len(judged.sample))[:, None])
+    assert look(tmp_path / "few", replace(uneven, sample=uneven.sample[::80]), "a").exceeded == []
+    few = look(tmp_path / "few", replace(uneven, sample=uneven.sample[40::80]), "b")
+    assert few.limits["norm_change"] > USUAL, "of few and uneven norms the mean is chance"
+    assert look(tmp_path / "even", judged, "a").exceeded == look(tmp_path / "even", drawn(1), "b").exceeded == []
 
 
 def test_few_vectors_are_not_taken_for_a_change(tmp_path: Path) -> None:
