@@ -152,15 +152,18 @@ class Service:
         """The rows nearest to one that a space holds.
 
         Raises:
-            RefusedError: if the space does not hold the row.
+            RefusedError: 404 if the space is not published or does not hold the row.
         """
         self.check_limit(limit)
-        row = self.row(space, row_id)
+        self.check_milvus()
         started = time.perf_counter()
-        hits = self._searcher.more_like(row_id, space, limit=limit)
-        return SearchAnswer(
-            query=f"{row['source']}/{row['path']}", spaces=[self._space_hits(space, hits, started, "", None)]
-        )
+        try:
+            hits = self._searcher.more_like(row_id, space, limit=limit)
+        except MilvusError:
+            raise
+        except PlatformError as error:
+            raise RefusedError(404, str(error)) from None
+        return SearchAnswer(query=row_id, spaces=[self._space_hits(space, hits, started, "", None)])
 
     def words_query(self, words: str) -> Query:
         """A query in words.

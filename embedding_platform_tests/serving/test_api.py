@@ -116,7 +116,8 @@ def test_more_like_this_leaves_the_row_itself_out(client: TestClient, hit: Any) 
     hits = answer["spaces"][0]["hits"]
     assert len(hits) == 4
     assert found["id"] not in {one["id"] for one in hits}
-    assert answer["query"] == f"{found['source']}/{found['path']}"
+    assert answer["query"] == found["id"]
+    assert f"More like <b>{found['source']}/{found['path']}</b>" in client.get(found["links"]["more_like"]).text
 
 
 def test_words_and_vectors_are_searched_together_where_a_space_has_both(client: TestClient) -> None:
