@@ -73,8 +73,8 @@ def test_search_by_file_and_as_json() -> None:
     [
         ((), ["harvest.txt", "storm.md"]),
         (("--hybrid",), ["harvest.txt", "storm.md"]),
-        (("--where", "words=14.."), ["storm.md"]),
-        (("--where", "encoding=utf-8", "--where", "words=..12"), ["harvest.txt"]),
+        (("--where", "lines=2.."), ["storm.md"]),
+        (("--where", "lines=1", "--where", "words=..13"), ["harvest.txt"]),
         (("--path", "st"), ["storm.md"]),
         (("--role", "text", "--source", "letters", "--after", "2020-01-01", "--limit", "1"), ["harvest.txt"]),
         (("--before", "2020-01-01"), []),

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from embedding_platform.errors import PlatformError
+from embedding_platform.platform import Platform
 from embedding_platform.settings import BatchSettings, load_settings, masked
 from embedding_platform.spaces import MODEL_SETS, Index
 
@@ -394,3 +395,20 @@ def test_settings_do_not_change():
     settings = load_settings()
     with pytest.raises(ValueError, match="frozen"):
         settings.device = "cpu"
+
+
+@pytest.mark.parametrize(
+    ("milvus", "words"),
+    [
+        ({}, True),
+        ({"uri": "file:///data/milvus"}, True),
+        ({"uri": "http://localhost:19530"}, False),
+        ({"uri": "unix:/run/milvus"}, False),
+        ({"uri": "http://localhost:19530", "search_words": True}, True),
+        ({"search_words": False}, False),
+    ],
+)
+def test_text_is_found_by_its_words_in_a_folder_unless_a_setting_says_otherwise(milvus, words):
+    assert load_settings(milvus=milvus).search_words == words
+    platform = Platform(load_settings(milvus=milvus, spaces=["text/minilm", "image_text/clip"]))
+    assert [platform.target(space).words for space in platform.spaces] == [words, False]

@@ -24,7 +24,8 @@ class Deployment:
     `imports_files` tells whether it loads Parquet files from its object storage, `tears_indexes`
     whether it leaves half an index file when it is killed, and then never loads the collection.
     `searches_words` tells whether it makes a sparse vector of a text's words by itself, and
-    finds rows by it (BM25). `buffers_rows` tells whether each search goes through rows just
+    finds rows by it (BM25). `loses_filtered` tells whether a search through an index misses rows
+    where only few meet its filter. `buffers_rows` tells whether each search goes through rows just
     written one by one, until they are flushed.
     """
 
@@ -38,6 +39,7 @@ class Deployment:
     imports_files: bool
     tears_indexes: bool
     searches_words: bool
+    loses_filtered: bool
     buffers_rows: bool
 
 
@@ -53,6 +55,7 @@ LITE = Deployment(
     imports_files=False,
     tears_indexes=True,
     searches_words=True,
+    loses_filtered=True,
     buffers_rows=True,
 )
 
@@ -67,6 +70,7 @@ SERVER = Deployment(
     imports_files=True,
     tears_indexes=False,
     searches_words=True,
+    loses_filtered=False,
     buffers_rows=False,
 )
 

@@ -212,6 +212,14 @@ def search_parameters(index: Index, metric: Metric, k: int) -> dict[str, Any]:
     return {"metric_type": metric, "params": parameters}
 
 
+def likeness(rows: np.ndarray, vector: np.ndarray, metric: Metric) -> np.ndarray:
+    """What Milvus says of each row, float32 [n, d], and a vector, float32 [d]: float32 [n]; see `ann_search`."""
+    if metric == "L2":
+        return np.asarray(np.square(rows - vector).sum(axis=1))
+    products = rows @ vector
+    return products if metric == "IP" else products / (np.linalg.norm(rows, axis=1) * np.linalg.norm(vector))
+
+
 def present_index(client: "MilvusClient", collection: str) -> Index:
     """The index that a collection has, with what search parameters were kept for it, else the usual ones."""
     found = _built(client, collection)

@@ -9,8 +9,9 @@ import numpy as np
 
 from embedding_platform.errors import PlatformError
 from embedding_platform.milvus.connection import CALL_SECONDS, explaining
+from embedding_platform.milvus.deployment import deployment_of
 from embedding_platform.milvus.expressions import EVERYTHING, Expression, all_of, compare, none_of
-from embedding_platform.milvus.index import VECTOR_FIELD, ensure_loaded, search_parameters, tuned
+from embedding_platform.milvus.index import VECTOR_FIELD, ensure_loaded, likeness, search_parameters, thorough, tuned
 from embedding_platform.milvus.schema import (
     FIELD_NAMES,
     KEY_FIELD,
@@ -23,6 +24,9 @@ from embedding_platform.spaces import Index, Metric
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
+
+COMPARED_ROWS = 10_000
+"""Rows that are compared with a query one by one at most."""
 
 _IDS_PER_CALL = 1000
 _SOURCES_NAMED = 20
@@ -49,7 +53,15 @@ def search_rows(
         return []
     ensure_loaded(client, alias)
     place = restricted(client, alias, sources, condition)
-    index = tuned(client, alias, index)
+    found = _through_index(client, alias, vector, limit, tuned(client, alias, index), metric, place)
+    if place.condition and len(found) < limit and deployment_of(client).loses_filtered:
+        return _one_by_one(client, alias, vector, limit, thorough(index), metric, place)
+    return found
+
+
+def _through_index(
+    client: "MilvusClient", alias: str, vector: np.ndarray, limit: int, index: Index, metric: Metric, place: "Place"
+) -> list[dict[str, Any]]:
     with explaining(f"search {alias}"):
         answers = client.search(
             alias,
@@ -64,6 +76,24 @@ def search_rows(
             timeout=CALL_SECONDS,
         )
     return [row_of(hit, SCALAR_NAMES) for hit in answers[0]]
+
+
+def _one_by_one(
+    client: "MilvusClient", alias: str, vector: np.ndarray, limit: int, index: Index, metric: Metric, place: "Place"
+) -> list[dict[str, Any]]:
+    """The nearest of the rows in a place by comparing them all; through the index where they are too many for that."""
+    rows = rows_where(client, alias, place.condition, ("id", VECTOR_FIELD), COMPARED_ROWS, place.partitions)
+    if len(rows) == COMPARED_ROWS:
+        return _through_index(client, alias, vector, limit, index, metric, place)
+    if not rows:
+        return []
+    scores = likeness(np.asarray([row[VECTOR_FIELD] for row in rows], np.float32), vector, metric)
+    order = np.argsort(scores if metric == "L2" else -scores, kind="stable")[:limit]
+    score_of = {rows[place]["id"]: float(scores[place]) for place in order}
+    return [
+        {name: row[name] for name in SCALAR_NAMES} | {"score": score_of[row["id"]]}
+        for row in get_rows(client, alias, list(score_of))
+    ]
 
 
 def row_of(hit: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:

@@ -85,7 +85,9 @@ def reconcile_collection(
     written = _write(client, partition, live, ahead, sample, milvus, partial(_refuse_another, live, state), progress)
 
     started = perf_counter()
-    flush_rows(client, partition.collection, written.rows)
+    if partition.name:
+        # Where a key places the rows, its index would have to find the few of one source, and loses them.
+        flush_rows(client, partition.collection, written.rows)
     index_built = ensure_index(client, partition.collection, space.index, space.metric)
     indexed = perf_counter()
     index = tuned(client, partition.collection, space.index)

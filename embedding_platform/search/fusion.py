@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from embedding_platform.milvus.index import VECTOR_FIELD
+from embedding_platform.milvus.index import VECTOR_FIELD, likeness
 from embedding_platform.spaces import Metric
 
 CANDIDATES = 100
@@ -36,14 +36,6 @@ def fused(
         if row["id"] in rows:
             rows[row["id"]]["score"] += share
         else:
-            likeness = _likeness(vector, np.asarray(row[VECTOR_FIELD], np.float32), metric)
-            rows[row["id"]] = {**row, "vector_score": likeness, "score": share}
+            (near_by,) = likeness(np.asarray([row[VECTOR_FIELD]], np.float32), vector, metric)
+            rows[row["id"]] = {**row, "vector_score": float(near_by), "score": share}
     return sorted(rows.values(), key=lambda row: -row["score"])[:limit]
-
-
-def _likeness(one: np.ndarray, other: np.ndarray, metric: Metric) -> float:
-    """What Milvus says of two vectors."""
-    if metric == "L2":
-        return float(np.square(one - other).sum())
-    product = float(one @ other)
-    return product if metric == "IP" else product / float(np.linalg.norm(one) * np.linalg.norm(other))

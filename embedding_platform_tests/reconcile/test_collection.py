@@ -8,6 +8,7 @@ import pytest
 
 from embedding_platform import layout
 from embedding_platform.errors import PlatformError
+from embedding_platform.milvus import index as indexing
 from embedding_platform.milvus.connection import connect
 from embedding_platform.milvus.index import present_index
 from embedding_platform.milvus.query import get_rows
@@ -42,6 +43,18 @@ def test_a_sync_writes_exactly_what_was_added_edited_and_deleted(client, lake):
 
     third = collect(client, lake)
     assert (third.sync.batches, third.index_built, third.data_version) == (0, False, second.data_version)
+
+
+def test_a_large_load_is_flushed_and_nothing_else_is(client, lake, monkeypatch):
+    flushed: list[str] = []
+    monkeypatch.setattr(client, "flush", lambda name, timeout: flushed.append(name))
+    monkeypatch.setattr(indexing, "FLUSHED_ROWS", 5)
+    report = collect(client, lake)
+    assert flushed == [report.collection]
+    lake.write("n5", 5)
+    lake.run()
+    assert collect(client, lake).sync.upserted == 1
+    assert flushed == [report.collection]
 
 
 def test_rows_that_somebody_dropped_come_back(client, lake):

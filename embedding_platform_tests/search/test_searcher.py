@@ -1,5 +1,6 @@
 """Searches of a small lake with the starter models: by words, files and rows, filtered and hybrid."""
 
+import textwrap
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -81,13 +82,20 @@ def test_a_hit_says_what_it_is_and_where(searcher):
     assert as_json({TEXT: [first]})[TEXT][0]["path"] == "bees.txt"
 
 
-def test_three_lines_are_a_search(platform, tmp_path, monkeypatch):
-    settings = tmp_path / "mine.yaml"
-    settings.write_text(
+def test_the_three_lines_of_the_documentation_run(platform, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "search.md").read_text()
+    begun = page.partition("`Searcher.open")[0]
+    lines = [line for line in begun.splitlines() if line.startswith("    ")]
+    (tmp_path / "embedding_platform.yaml").write_text(
         f"{{spaces: [{TEXT}], media_root: {platform.settings.media_url}, store_root: {platform.store}, "
         f"milvus: {{uri: {platform.settings.milvus_uri}}}}}"
     )
     monkeypatch.chdir(tmp_path)
+    assert len(lines) == 3
+    found: dict[str, object] = {}
+    exec(textwrap.dedent("\n".join(lines)), found)
+    assert str(found["passages"]).startswith(NOTES["volcano.txt"])
+    (tmp_path / "embedding_platform.yaml").rename(tmp_path / "mine.yaml")
     hits = Searcher.open("mine.yaml").search("birds that swim", TEXT, limit=1)
     assert paths(hits) == ["penguins.txt"]
 
