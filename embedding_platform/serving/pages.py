@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.responses import HTMLResponse, RedirectResponse
 
 from embedding_platform.serving.access import COOKIE, is_own_page, same_token, sign_in
-from embedding_platform.serving.answers import SearchAnswer, run_page
+from embedding_platform.serving.answers import run_page
 from embedding_platform.serving.filters import Narrowed, narrowed
 from embedding_platform.serving.passages import excerpt, marked
 from embedding_platform.serving.refused import RefusedError
@@ -74,8 +74,10 @@ def add_pages(app: FastAPI, service: Service) -> None:
     @app.get("/more-like/{modality}/{name}/{row_id}", include_in_schema=False)
     def more_like(modality: str, name: str, row_id: str, limit: int = 12) -> Response:
         """The rows nearest to one that was found."""
-        found: SearchAnswer = service.more_like(f"{modality}/{name}", row_id, limit)
-        return page(fields=PageFields(space=[f"{modality}/{name}"]), answer=found, like=f"{modality}/{name}/{row_id}")
+        space = f"{modality}/{name}"
+        row = service.row(space, row_id)
+        found = service.more_like(space, row_id, limit)
+        return page(fields=PageFields(space=[space]), answer=found, like=f"{row['source']}/{row['path']}")
 
     @app.get("/passage/{modality}/{name}/{row_id}", include_in_schema=False)
     def passage(modality: str, name: str, row_id: str, words: Annotated[str, Query(max_length=2000)] = "") -> Response:

@@ -59,10 +59,11 @@ class Service:
 
     def __init__(self, open_platform: Callable[[], Platform]) -> None:
         self._open_platform = open_platform
-        self._changing = threading.Lock()
+        self._asking = threading.Lock()
         self._platform = open_platform()
         self._searcher = Searcher(self._platform)
-        self._answered = 0.0
+        self._answered = -_SECONDS_BELIEVED
+        self._missed = (-_SECONDS_BELIEVED, "")
         self._spaces: tuple[float, list[SpaceAnswer]] = (0.0, [])
         places = self._platform.settings.serving.concurrent_searches
         self._places = threading.BoundedSemaphore(places)
@@ -85,20 +86,21 @@ class Service:
                 self._searcher.search(Query(role, (content,), name), space.key, limit=1)
 
     def check_milvus(self) -> None:
-        """See that Milvus answers; what it said within the last second is believed.
+        """See that Milvus answers, asking for all requests at once; what came of it within the last second is believed.
 
         Raises:
             MilvusError: if it does not.
         """
-        if time.monotonic() - self._answered < _SECONDS_BELIEVED:
-            return
-        try:
-            self._ask_milvus()
-        except MilvusError:
-            with self._changing:
-                self._platform = self._open_platform()
-                self._searcher = Searcher(self._platform)
-            self._ask_milvus()
+        with self._asking:
+            if time.monotonic() - self._answered < _SECONDS_BELIEVED:
+                return
+            missed, reason = self._missed
+            if time.monotonic() - missed < _SECONDS_BELIEVED:
+                raise MilvusError(reason)
+            try:
+                self._ask_milvus()
+            except MilvusError:
+                self._open_anew()
 
     def spaces(self) -> list[SpaceAnswer]:
         """The published spaces with their sources; a few seconds old at most.
@@ -152,15 +154,18 @@ class Service:
         """The rows nearest to one that a space holds.
 
         Raises:
-            RefusedError: if the space does not hold the row.
+            RefusedError: 404 if the space is not published or does not hold the row.
         """
         self.check_limit(limit)
-        row = self.row(space, row_id)
+        self.check_milvus()
         started = time.perf_counter()
-        hits = self._searcher.more_like(row_id, space, limit=limit)
-        return SearchAnswer(
-            query=f"{row['source']}/{row['path']}", spaces=[self._space_hits(space, hits, started, "", None)]
-        )
+        try:
+            hits = self._searcher.more_like(row_id, space, limit=limit)
+        except MilvusError:
+            raise
+        except PlatformError as error:
+            raise RefusedError(404, str(error)) from None
+        return SearchAnswer(query=row_id, spaces=[self._space_hits(space, hits, started, "", None)])
 
     def words_query(self, words: str) -> Query:
         """A query in words.
@@ -317,6 +322,18 @@ class Service:
     def _opened(self, row: dict[str, Any]) -> OpenFile:
         # By source and path: the uri is as old as the row, and whoever writes to Milvus might write any.
         return open_inside(self._platform.settings.media_url, row["source"], row["path"])
+
+    def _open_anew(self) -> None:
+        """Look for Milvus where it may be by now, not as patiently as at the start, since somebody waits."""
+        opened = self._open_platform()
+        milvus = opened.settings.milvus.model_copy(update={"timeout_seconds": SECONDS_TO_ANSWER})
+        self._platform = replace(opened, settings=opened.settings.model_copy(update={"milvus": milvus}))
+        self._searcher = Searcher(self._platform)
+        try:
+            self._ask_milvus()
+        except MilvusError as error:
+            self._missed = (time.monotonic(), str(error))
+            raise
 
     def _ask_milvus(self) -> None:
         with explaining("say that it is there"):

@@ -116,7 +116,8 @@ def test_more_like_this_leaves_the_row_itself_out(client: TestClient, hit: Any) 
     hits = answer["spaces"][0]["hits"]
     assert len(hits) == 4
     assert found["id"] not in {one["id"] for one in hits}
-    assert answer["query"] == f"{found['source']}/{found['path']}"
+    assert answer["query"] == found["id"]
+    assert f"More like <b>{found['source']}/{found['path']}</b>" in client.get(found["links"]["more_like"]).text
 
 
 def test_words_and_vectors_are_searched_together_where_a_space_has_both(client: TestClient) -> None:
@@ -262,6 +263,7 @@ def test_without_milvus_the_answer_is_one_line_and_comes_back_with_it(
         page = client.get("/?words=bees")
         assert page.status_code == 503
         assert "no Milvus answers at nowhere; start it" in page.text
+    monkeypatch.setattr(service_module, "_SECONDS_BELIEVED", 0.0)
     assert client.get("/api/search", **asked).status_code == 200
 
 
