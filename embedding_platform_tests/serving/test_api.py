@@ -141,7 +141,7 @@ def test_words_and_vectors_are_searched_together_where_a_space_has_both(client: 
         ({"where": "width=..64"}, lambda hit: hit["attributes"]["width"] <= 64),
         ({"after": "2020-01-01", "before": "2999-01-01T00:00:00+00:00"}, lambda hit: True),
     ],
-    ids=str,
+    ids=["one source", "two sources", "an odd source", "path", "attribute", "range", "time"],
 )
 def test_filters_keep_what_they_name_and_all_of_it(client: TestClient, params: dict[str, Any], kept: Any) -> None:
     everything = search(client, words="a circle", space="image/clip", limit=100)["spaces"][0]["hits"]
