@@ -1,4 +1,4 @@
-"""`embedding-platform up` in a project folder of a test's own: started, asked, killed, and started again."""
+"""`embedding-platform up` in a project folder of a test's own: started, asked by GraphQL, killed, and started again."""
 
 import contextlib
 import json
@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ import psutil
 
 ROOT = Path(__file__).parents[1]
 
-PATIENCE_SECONDS = 240.0
+LOCATION = {"repositoryName": "__repository__", "repositoryLocationName": "embedding_platform"}
+
+PATIENCE_SECONDS = 300.0
 
 
 def make_project(folder: Path, **settings: str) -> None:
@@ -90,8 +92,13 @@ class RunningPlatform:
         """The number of each part's process by its name."""
         return {name: pid for name, pid, _ in self.note()["parts"]}
 
+    @property
+    def milvus_note(self) -> Path:
+        """Where the local Milvus server says that it is."""
+        return self.folder / ".embedding_platform" / "milvus.server.json"
+
     def milvus_pid(self) -> int:
-        return int(json.loads((self.folder / ".embedding_platform" / "milvus.server.json").read_text())["pid"])
+        return int(json.loads(self.milvus_note.read_text())["pid"])
 
     def everybody(self) -> list[psutil.Process]:
         """The process and all that it has started, run workers too."""
@@ -104,8 +111,29 @@ class RunningPlatform:
             return urllib.request.urlopen(f"{self.address}/server_info", timeout=5).status == 200
         return False
 
-    def finds(self, words: str, path: str) -> bool:
-        return path in self.call("search", words, "--limit", "1").stdout
+    def search(self, words: str) -> str:
+        """What the command line finds first."""
+        return self.call("search", words, "--limit", "1").stdout
+
+    def write(self, source: str, name: str, text: str) -> None:
+        folder = self.folder / "media" / source
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+
+    def processes(self, *parts: str) -> list[psutil.Process]:
+        """The processes below whose command line holds all of the parts."""
+        assert self.process is not None
+        found = []
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if all(part in " ".join(process.cmdline()) for part in parts):
+                    found.append(process)
+        return found
+
+    def workers(self) -> list[psutil.Process]:
+        """The processes in which runs go on: what code servers have spawned."""
+        found = self.processes("multiprocessing.spawn", "spawn_main")
+        return [process for process in found if "resource_tracker" not in " ".join(process.cmdline())]
 
     def interrupt(self) -> int:
         """One Ctrl-C; returns the exit status."""
@@ -118,9 +146,85 @@ class RunningPlatform:
         if not self.has_ended():
             self.interrupt()
 
+    def ask(self, query: str, **variables: Any) -> Any:
+        """The answer of GraphQL; the one field of it where there is one."""
+        body = json.dumps({"query": query, "variables": variables}).encode()
+        request = urllib.request.Request(f"{self.address}/graphql", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as response:
+            answer = json.load(response)
+        assert "errors" not in answer, answer["errors"]
+        (value,) = answer["data"].values()
+        return value
 
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = PATIENCE_SECONDS) -> None:
+    def launch(self, job: str, source: str, assets: list[list[str]] | None = None) -> str:
+        """Launch a run as the launchpad does; its id."""
+        selector = {"repositoryName": LOCATION["repositoryName"], "pipelineName": job}
+        selector["repositoryLocationName"] = LOCATION["repositoryLocationName"]
+        chosen = {"assetSelection": [{"path": path} for path in assets]} if assets else {}
+        answer = self.ask(
+            """mutation ($params: ExecutionParams!) { launchRun(executionParams: $params) {
+                __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message }
+                ... on RunConfigValidationInvalid { errors { message } } } }""",
+            params={
+                "selector": {**selector, **chosen},
+                "mode": "default",
+                "executionMetadata": {"tags": [{"key": "dagster/partition", "value": source}]},
+            },
+        )
+        assert answer["__typename"] == "LaunchRunSuccess", answer
+        return str(answer["run"]["runId"])
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        answer = self.ask(
+            """query ($id: ID!) { runOrError(runId: $id) { ... on Run {
+                runId status parentRunId tags { key value } stepStats { stepKey status } assetMaterializations {
+                    partition assetKey { path } metadataEntries {
+                        label __typename ... on IntMetadataEntry { intValue } } } } } }""",
+            id=run_id,
+        )
+        return dict(answer)
+
+    def runs(self, **wanted: Any) -> list[dict[str, Any]]:
+        """Runs, the newest first, that a filter of GraphQL lets through."""
+        answer = self.ask(
+            """query ($filter: RunsFilter) { runsOrError(filter: $filter) { ... on Runs { results {
+                runId status parentRunId pipelineName tags { key value } } } } }""",
+            filter=wanted,
+        )
+        return list(answer["results"])
+
+    def await_run(self, run_id: str, *statuses: str) -> dict[str, Any]:
+        """The run once it has one of the statuses; without any, once it has ended."""
+        ends = statuses or ("SUCCESS", "FAILURE", "CANCELED")
+        wait_until(lambda: self.run(run_id)["status"] in ends, f"run {run_id} is {' or '.join(ends)}")
+        return self.run(run_id)
+
+    def count(self, asset: list[str], name: str) -> int:
+        """A number of the asset's metadata, summed over all of its materializations."""
+        answer = self.ask(
+            """query ($key: AssetKeyInput!) { assetOrError(assetKey: $key) { ... on Asset {
+                assetMaterializations { metadataEntries { label ... on IntMetadataEntry { intValue } } } } } }""",
+            key={"path": asset},
+        )
+        # Nothing is known of an asset that was never materialized.
+        entries = [entry for one in answer.get("assetMaterializations", ()) for entry in one["metadataEntries"]]
+        return sum(entry["intValue"] for entry in entries if entry["label"] == name)
+
+
+@contextlib.contextmanager
+def running_project(folder: Path, **settings: str) -> Iterator[RunningPlatform]:
+    """A project that runs until the context ends; its sensors look often, and believe in quiet soon."""
+    make_project(folder, **{"listing": "{quiet_seconds: 1}", **settings})
+    platform = RunningPlatform(folder)
+    platform.start()
+    try:
+        yield platform
+    finally:
+        platform.end()
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = PATIENCE_SECONDS, every: float = 0.5) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain until {what}"
-        time.sleep(0.2)
+        time.sleep(every)

@@ -8,7 +8,7 @@ from embedding_platform.platform import Platform
 from embedding_platform.reconcile.files import reconcile_files
 from embedding_platform.reconcile.segments import reconcile_segments
 from embedding_platform.settings import load_settings
-from embedding_platform_tests.web_ui_process import LOCATION, WebUi, wait_until
+from embedding_platform_tests.running_platform import LOCATION, RunningPlatform, running_project, wait_until
 
 pytestmark = pytest.mark.long
 
@@ -19,19 +19,14 @@ TEXTS = 3
 
 
 @pytest.fixture(scope="module")
-def web_ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUi]:
+def web_ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningPlatform]:
     """A running web UI without media, whose sensor was stopped by hand."""
-    settings = "spaces: [text/minilm]\nsensor_seconds: 5\nlisting: {quiet_seconds: 1}\n"
-    opened = WebUi(tmp_path_factory.mktemp("project"), settings)
-    opened.start()
-    try:
-        set_sensor(opened, running=False)
-        yield opened
-    finally:
-        opened.stop()
+    with running_project(tmp_path_factory.mktemp("project")) as running:
+        set_sensor(running, running=False)
+        yield running
 
 
-def sensor_state(web_ui: WebUi) -> dict[str, str]:
+def sensor_state(web_ui: RunningPlatform) -> dict[str, str]:
     answer = web_ui.ask(
         """query ($one: SensorSelector!) { sensorOrError(sensorSelector: $one) {
             ... on Sensor { sensorState { id status } } } }""",
@@ -40,7 +35,7 @@ def sensor_state(web_ui: WebUi) -> dict[str, str]:
     return dict(answer["sensorState"])
 
 
-def set_sensor(web_ui: WebUi, running: bool) -> None:
+def set_sensor(web_ui: RunningPlatform, running: bool) -> None:
     if running:
         query = """mutation ($one: SensorSelector!) { startSensor(sensorSelector: $one) {
             ... on Sensor { sensorState { status } } } }"""
@@ -53,7 +48,7 @@ def set_sensor(web_ui: WebUi, running: bool) -> None:
     assert answer["instigationState"]["status"] == "STOPPED"
 
 
-def add_source(web_ui: WebUi, source: str) -> None:
+def add_source(web_ui: RunningPlatform, source: str) -> None:
     answer = web_ui.ask(
         """mutation ($where: RepositorySelector!, $key: String!) { addDynamicPartition(
             repositorySelector: $where, partitionsDefName: "text_sources", partitionKey: $key) { __typename } }""",
@@ -63,7 +58,7 @@ def add_source(web_ui: WebUi, source: str) -> None:
     assert answer["__typename"] == "AddDynamicPartitionSuccess"
 
 
-def test_all_definitions_are_there_and_run_by_themselves(web_ui: WebUi) -> None:
+def test_all_definitions_are_there_and_run_by_themselves(web_ui: RunningPlatform) -> None:
     (repository,) = web_ui.ask(
         """{ repositoriesOrError { ... on RepositoryConnection { nodes {
             name jobs { name } sensors { name sensorState { status } } schedules { name scheduleState { status } }
@@ -77,11 +72,11 @@ def test_all_definitions_are_there_and_run_by_themselves(web_ui: WebUi) -> None:
     assert schedules == dict.fromkeys(("text_nightly", "hourly_probe", "weekly_maintenance"), "RUNNING")
 
 
-def test_a_run_of_one_source_finishes_with_metadata_and_checks_and_can_be_searched(web_ui: WebUi) -> None:
+def test_a_run_of_one_source_finishes_with_metadata_and_checks_and_can_be_searched(web_ui: RunningPlatform) -> None:
     web_ui.write("letters", "storm.txt", "A storm tore the roof from the lighthouse.")
     add_source(web_ui, "letters")
     run = web_ui.await_run(web_ui.launch("text_sync", "letters"))
-    assert run["status"] == "SUCCESS", web_ui.log[-3000:]
+    assert run["status"] == "SUCCESS", web_ui.log()[-3000:]
     made = {"/".join(one["assetKey"]["path"]): one for one in run["assetMaterializations"]}
     assert set(made) == {"text/files", "text/segments", *("/".join(path) for path in SPACE)}
     assert {key: one["partition"] for key, one in made.items() if not key.endswith("published")} == dict.fromkeys(
@@ -98,18 +93,18 @@ def test_a_run_of_one_source_finishes_with_metadata_and_checks_and_can_be_search
     assert "letters/storm.txt" in web_ui.search("damage by wind")
 
 
-def test_one_space_of_one_source_can_be_launched_alone(web_ui: WebUi) -> None:
+def test_one_space_of_one_source_can_be_launched_alone(web_ui: RunningPlatform) -> None:
     web_ui.write("diaries", "may.txt", "It rained all of May, and the cellar stood under water.")
     list_and_cut(web_ui, "diaries")
     add_source(web_ui, "diaries")
     run = web_ui.await_run(web_ui.launch("__ASSET_JOB", "diaries", SPACE))
-    assert run["status"] == "SUCCESS", web_ui.log[-3000:]
+    assert run["status"] == "SUCCESS", web_ui.log()[-3000:]
     assert {"/".join(one["assetKey"]["path"]) for one in run["assetMaterializations"]} == {
         "/".join(path) for path in SPACE
     }
 
 
-def test_a_probe_can_be_launched_and_leaves_its_verdicts_on_the_published_asset(web_ui: WebUi) -> None:
+def test_a_probe_can_be_launched_and_leaves_its_verdicts_on_the_published_asset(web_ui: RunningPlatform) -> None:
     run_id = web_ui.ask(
         """mutation ($params: ExecutionParams!) { launchRun(executionParams: $params) {
             ... on LaunchRunSuccess { run { runId } } } }""",
@@ -122,7 +117,7 @@ def test_a_probe_can_be_launched_and_leaves_its_verdicts_on_the_published_asset(
             "mode": "default",
         },
     )["run"]["runId"]
-    assert web_ui.await_run(run_id)["status"] == "SUCCESS", web_ui.log[-3000:]
+    assert web_ui.await_run(run_id)["status"] == "SUCCESS", web_ui.log()[-3000:]
     for check in ("probe_recall", "probe_freshness", "failed_sources"):
         (execution,) = web_ui.ask(
             """query ($key: AssetKeyInput!, $check: String!) {
@@ -133,7 +128,7 @@ def test_a_probe_can_be_launched_and_leaves_its_verdicts_on_the_published_asset(
         assert execution == {"status": "SUCCEEDED", "runId": run_id}
 
 
-def test_a_sensor_that_is_started_makes_a_new_file_searchable_with_no_click(web_ui: WebUi) -> None:
+def test_a_sensor_that_is_started_makes_a_new_file_searchable_with_no_click(web_ui: RunningPlatform) -> None:
     web_ui.write("hives", "bees.txt", "Bees dance to tell where the flowers are.")
     set_sensor(web_ui, running=True)
     by_sensor = {"key": "dagster/sensor_name", "value": "text_media"}
@@ -148,7 +143,9 @@ def test_a_sensor_that_is_started_makes_a_new_file_searchable_with_no_click(web_
     assert len(web_ui.runs(**wanted)) == 1
 
 
-def test_a_backfill_of_a_space_is_cancelled_at_once_and_taken_up_without_embedding_twice(web_ui: WebUi) -> None:
+def test_a_backfill_is_cancelled_at_once_and_taken_up_without_embedding_twice(
+    web_ui: RunningPlatform,
+) -> None:
     for source in SOURCES:
         for number in range(TEXTS):
             web_ui.write(source, f"{number}.txt", f"Shelf {number} of {source} holds the maps of that year.")
@@ -177,14 +174,14 @@ def test_a_backfill_of_a_space_is_cancelled_at_once_and_taken_up_without_embeddi
     assert SOURCES[-1] in web_ui.search(f"maps of {SOURCES[-1]}")
 
 
-def list_and_cut(web_ui: WebUi, source: str) -> None:
+def list_and_cut(web_ui: RunningPlatform, source: str) -> None:
     """Do what comes before the assets of a space."""
     platform = Platform(load_settings(web_ui.folder / "embedding_platform.yaml"))
     reconcile_files(platform.store, platform.settings.media_url, "text", source)
     reconcile_segments(platform.store, "text", source, platform.cutting)
 
 
-def backfill(web_ui: WebUi) -> str:
+def backfill(web_ui: RunningPlatform) -> str:
     """Launch a backfill of the space over all sources; its id."""
     answer = web_ui.ask(
         """mutation ($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $params) {
@@ -195,7 +192,7 @@ def backfill(web_ui: WebUi) -> str:
     return str(answer["backfillId"])
 
 
-def backfill_status(web_ui: WebUi, backfill_id: str) -> str:
+def backfill_status(web_ui: RunningPlatform, backfill_id: str) -> str:
     answer = web_ui.ask(
         "query ($id: String!) { partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill { status } } }",
         id=backfill_id,

@@ -1,13 +1,23 @@
-"""`embedding-platform up` as a person meets it: the graph in a browser, and a sensor that does its work."""
+"""`embedding-platform up` as a person meets it in a browser: the graph, a run, its numbers, a sensor, a backfill."""
 
+import contextlib
+import re
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from embedding_platform_tests.web_ui_process import WebUi, wait_until
+from embedding_platform_tests.running_platform import RunningPlatform, running_project, wait_until
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+JOB = "/locations/embedding_platform/jobs/text_sync"
+SENSOR = "/locations/embedding_platform/sensors/text_media"
 
 pytestmark = [
     pytest.mark.browser,
@@ -16,40 +26,96 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def web_ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUi]:
-    settings = "spaces: [text/minilm]\nsensor_seconds: 5\nlisting: {quiet_seconds: 1}\n"
-    opened = WebUi(tmp_path_factory.mktemp("project"), settings)
-    opened.write("letters", "storm.txt", "A storm tore the roof from the lighthouse.")
-    opened.start()
-    try:
-        yield opened
-    finally:
-        served = opened.note.exists()
-        opened.stop()
-        assert served, "the local Milvus is served while the web UI runs"
-        assert not opened.note.exists(), "and stops with it"
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningPlatform]:
+    folder = tmp_path_factory.mktemp("project")
+    with running_project(folder) as platform:
+        platform.write("letters", "storm.txt", "A storm tore the roof from the lighthouse.")
+        platform.write("notes", "soup.txt", "Simmer the lentils for half an hour.")
+        wait_until(lambda: "letters/storm.txt" in platform.search("damage by wind"), "the sensor's run is searchable")
+        assert platform.milvus_note.exists(), "the local Milvus is served while the web UI runs"
+        yield platform
+    assert not platform.milvus_note.exists(), "and stops with it"
 
 
-def test_the_sensor_indexes_what_it_finds_and_the_terminal_searches_beside_the_web_ui(web_ui: WebUi) -> None:
-    wait_until(lambda: "letters/storm.txt" in web_ui.search("damage by wind"), "the sensor's run is searchable")
-    web_ui.write("letters", "bees.txt", "Bees dance to tell where the flowers are.")
-    wait_until(lambda: "letters/bees.txt" in web_ui.search("insects"), "the new file is searchable")
-
-
-def test_the_graph_shows_the_chain_in_its_group(web_ui: WebUi) -> None:
+@pytest.fixture(scope="module")
+def page(running: RunningPlatform) -> Iterator["Page"]:
     from playwright.sync_api import sync_playwright
 
-    address, folder = web_ui.address, web_ui.folder
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1600, "height": 1000})
-        # The page of all groups shows them folded up.
-        page.goto(f"{address}/locations/embedding_platform/asset-groups/text/lineage")
-        for name in ("files", "segments", "embeddings", "collection", "published"):
-            page.get_by_text(name, exact=True).first.wait_for(timeout=60_000)
-        page.screenshot(path=str(folder / "graph.png"))
-        page.goto(f"{address}/automation")
-        page.get_by_text("text_media").first.wait_for(timeout=60_000)
-        page.get_by_text("text_nightly").first.wait_for(timeout=60_000)
+        opened = browser.new_page(viewport={"width": 1600, "height": 1000}, base_url=running.address)
+        opened.set_default_timeout(120_000)
+        yield opened
         browser.close()
-    assert (folder / "graph.png").stat().st_size > 10_000
+
+
+@pytest.fixture(scope="module")
+def screenshots(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where pictures of pages are kept: `pytest --screenshots FOLDER`."""
+    named = request.config.getoption("screenshots")
+    folder = Path(named) if named else tmp_path_factory.mktemp("screenshots")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def test_the_graph_shows_the_chain_in_its_group(page: "Page", screenshots: Path) -> None:
+    page.goto("/asset-groups")
+    for name in ("files", "segments", "embeddings", "collection", "published"):
+        page.get_by_text(name, exact=True).first.wait_for()
+    page.screenshot(path=screenshots / "graph.png")
+    page.goto("/automation")
+    page.get_by_text("text_media").first.wait_for()
+    page.get_by_text("text_nightly").first.wait_for()
+
+
+def test_a_source_is_materialized_by_hand_and_shows_its_numbers_pictures_and_checks(
+    page: "Page", screenshots: Path
+) -> None:
+    page.goto(JOB)
+    page.get_by_text("Materialize all").first.click()
+    page.get_by_text("Select a partition or create one").click()
+    page.get_by_text("letters", exact=True).locator("visible=true").last.click()
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Launch 1 run").click()
+    page.get_by_text("View", exact=True).last.click()
+    page.wait_for_url(re.compile("/runs/[0-9a-f-]{36}"))
+    page.get_by_text("Success", exact=True).first.wait_for()
+    page.goto("/assets/text/minilm/embeddings?view=partitions&partition=letters")
+    for number in ("unchanged", "dagster/partition_row_count", "mean_norm"):
+        page.get_by_text(number, exact=True).first.wait_for()
+    page.screenshot(path=screenshots / "embeddings.png", full_page=True)
+    page.get_by_text("[Show Markdown]").first.click()
+    page.get_by_alt_text("histogram of norms").first.wait_for()
+    page.goto("/assets/text/minilm/embeddings?view=checks")
+    for check in ("dimension", "finite", "zero", "norm", "collapse", "duplicates", "rejects"):
+        page.get_by_text(check, exact=True).first.wait_for()
+    page.screenshot(path=screenshots / "checks.png")
+
+
+def test_a_file_is_searchable_with_no_click_once_its_sensor_is_switched_on(
+    page: "Page", running: RunningPlatform
+) -> None:
+    page.goto(SENSOR)
+    switch = page.get_by_role("checkbox").first
+    switch.wait_for(state="attached")
+    assert switch.is_checked()
+    for on in (False, True):
+        switch.locator("xpath=..").click()
+        wait_until(lambda on=on: switch.is_checked() == on, f"the switch is {'on' if on else 'off'}")
+    running.write("letters", "bees.txt", "Bees dance to tell where the flowers are.")
+    wait_until(lambda: "letters/bees.txt" in running.search("insects"), "the new file is searchable")
+
+
+def test_a_backfill_of_all_sources_is_cancelled(page: "Page", running: RunningPlatform) -> None:
+    page.goto(JOB)
+    page.get_by_text("Materialize all").first.click()
+    page.get_by_role("button", name="All", exact=True).click()
+    page.get_by_role("button", name="Launch backfill").click()
+    page.get_by_text("View", exact=True).last.click()
+    page.wait_for_url(re.compile("/runs/b/"))
+    page.get_by_role("button").last.click()
+    page.get_by_text("Cancel", exact=False).first.click()
+    with contextlib.suppress(TimeoutError):
+        page.get_by_role("button", name=re.compile("Cancel")).last.click(timeout=3000)
+    page.get_by_text(re.compile("Cancel(l)?ed|Canceling")).first.wait_for()
+    assert "letters/storm.txt" in running.search("damage by wind"), "nothing was lost"

@@ -1,14 +1,12 @@
 """kill -9 of what runs beside each other: the process of a run, the daemon, the web server, the local Milvus."""
 
-import json
 import os
 import signal
 from collections.abc import Iterator
 
-import psutil
 import pytest
 
-from embedding_platform_tests.web_ui_process import WebUi, wait_until
+from embedding_platform_tests.running_platform import RunningPlatform, running_project, wait_until
 
 pytestmark = pytest.mark.long
 
@@ -17,17 +15,12 @@ FROM_EMBEDDINGS = {f"text__minilm__{stage}" for stage in ("embeddings", "collect
 
 
 @pytest.fixture(scope="module")
-def web_ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUi]:
-    settings = "spaces: [text/minilm]\nsensor_seconds: 5\nlisting: {quiet_seconds: 1}\n"
-    opened = WebUi(tmp_path_factory.mktemp("project"), settings)
-    opened.start()
-    try:
-        yield opened
-    finally:
-        opened.stop()
+def web_ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningPlatform]:
+    with running_project(tmp_path_factory.mktemp("project")) as running:
+        yield running
 
 
-def begun(web_ui: WebUi, source: str, step: str) -> str:
+def begun(web_ui: RunningPlatform, source: str, step: str) -> str:
     """The run that the sensor requests of a new source, once the step of it has begun."""
     web_ui.write(source, "note.txt", f"The {source} sailed at dawn with a cargo of lemons.")
     wanted = {"tags": [{"key": "dagster/partition", "value": source}]}
@@ -42,7 +35,7 @@ def begun(web_ui: WebUi, source: str, step: str) -> str:
     return str(run_id)
 
 
-def await_retry(web_ui: WebUi, source: str, killed: str) -> dict[str, object]:
+def await_retry(web_ui: RunningPlatform, source: str, killed: str) -> dict[str, object]:
     """The run that takes up the one that was killed, once it has succeeded."""
     wanted = {"tags": [{"key": "dagster/partition", "value": source}]}
 
@@ -54,19 +47,19 @@ def await_retry(web_ui: WebUi, source: str, killed: str) -> dict[str, object]:
     return web_ui.await_run(run_id, "SUCCESS")
 
 
-def claimed(web_ui: WebUi) -> int:
+def claimed(web_ui: RunningPlatform) -> int:
     """Places in pools that some run holds."""
     pools = web_ui.ask("{ instance { concurrencyLimits { concurrencyKey claimedSlots { runId } } } }")
     return sum(len(pool["claimedSlots"]) for pool in pools["concurrencyLimits"])
 
 
-def assert_searchable_once(web_ui: WebUi, source: str, embedded_before: int) -> None:
+def assert_searchable_once(web_ui: RunningPlatform, source: str, embedded_before: int) -> None:
     assert web_ui.count(EMBEDDINGS, "embedded") - embedded_before == 1
     assert f"{source}/note.txt" in web_ui.search(f"the {source} with lemons")
     assert claimed(web_ui) == 0
 
 
-def test_a_run_whose_process_is_killed_is_taken_up_at_its_step(web_ui: WebUi) -> None:
+def test_a_run_whose_process_is_killed_is_taken_up_at_its_step(web_ui: RunningPlatform) -> None:
     embedded = web_ui.count(EMBEDDINGS, "embedded")
     run_id = begun(web_ui, "brig", "text__minilm__embeddings")
     (worker,) = web_ui.workers()
@@ -77,45 +70,35 @@ def test_a_run_whose_process_is_killed_is_taken_up_at_its_step(web_ui: WebUi) ->
     assert {step["stepKey"] for step in retry["stepStats"]} == FROM_EMBEDDINGS, "files and segments are not done again"
     assert_searchable_once(web_ui, "brig", embedded)
     told = f"run {run_id[:8]} of text_sync failed: source brig text/minilm/embeddings: "
-    wait_until(lambda: told in web_ui.log, "the failure is told in one line")
-    line = next(line for line in web_ui.log.splitlines() if told in line)
+    wait_until(lambda: told in web_ui.log(), "the failure is told in one line")
+    line = next(line for line in web_ui.log().splitlines() if told in line)
     assert "terminated by signal 9" in line
     assert line.endswith("nothing to do: it is started again from this step")
 
 
-@pytest.mark.parametrize(
-    ("service", "parts"),
-    [("schooner", ("dagster._daemon", "run")), ("ketch", ("dagster_webserver",))],
-    ids=["daemon", "web server"],
-)
-def test_a_run_survives_that_a_service_is_killed_and_all_are_started_again(
-    web_ui: WebUi, service: str, parts: tuple[str, ...]
-) -> None:
+@pytest.mark.parametrize("service", ["daemon", "web server", "code location embedding_platform"])
+def test_a_run_survives_that_a_service_is_killed_and_started_again(web_ui: RunningPlatform, service: str) -> None:
     embedded = web_ui.count(EMBEDDINGS, "embedded")
-    begun(web_ui, service, "text__minilm__embeddings")
-    process, *_ = web_ui.processes(*parts)
-    process.kill()
-    assert web_ui.process is not None
-    web_ui.process.wait(120)
-    assert not web_ui.note.exists(), "the local Milvus stops with them"
-    web_ui.start()
-    wait_until(lambda: f"{service}/note.txt" in web_ui.search(f"the {service} with lemons"), "it is searchable")
+    source = service.split()[0]
+    begun(web_ui, source, "text__minilm__embeddings")
+    os.kill(web_ui.parts()[service], signal.SIGKILL)
+    wait_until(lambda: f"{source}/note.txt" in web_ui.search(f"the {source} with lemons"), "it is searchable")
     unfinished = ["QUEUED", "NOT_STARTED", "STARTING", "STARTED", "CANCELING"]
     wait_until(lambda: not web_ui.runs(statuses=unfinished), "no run is left over")
-    assert_searchable_once(web_ui, service, embedded)
+    assert_searchable_once(web_ui, source, embedded)
 
 
-def test_a_run_is_taken_up_after_everything_died_at_once(web_ui: WebUi) -> None:
+def test_a_run_is_taken_up_after_everything_died_at_once(web_ui: RunningPlatform) -> None:
     embedded = web_ui.count(EMBEDDINGS, "embedded")
     run_id = begun(web_ui, "cutter", "text__minilm__embeddings")
     assert web_ui.process is not None
-    everything = [psutil.Process(web_ui.process.pid), *web_ui.processes()]
+    everything = web_ui.everybody()
     for process in everything:
         process.suspend()
     for process in everything:
         process.kill()
     web_ui.process.wait(60)
-    assert web_ui.note.exists(), "nobody had the time to tidy up"
+    assert web_ui.milvus_note.exists(), "nobody had the time to tidy up"
     web_ui.start()
     killed = web_ui.await_run(run_id, "FAILURE")
     assert {"key": "dagster/will_retry", "value": "true"} in killed["tags"]
@@ -125,12 +108,12 @@ def test_a_run_is_taken_up_after_everything_died_at_once(web_ui: WebUi) -> None:
 
 
 def test_a_local_milvus_that_is_killed_in_a_run_is_replaced_and_the_run_goes_on_or_is_made_again(
-    web_ui: WebUi,
+    web_ui: RunningPlatform,
 ) -> None:
     embedded = web_ui.count(EMBEDDINGS, "embedded")
     begun(web_ui, "yawl", "text__minilm__embeddings")
-    pid = json.loads(web_ui.note.read_text())["pid"]
+    pid = web_ui.milvus_pid()
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: "yawl/note.txt" in web_ui.search("the yawl with lemons"), "it is searchable")
-    assert json.loads(web_ui.note.read_text())["pid"] != pid
+    assert web_ui.milvus_pid() != pid
     assert_searchable_once(web_ui, "yawl", embedded)
