@@ -126,9 +126,10 @@ def serve(
             os.unlink(note)
 
 
-def served_at(data_dir: str) -> str | None:
-    """The uri at which a server of the Milvus Lite directory listens; None without one."""
-    return _served(_canonical(data_dir))[0]
+def is_served(data_dir: str) -> bool:
+    """Whether a server of the Milvus Lite directory listens, or is being replaced by another just now."""
+    address, is_kept = _served(_canonical(data_dir))
+    return address is not None or is_kept
 
 
 @contextmanager

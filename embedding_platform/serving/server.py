@@ -9,13 +9,16 @@ from types import FrameType
 import uvicorn
 
 from embedding_platform.errors import PlatformError
-from embedding_platform.milvus.connection import serve, served_at
+from embedding_platform.milvus.connection import is_served, serve
 from embedding_platform.platform import Platform
 from embedding_platform.serving.access import refuse_open_door
 from embedding_platform.serving.app import make_app
 
 MOST_CONNECTIONS = 200
 """At once; what comes beyond them is told to come again."""
+
+SECONDS_TO_END = 10
+"""What answers under way have to end, once the server is told to stop."""
 
 _HEADER_BYTES = 64 * 2**10
 
@@ -38,7 +41,7 @@ def serve_pages(platform: Platform, host: str, port: int, ready: Callable[[str],
 
         def opened() -> Platform:
             uri = platform.settings.milvus_uri
-            if not (":" in uri.partition("/")[0] or served_at(uri)):
+            if not (":" in uri.partition("/")[0] or is_served(uri)):
                 stack.enter_context(serve(uri))
             # A client of its own: that of a Milvus which went away finds no other.
             return Platform(platform.settings)
@@ -51,7 +54,10 @@ def serve_pages(platform: Platform, host: str, port: int, ready: Callable[[str],
             log_level="warning",
             access_log=False,
             server_header=False,
+            # Else a variable of the environment would tell whom to believe.
+            forwarded_allow_ips=["127.0.0.1", "::1"],
             limit_concurrency=MOST_CONNECTIONS,
+            timeout_graceful_shutdown=SECONDS_TO_END,
             h11_max_incomplete_event_size=_HEADER_BYTES,
         )
         uvicorn.Server(config).run([door])

@@ -11,7 +11,7 @@ import pytest
 
 from embedding_platform.errors import PlatformError
 from embedding_platform.milvus import connection
-from embedding_platform.milvus.connection import connect, serve
+from embedding_platform.milvus.connection import connect, is_served, serve
 from embedding_platform.milvus.index import ann_search, ensure_index
 from embedding_platform.milvus.partitions import Partition
 from embedding_platform.milvus.sync import read_rows, sync_partition
@@ -58,6 +58,7 @@ def directory(tmp_path):
 
 
 def test_processes_write_at_once_and_a_killed_server_loses_nothing(directory):
+    assert not is_served(directory)
     with serve(directory):
         client = connect(directory)
         collection = new_collection(client)
@@ -67,8 +68,11 @@ def test_processes_write_at_once_and_a_killed_server_loses_nothing(directory):
         ensure_index(client, collection, HNSW, "COSINE")
         with open(f"{directory}.server.json") as file:
             os.kill(json.load(file)["pid"], signal.SIGKILL)
+        # Another takes its place, which is no reason for anybody else to serve the directory.
+        assert is_served(directory)
         client.close()
 
+    assert not is_served(directory)
     with serve(directory):
         client = connect(directory)
         for number in range(WRITERS):
