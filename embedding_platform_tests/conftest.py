@@ -64,6 +64,15 @@ def platform(tmp_path: Path) -> Iterator[Platform]:
 
 
 @pytest.fixture(scope="session")
+def pictures(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that pictures of pages are kept in: that of `--screenshots`, else one of the test run."""
+    named = request.config.getoption("screenshots")
+    folder = Path(named) if named else tmp_path_factory.mktemp("screenshots")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A function from a family's name to the folder of its small model, saved on first use."""
     root = tmp_path_factory.mktemp("models")

@@ -49,27 +49,18 @@ def page(running: RunningPlatform) -> Iterator["Page"]:
         browser.close()
 
 
-@pytest.fixture(scope="module")
-def screenshots(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where pictures of pages are kept: `pytest --screenshots FOLDER`."""
-    named = request.config.getoption("screenshots")
-    folder = Path(named) if named else tmp_path_factory.mktemp("screenshots")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def test_the_graph_shows_the_chain_in_its_group(page: "Page", screenshots: Path) -> None:
+def test_the_graph_shows_the_chain_in_its_group(page: "Page", pictures: Path) -> None:
     page.goto("/asset-groups")
     for name in ("files", "segments", "embeddings", "collection", "published"):
         page.get_by_text(name, exact=True).first.wait_for()
-    page.screenshot(path=screenshots / "graph.png")
+    page.screenshot(path=pictures / "graph.png")
     page.goto("/automation")
     page.get_by_text("text_media").first.wait_for()
     page.get_by_text("text_nightly").first.wait_for()
 
 
 def test_a_source_is_materialized_by_hand_and_shows_its_numbers_pictures_and_checks(
-    page: "Page", screenshots: Path
+    page: "Page", pictures: Path
 ) -> None:
     page.goto(JOB)
     page.get_by_text("Materialize all").first.click()
@@ -83,13 +74,13 @@ def test_a_source_is_materialized_by_hand_and_shows_its_numbers_pictures_and_che
     page.goto("/assets/text/minilm/embeddings?view=partitions&partition=letters")
     for number in ("unchanged", "dagster/partition_row_count", "mean_norm"):
         page.get_by_text(number, exact=True).first.wait_for()
-    page.screenshot(path=screenshots / "embeddings.png", full_page=True)
+    page.screenshot(path=pictures / "embeddings.png", full_page=True)
     page.get_by_text("[Show Markdown]").first.click()
     page.get_by_alt_text("histogram of norms").first.wait_for()
     page.goto("/assets/text/minilm/embeddings?view=checks")
     for check in ("dimension", "finite", "zero", "norm", "collapse", "duplicates", "rejects"):
         page.get_by_text(check, exact=True).first.wait_for()
-    page.screenshot(path=screenshots / "checks.png")
+    page.screenshot(path=pictures / "checks.png")
 
 
 def test_a_file_is_searchable_with_no_click_once_its_sensor_is_switched_on(

@@ -65,15 +65,6 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
-@pytest.fixture(scope="module")
-def pictures(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the screenshots."""
-    named = request.config.getoption("screenshots")
-    folder = Path(named) if named else tmp_path_factory.mktemp("screenshots")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 @contextlib.contextmanager
 def opened(browser: Any, address: str, **context: Any) -> Iterator[Any]:
     """A page of its own, which may ask nobody but us and has nothing to complain of."""
