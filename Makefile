@@ -23,10 +23,10 @@ dev: $(INSTALLED) ## Open the Dagster web UI on http://127.0.0.1:3000, with daem
 # Two files at once, as much of the time tests wait for servers and for processes that they kill; in their order,
 # since those that take longest come first.
 test: $(INSTALLED_DEV) $(MILVUS) ## Run the test suite.
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --screenshots=build/screenshots
 
 test-long: $(INSTALLED_DEV) $(MILVUS) ## Run the tests that take minutes each, which `make test` leaves out.
-	$(BIN)/pytest -n 2 -m long
+	$(BIN)/pytest -n 2 -m long --dist loadfile
 
 lint: $(INSTALLED_DEV) ## Check style, format and types.
 	$(BIN)/ruff check .
