@@ -171,6 +171,7 @@ class Settings(BaseSettings):
     media_root: str = "media"
     store_root: str = ".embedding_platform/store"
     cache_root: str = ".embedding_platform/cache"
+    metadata_page: str = "docs/metadata.md"
     milvus: MilvusSettings = MilvusSettings()
     model_set: Literal["starter", "hub"] = "starter"
     spaces: list[str] | None = None
@@ -189,7 +190,6 @@ class Settings(BaseSettings):
     retention: RetentionSettings = RetentionSettings()
     sensor_seconds: int = Field(default=30, ge=5)
     nightly: str = "0 2 * * *"
-    metadata_page: str = "docs/metadata.md"
 
     @classmethod
     def settings_customise_sources(

@@ -9,8 +9,8 @@ import dagster as dg
 from embedding_platform.defs import checks, metadata
 from embedding_platform.defs.freshness import last_listings
 from embedding_platform.defs.partitions import set_name, sources_of
-from embedding_platform.defs.resources import PlatformResource, progress_of
-from embedding_platform.errors import PlatformError, UnsoundError
+from embedding_platform.defs.resources import PlatformResource, clear_failures, progress_of
+from embedding_platform.errors import UnsoundError
 from embedding_platform.media.cutting import Cutting, code_version
 from embedding_platform.media.items import verdict_code
 from embedding_platform.milvus.schema import alias_name
@@ -306,17 +306,15 @@ def _published(space: Space, fingerprint: str, settings: Settings) -> dg.AssetsD
 
 
 def _told(stage: str, work: Callable[[], dg.MaterializeResult]) -> Results:
-    """What the work came to. A PlatformError becomes a failure that shows its one line and is not retried.
-
-    Where a check stands for it, that check shows it as failed too.
-    """
-    try:
-        result = work()
-    except PlatformError as error:
-        verdict = checks.of_error(error, stage) if isinstance(error, UnsoundError) else None
-        if verdict is not None:
-            yield verdict
-        raise dg.Failure(description=str(error), allow_retries=False) from None
+    """What the work came to; a failure that a check stands for shows as failed there too."""
+    with clear_failures():
+        try:
+            result = work()
+        except UnsoundError as error:
+            verdict = checks.of_error(error, stage)
+            if verdict is not None:
+                yield verdict
+            raise
     yield result
 
 

@@ -1,16 +1,27 @@
-"""What runs share: the platform, and how they tell how far they are."""
+"""What runs share, and how a user's mistake shows: one line, no stack trace."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import dagster as dg
 
+from embedding_platform.errors import PlatformError
 from embedding_platform.platform import Platform
 
 SECONDS_BETWEEN_LOG_LINES = 5.0
 
 PlatformResource = dg.ResourceParam[Platform]
 """Annotation of the asset argument that receives the platform."""
+
+
+@contextmanager
+def clear_failures() -> Iterator[None]:
+    """Turn a PlatformError into a failure that shows its one line and is not retried."""
+    try:
+        yield
+    except PlatformError as error:
+        raise dg.Failure(description=str(error), allow_retries=False) from None
 
 
 def progress_of(context: dg.AssetExecutionContext, platform: Platform, what: str) -> Callable[[int, int], None]:
