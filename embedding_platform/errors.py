@@ -11,6 +11,14 @@ class PlatformError(Exception):
     """
 
 
+class RejectedError(Exception):
+    """One item cannot be used; the others go on.
+
+    The message is the reason, written for the person who owns the file. It lands in the
+    rejected table of the stage that met it.
+    """
+
+
 class UnsoundError(PlatformError):
     """A PlatformError that a check of the asset stands for, so that people see it among the checks as well.
 
@@ -28,14 +36,6 @@ class UnsoundError(PlatformError):
 
 class MilvusError(PlatformError):
     """Milvus does not answer, or not as it should: waiting or starting it mends that, asking otherwise does not."""
-
-
-class RejectedError(Exception):
-    """One item cannot be used; the others go on.
-
-    The message is the reason, written for the person who owns the file. It lands in the
-    rejected table of the stage that met it.
-    """
 
 
 def first_line(error: BaseException) -> str:

@@ -211,7 +211,7 @@ class Platform:
         """The collection that the space has, or is to have; `sources` is their number, where it is known already."""
         count = len(listed_sources(self.store, space.modality)) if sources is None else sources
         most_named = self.settings.milvus.named_partitions
-        words = self.settings.search_words and space.modality == "text"
+        words = self.settings.finds_words(space)
         return target_of(lambda: self.milvus, space, self.fingerprint(space), count, most_named, words)
 
     def _targets(self, modality: str, sources: int) -> list[Target]:

@@ -241,6 +241,7 @@ class Settings(BaseSettings):
     media_root: str = "media"
     store_root: str = ".embedding_platform/store"
     cache_root: str = ".embedding_platform/cache"
+    metadata_page: str = "docs/metadata.md"
     milvus: MilvusSettings = MilvusSettings()
     model_set: Literal["starter", "hub"] = "starter"
     spaces: list[str] | None = None
@@ -265,7 +266,6 @@ class Settings(BaseSettings):
     timezone: str = "UTC"
     schedules: list[ScheduleSettings] = []
     alerts: AlertSettings = AlertSettings()
-    metadata_page: str = "docs/metadata.md"
 
     @classmethod
     def settings_customise_sources(
@@ -317,6 +317,10 @@ class Settings(BaseSettings):
         """
         named = self.milvus.search_words
         return named if named is not None else "://" not in self.milvus_uri and not self.milvus.uri.startswith("unix:")
+
+    def finds_words(self, space: Space) -> bool:
+        """Whether rows of the space are found by the words of their texts too."""
+        return self.search_words and space.modality == "text"
 
     @property
     def milvus_in_place(self) -> MilvusSettings:

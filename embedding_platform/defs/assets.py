@@ -306,10 +306,7 @@ def _published(space: Space, fingerprint: str, settings: Settings) -> dg.AssetsD
 
 
 def _told(stage: str, work: Callable[[], dg.MaterializeResult]) -> Results:
-    """What the work came to. A PlatformError becomes a failure that shows its one line and is not retried.
-
-    Where a check stands for it, that check shows it as failed too.
-    """
+    """What the work came to; a failure that a check stands for shows as failed there too."""
     with clear_failures():
         try:
             result = work()

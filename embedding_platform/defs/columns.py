@@ -33,6 +33,7 @@ DESCRIPTIONS: Mapping[str, str] = {
     "text": "The passage or caption; nothing for other roles",
     "uri": "Whole path or URL of the file",
     "vector": "The embedding, float32",
+    "words": "The words of the text, as the sparse vector that Milvus makes of them",
     "version": "Changes with anything that decides the rest: two rows of equal key and version need no work",
 }
 """What a column holds, in whichever table it stands."""

@@ -63,7 +63,7 @@ def of_embeddings_asset(settings: Settings, space: Space, fingerprint: str) -> M
 
 def of_collection_asset(settings: Settings, space: Space, fingerprint: str) -> Metadata:
     """The same of a collection, and a link to the alias by which it is published."""
-    provenance = Target(space, fingerprint).provenance
+    provenance = Target(space, fingerprint, words=settings.finds_words(space)).provenance
     return {
         **_of_asset(settings, "collection", settings.milvus_uri, collection_columns(provenance)),
         "published_as": dg.MetadataValue.asset(dg.AssetKey([space.modality, space.name, "published"])),
@@ -74,7 +74,7 @@ def of_collection_asset(settings: Settings, space: Space, fingerprint: str) -> M
 
 def of_published_asset(settings: Settings, space: Space, fingerprint: str) -> Metadata:
     """The same of the alias, and a link to the collection that it is to point to."""
-    provenance = Target(space, fingerprint).provenance
+    provenance = Target(space, fingerprint, words=settings.finds_words(space)).provenance
     return {
         **_of_asset(settings, "published", settings.milvus_uri, collection_columns(provenance)),
         "dagster/table_name": alias_name(space.key),

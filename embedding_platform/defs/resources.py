@@ -1,4 +1,4 @@
-"""What runs share: the platform, how they tell how far they are, and how a user's mistake shows."""
+"""What runs share, and how a user's mistake shows: one line, no stack trace."""
 
 import time
 from collections.abc import Callable, Iterator

@@ -220,10 +220,11 @@ def provenance_of(description: Mapping[str, Any]) -> Provenance | None:
 
 def column_types(provenance: Provenance) -> dict[str, str]:
     """The type in words of each field of a collection, in order: "VARCHAR(32)", "FLOAT_VECTOR(384)"."""
-    return {
-        name: kind + (f"({', '.join(map(str, parameters.values()))})" if parameters else "")
-        for name, (kind, parameters) in _fields(provenance).items()
-    }
+    types = {}
+    for name, (kind, parameters) in _fields(provenance).items():
+        size = parameters.get("dim") or parameters.get("max_length")
+        types[name] = f"{kind}({size})" if size else kind
+    return types
 
 
 def row_versions(segments: pa.Table, root: str, fingerprint: str) -> pd.Series:

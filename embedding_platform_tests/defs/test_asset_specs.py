@@ -15,7 +15,7 @@ import pytest
 from embedding_platform import records
 from embedding_platform.definitions import build_definitions
 from embedding_platform.defs.columns import DESCRIPTIONS
-from embedding_platform.milvus.schema import FIELD_NAMES
+from embedding_platform.milvus.schema import FIELD_NAMES, WORDS_FIELD
 from embedding_platform.platform import Platform
 from embedding_platform_tests.conftest import open_platform
 
@@ -25,7 +25,8 @@ SNAPSHOT = Path(__file__).with_name("asset_specs.txt")
 def described(definitions: dg.Definitions) -> Iterator[str]:
     """A paragraph for each asset: what a person sees, and nothing that differs between machines."""
     checks: dict[dg.AssetKey, list[str]] = {}
-    for check in (spec for asset in definitions.assets or [] for spec in asset.check_specs):
+    made_by = [*(definitions.assets or []), *(definitions.asset_checks or [])]
+    for check in (spec for one in made_by for spec in one.check_specs):
         checks.setdefault(check.asset_key, []).append(f"{check.name}{'!' if check.blocking else ''}")
     for spec in sorted(definitions.resolve_all_asset_specs(), key=lambda spec: spec.key.to_user_string()):
         tags = {name: value for name, value in spec.tags.items() if not name.startswith("dagster/")}
@@ -39,7 +40,7 @@ def described(definitions: dg.Definitions) -> Iterator[str]:
         yield f"  tags        {', '.join(f'{name}={value}' for name, value in sorted(tags.items()))}"
         yield f"  code        {'versioned' if spec.code_version else 'not versioned'}"
         yield f"  metadata    {', '.join(sorted(spec.metadata))}"
-        yield f"  checks      {', '.join(checks[spec.key])}"
+        yield f"  checks      {', '.join(checks.get(spec.key, [])) or 'none'}"
         yield ""
 
 
@@ -70,7 +71,7 @@ def test_the_assets_are_as_written_down(definitions: dg.Definitions) -> None:
         ("text/files", records.ITEMS.names, "path"),
         ("text/segments", records.SEGMENTS.names, "segment_id"),
         ("text/minilm/embeddings", records.vectors_schema(1).names, None),
-        ("text/minilm/collection", list(FIELD_NAMES), "id"),
+        ("text/minilm/collection", [*FIELD_NAMES, WORDS_FIELD], "id"),
     ],
 )
 def test_columns_are_those_of_the_tables(
@@ -85,6 +86,7 @@ def test_every_column_is_described_and_nothing_else(definitions: dg.Definitions)
     shown = {
         column.name: column.description
         for spec in definitions.resolve_all_asset_specs()
+        if "dagster/column_schema" in spec.metadata
         for column in spec.metadata["dagster/column_schema"].value.columns
     }
     assert shown == DESCRIPTIONS
