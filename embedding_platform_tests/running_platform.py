@@ -156,8 +156,9 @@ class RunningPlatform:
         (value,) = answer["data"].values()
         return value
 
-    def launch(self, job: str, source: str, assets: list[list[str]] | None = None) -> str:
+    def launch(self, job: str, source: str, assets: list[list[str]] | None = None, priority: int = 0) -> str:
         """Launch a run as the launchpad does; its id."""
+        tags = {"dagster/partition": source, "dagster/priority": str(priority)}
         selector = {"repositoryName": LOCATION["repositoryName"], "pipelineName": job}
         selector["repositoryLocationName"] = LOCATION["repositoryLocationName"]
         chosen = {"assetSelection": [{"path": path} for path in assets]} if assets else {}
@@ -168,7 +169,7 @@ class RunningPlatform:
             params={
                 "selector": {**selector, **chosen},
                 "mode": "default",
-                "executionMetadata": {"tags": [{"key": "dagster/partition", "value": source}]},
+                "executionMetadata": {"tags": [{"key": key, "value": value} for key, value in tags.items()]},
             },
         )
         assert answer["__typename"] == "LaunchRunSuccess", answer

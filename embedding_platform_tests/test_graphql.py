@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from embedding_platform.defs.jobs import FRESH
 from embedding_platform.platform import Platform
 from embedding_platform.reconcile.files import reconcile_files
 from embedding_platform.reconcile.segments import reconcile_segments
@@ -14,7 +15,7 @@ pytestmark = pytest.mark.long
 
 SENSOR = {**LOCATION, "sensorName": "text_media"}
 SPACE = [["text", "minilm", stage] for stage in ("embeddings", "collection", "published")]
-SOURCES = [f"archive{number}" for number in range(4)]
+SOURCES = [f"archive{number}" for number in range(5)]
 TEXTS = 3
 
 
@@ -143,7 +144,7 @@ def test_a_sensor_that_is_started_makes_a_new_file_searchable_with_no_click(web_
     assert len(web_ui.runs(**wanted)) == 1
 
 
-def test_a_backfill_is_cancelled_at_once_and_taken_up_without_embedding_twice(
+def test_a_backfill_lets_fresh_files_pass_and_is_cancelled_at_once_and_taken_up_without_embedding_twice(
     web_ui: RunningPlatform,
 ) -> None:
     for source in SOURCES:
@@ -155,6 +156,13 @@ def test_a_backfill_is_cancelled_at_once_and_taken_up_without_embedding_twice(
 
     first = backfill(web_ui)
     of_first = {"tags": [{"key": "dagster/backfill", "value": first}]}
+    wait_until(lambda: any(run["status"] == "STARTED" for run in web_ui.runs(**of_first)), "it has begun", every=0.5)
+    web_ui.write("news", "today.txt", "The ferry runs again since this morning.")
+    add_source(web_ui, "news")
+    assert web_ui.await_run(web_ui.launch("text_sync", "news", priority=FRESH))["status"] == "SUCCESS"
+    statuses = [run["status"] for run in web_ui.runs(**of_first)]
+    assert statuses.count("SUCCESS") < len(SOURCES), "the backfill is not through"
+    assert statuses.count("STARTED") <= 1, "one run of it at a time"
     wait_until(
         lambda: any(run["status"] == "SUCCESS" for run in web_ui.runs(**of_first)), "one source is through", every=0.5
     )
@@ -170,7 +178,7 @@ def test_a_backfill_is_cancelled_at_once_and_taken_up_without_embedding_twice(
     second = backfill(web_ui)
     wait_until(lambda: backfill_status(web_ui, second).startswith("COMPLETED"), "the backfill ends")
     assert backfill_status(web_ui, second) == "COMPLETED_SUCCESS"
-    assert web_ui.count(SPACE[0], "embedded") - before == len(SOURCES) * TEXTS, "each text once"
+    assert web_ui.count(SPACE[0], "embedded") - before == len(SOURCES) * TEXTS + 1, "each text once"
     assert SOURCES[-1] in web_ui.search(f"maps of {SOURCES[-1]}")
 
 
