@@ -142,7 +142,11 @@ class Supervisor:
                     return False
                 if self._waits(_SECONDS_BEFORE_NEXT_START):
                     return True
-                self.say(f"{told}; started again as pid {self._launch(self._parts[name]).pid}")
+                try:
+                    self.say(f"{told}; started again as pid {self._launch(self._parts[name]).pid}")
+                except OSError as error:
+                    # Of a machine without room for a process: tried again, as after another death.
+                    self.say(f"{told}; cannot be started again: {error.strerror}")
         return True
 
     def stop(self) -> None:

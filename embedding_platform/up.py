@@ -10,6 +10,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
 import stat
@@ -20,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from functools import partial
-from typing import IO, Any
+from typing import Any
 
 import click
 import psutil
@@ -35,6 +36,11 @@ from embedding_platform.supervision import Part, Running, Supervisor, end_leftov
 
 NOTE = ".dagster/up.json"
 """Says, below Dagster's home, what runs there: it is locked as long as that lasts, so that no lock is left behind."""
+
+_SOCKETS = "embedding-platform-"
+"""Beginning of the names of temporary folders that hold sockets."""
+
+_MOST_BYTES = 1 << 20
 
 
 def up(platform: Platform, host: str, port: int, settings_file: str | None = None) -> int:
@@ -56,7 +62,7 @@ def up(platform: Platform, host: str, port: int, settings_file: str | None = Non
         platform.check()
         with instance():
             pass
-        sockets = tempfile.mkdtemp(prefix="embedding-platform-")
+        sockets = tempfile.mkdtemp(prefix=_SOCKETS)
         stack.callback(shutil.rmtree, sockets, ignore_errors=True)
         begun = {
             "address": address,
@@ -71,7 +77,7 @@ def up(platform: Platform, host: str, port: int, settings_file: str | None = Non
         supervisor = Supervisor(environment, say=_say, changed=partial(_write_note, note, begun))
         supervisor.changed([])
         stack.enter_context(supervisor.stopped_by_signals())
-        if "://" not in platform.settings.milvus_uri:
+        if not re.match(r"unix:|\w+://", platform.settings.milvus_uri):
             uri = stack.enter_context(serve(platform.settings.milvus_uri, replaced=_say))
             _say(f"Milvus Lite: {platform.settings.milvus_uri}, served at {uri}")
         stack.callback(supervisor.stop)
@@ -88,7 +94,7 @@ def _say(line: str) -> None:
 
 
 @contextmanager
-def _locked_note(path: str) -> Iterator[IO[str]]:
+def _locked_note(path: str) -> Iterator[int]:
     """The note, open and locked until the context ends; what it says is of a former start.
 
     The lock belongs to the open file, so that it ends with the process. A note of a process
@@ -99,10 +105,10 @@ def _locked_note(path: str) -> Iterator[IO[str]]:
     """
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        note = open(path, "a+", encoding="utf-8")  # noqa: SIM115
+        note = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise PlatformError(f"{path} cannot be written: {error.strerror}; permit writing to it") from None
-    with note:
+    try:
         try:
             fcntl.flock(note, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -117,33 +123,37 @@ def _locked_note(path: str) -> Iterator[IO[str]]:
         try:
             yield note
         finally:
-            note.truncate(0)
+            os.ftruncate(note, 0)
+    finally:
+        os.close(note)
 
 
-def _read(note: IO[str]) -> dict[str, Any]:
-    note.seek(0)
+def _read(note: int) -> dict[str, Any]:
+    """What a note says: nothing for an empty one, for the half that a power cut left, and for another version's."""
     try:
-        return dict(json.load(note))
-    except ValueError:
-        # Nothing, or the half of a note that a power cut left.
+        there = dict(json.loads(os.pread(note, _MOST_BYTES, 0)))
+    except (ValueError, TypeError):
         return {}
+    return there if {"address", "pid", "since", "folder", "sockets", "parts"} <= there.keys() else {}
 
 
-def _write_note(note: IO[str], begun: dict[str, Any], running: Sequence[Running]) -> None:
-    note.seek(0)
-    note.truncate()
-    json.dump({**begun, "parts": [[part.name, part.pid, part.born] for part in running]}, note)
-    note.flush()
+def _write_note(note: int, begun: dict[str, Any], running: Sequence[Running]) -> None:
+    text = json.dumps({**begun, "parts": [[part.name, part.pid, part.born] for part in running]}).encode()
+    # On a full disk the former note stays; what it does not name ends by itself where `up` is killed.
+    with suppress(OSError):
+        os.pwrite(note, text, 0)
+        os.ftruncate(note, len(text))
 
 
-def _end_what_a_killed_start_left(note: IO[str]) -> None:
+def _end_what_a_killed_start_left(note: int) -> None:
     there = _read(note)
     if not there:
         return
     _say(f"the start of {there['since']} (pid {there['pid']}) ended without stopping; taking its place")
     end_leftovers([Running(*part) for part in there["parts"]], there["folder"], _say)
-    shutil.rmtree(there["sockets"], ignore_errors=True)
-    note.truncate(0)
+    if os.path.basename(there["sockets"]).startswith(_SOCKETS):
+        shutil.rmtree(there["sockets"], ignore_errors=True)
+    os.ftruncate(note, 0)
 
 
 def _refuse_taken_port(host: str, port: int) -> None:

@@ -16,6 +16,7 @@ from dagster._core.test_utils import create_run_for_test
 from sqlalchemy import text
 
 from embedding_platform.runs import instance
+from embedding_platform.up import _write_note
 from embedding_platform_tests.milvus_server import ends
 from embedding_platform_tests.running_platform import RunningPlatform, make_project, wait_until
 from embedding_platform_tests.test_cli import call
@@ -188,10 +189,10 @@ def test_a_note_of_a_process_that_is_gone_is_taken_over(project: RunningPlatform
         "pid": pid,
         "since": "yesterday",
         "folder": str(project.folder),
-        "sockets": str(project.folder / "sockets"),
+        "sockets": str(project.folder / "embedding-platform-x"),
         "parts": [["daemon", pid, 0.0]],
     }
-    (project.folder / "sockets").mkdir()
+    (project.folder / "embedding-platform-x").mkdir()
     (project.folder / ".dagster").mkdir()
     (project.folder / ".dagster" / "up.json").write_text(json.dumps(note))
     # Far enough to see that the note does not stop it, and no further.
@@ -200,7 +201,23 @@ def test_a_note_of_a_process_that_is_gone_is_taken_over(project: RunningPlatform
     assert f"the start of yesterday (pid {pid}) ended without stopping; taking its place" in told[0]
     assert "nosuch" in told[1]
     assert len(told) == 2
-    assert not (project.folder / "sockets").exists()
+    assert not (project.folder / "embedding-platform-x").exists()
+
+
+@pytest.mark.parametrize("content", ['{"address": "http://127', "[]", '{"pid": 1}', '"a word"'])
+def test_half_a_note_keeps_nobody_from_starting(project: RunningPlatform, content: str) -> None:
+    (project.folder / ".dagster").mkdir()
+    (project.folder / ".dagster" / "up.json").write_text(content)
+    (project.folder / "dagster.yaml").write_text("storage: {nosuch: {}}\n")
+    (told,) = call("up", "--port", str(project.port)).output.splitlines()
+    assert "nosuch" in told
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
+def test_a_note_that_a_full_disk_does_not_take_stops_nothing() -> None:
+    note = os.open("/dev/full", os.O_RDWR)
+    _write_note(note, {"pid": 1}, [])
+    os.close(note)
 
 
 @pytest.mark.long
