@@ -1,7 +1,7 @@
 """Read rows: the nearest to a vector, or those of given ids."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +75,11 @@ def _through_index(
             consistency_level="Strong",
             timeout=CALL_SECONDS,
         )
-    return [row_of(hit, SCALAR_NAMES) for hit in answers[0]]
+    return [
+        {"id": hit["id"], **{name: hit["entity"][name] for name in SCALAR_NAMES if name != "id"}}
+        | {"score": float(hit["distance"])}
+        for hit in answers[0]
+    ]
 
 
 def _one_by_one(
@@ -92,14 +96,8 @@ def _one_by_one(
     score_of = {rows[place]["id"]: float(scores[place]) for place in order}
     return [
         {name: row[name] for name in SCALAR_NAMES} | {"score": score_of[row["id"]]}
-        for row in get_rows(client, alias, list(score_of))
+        for row in rows_of(client, alias, list(score_of))
     ]
-
-
-def row_of(hit: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:
-    """A hit as pymilvus gives it, as one row: the fields that were asked for, and its `score`."""
-    found = {name: hit["entity"][name] for name in fields if name != "id"}
-    return {"id": hit["id"], **found, "score": float(hit["distance"])}
 
 
 def get_rows(client: "MilvusClient", collection: str, ids: Sequence[str]) -> list[dict[str, Any]]:
@@ -111,6 +109,15 @@ def get_rows(client: "MilvusClient", collection: str, ids: Sequence[str]) -> lis
     for row_id in ids:
         if not re.fullmatch(r"[0-9a-f]{32}", row_id):
             raise PlatformError(f"{row_id!r} is no row id; an id is 32 digits of 0-9 and a-f")
+    return rows_of(client, collection, ids)
+
+
+def rows_of(client: "MilvusClient", collection: str, ids: Sequence[str]) -> list[dict[str, Any]]:
+    """The same of ids that Milvus gave, whoever wrote their rows.
+
+    Raises:
+        PlatformError: if there is no such collection, or Milvus fails.
+    """
     ensure_loaded(client, collection)
     found: dict[str, dict[str, Any]] = {}
     for first in range(0, len(ids), _IDS_PER_CALL):

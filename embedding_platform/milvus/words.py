@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from embedding_platform.milvus.connection import CALL_SECONDS, explaining
 from embedding_platform.milvus.expressions import EVERYTHING, Expression, compare
-from embedding_platform.milvus.index import VECTOR_FIELD, ensure_loaded
-from embedding_platform.milvus.query import restricted, row_of, rows_where
-from embedding_platform.milvus.schema import SCALAR_NAMES, WORDS_FIELD
+from embedding_platform.milvus.index import ensure_loaded
+from embedding_platform.milvus.query import restricted, rows_of, rows_where
+from embedding_platform.milvus.schema import WORDS_FIELD
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
@@ -31,7 +31,7 @@ SAMPLE_ROWS = 2000
 SAMPLE_LASTS = 0.1
 """Share of its rows by which a collection may have changed since its sample was taken."""
 
-MOST_WORDS = 32
+MOST_WORDS = 16
 """Words of a query that are looked up, the rarest; a text as a query has hundreds."""
 
 _HEX_DIGITS = 8
@@ -100,7 +100,6 @@ def search_words(
     if not words or (sources is not None and not sources):
         return []
     place = restricted(client, collection, sources, condition)
-    fields = [*SCALAR_NAMES, VECTOR_FIELD]
     with explaining(f"search {collection} by words"):
         together, *alone = client.search(
             collection,
@@ -108,7 +107,7 @@ def search_words(
             anns_field=WORDS_FIELD,
             limit=limit,
             filter=place.condition,
-            output_fields=fields,
+            output_fields=["id"],
             search_params={"metric_type": "BM25"},
             partition_names=place.partitions,
             consistency_level="Strong",
@@ -118,8 +117,9 @@ def search_words(
         word: _weight(len(hits) if len(hits) < limit else statistics.share.get(word, 0.0) * statistics.rows, statistics)
         for word, hits in zip(words, alone, strict=True)
     }
-    rows = {hit["id"]: row_of(hit, fields) for hits in (together, *alone) for hit in hits}
-    scored = [{**row, "score": _score(row["text"], weights, statistics.mean_length)} for row in rows.values()]
+    ids = list(dict.fromkeys(hit["id"] for hits in (together, *alone) for hit in hits))
+    rows = rows_of(client, collection, ids)
+    scored = [{**row, "score": _score(row["text"], weights, statistics.mean_length)} for row in rows]
     return sorted(scored, key=lambda row: (-row["score"], row["id"]))[:limit]
 
 

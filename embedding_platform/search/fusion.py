@@ -9,7 +9,8 @@ from embedding_platform.milvus.index import VECTOR_FIELD, likeness
 from embedding_platform.spaces import Metric
 
 CANDIDATES = 100
-"""Rows of each list, where fewer are asked for: one that both have further down may beat the first of one."""
+"""Rows of each list, and of that of the nearest more where more are asked for: one that both lists have further
+down may beat the first of one."""
 
 RANK_CONSTANT = 60
 """What keeps the first places from deciding alone; the value that its authors found good (Cormack et al. 2009)."""

@@ -257,7 +257,7 @@ class Searcher:
             return [hit_of(published.space, {**row, "vector_score": row["score"]}) for row in rows]
         statistics = word_statistics(client, collection, self._statistics.get(collection))
         self._statistics[collection] = statistics
-        worded = search_words(client, collection, words, most, statistics, *kept)
+        worded = search_words(client, collection, words, CANDIDATES, statistics, *kept)
         rows = fused(rows, worded, vector, metric, limit)
         return [hit_of(published.space, row) for row in rows]
 
