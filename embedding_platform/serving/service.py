@@ -192,11 +192,11 @@ class Service:
             with open(place, "wb") as copy:
                 while piece := file.read(2**20):
                     copy.write(piece)
-            try:
-                with self._place():
+            with self._place():
+                try:
                     return replace(read_query(place, cutting), name=shown)
-            except PlatformError as error:
-                raise PlatformError(str(error).replace(place, shown)) from None
+                except PlatformError as error:
+                    raise PlatformError(str(error).replace(place, shown)) from None
 
     def row(self, space: str, row_id: str) -> dict[str, Any]:
         """A row of a published space.

@@ -285,11 +285,16 @@ def test_too_many_searches_at_once_wait_and_then_hear_so(lake: Lake, monkeypatch
     )
     first.start()
     assert under_way.wait(30)
-    second = client.get("/api/search?words=bees&space=text/minilm")
+    others = [
+        client.get("/api/search?words=bees&space=text/minilm"),
+        client.post("/api/search", files={"file": ("bees.txt", b"bees")}),
+    ]
     may_end.set()
     first.join()
-    assert (second.status_code, answers) == (503, [200])
-    assert "too many searches at once" in refusal(second)
+    assert answers == [200]
+    for other in others:
+        assert other.status_code == 503
+        assert "too many searches at once" in refusal(other)
 
 
 def test_what_nobody_foresaw_tells_nothing_of_the_inside(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
