@@ -50,7 +50,7 @@ def page(running: RunningPlatform) -> Iterator["Page"]:
 
 
 def test_the_graph_shows_the_chain_in_its_group(page: "Page", pictures: Path) -> None:
-    page.goto("/asset-groups")
+    page.goto("/locations/embedding_platform/asset-groups/text/lineage")
     for name in ("files", "segments", "embeddings", "collection", "published"):
         page.get_by_text(name, exact=True).first.wait_for()
     page.screenshot(path=pictures / "graph.png")
