@@ -2,7 +2,7 @@
 
 from embedding_platform.search import Searcher
 
-    hits = Searcher.open().search("how bees find their way home", "text/minilm")
+hits = Searcher.open().search("how bees find their way home", "text/minilm")
 """
 
 from embedding_platform.search.filters import Filter, written_filter
