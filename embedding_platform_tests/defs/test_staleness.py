@@ -10,6 +10,7 @@ from dagster._core.definitions.data_version import CachingStaleStatusResolver, S
 from dagster._core.loader import LoadingContextForTest
 
 from embedding_platform.definitions import build_definitions
+from embedding_platform.defs.upkeep import GROUP as UPKEEP
 from embedding_platform.milvus.connection import close_directory
 from embedding_platform.platform import Platform
 from embedding_platform.runs import run_sources
@@ -30,12 +31,13 @@ class Place:
         assert all(run.succeeded for run in run_sources(self.platform, self.dagster, ["image"], sources))
 
     def stale(self, definitions: dg.Definitions | None = None) -> set[tuple[str, str | None]]:
-        """Assets and partitions that Dagster shows as out of date."""
+        """Assets of the modality and their partitions that Dagster shows as out of date."""
         graph = (definitions or build_definitions(self.platform)).resolve_asset_graph()
         resolver = CachingStaleStatusResolver(self.dagster, graph, LoadingContextForTest(self.dagster))
         every = [
             (key, partition)
             for key in graph.get_all_asset_keys()
+            if graph.get(key).group_name != UPKEEP
             for partition in (SOURCES if graph.get(key).is_partitioned else (None,))
         ]
         return {
