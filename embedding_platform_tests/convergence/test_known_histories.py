@@ -5,7 +5,6 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ import pytest
 from embedding_platform import storage
 from embedding_platform.milvus.connection import close_directory, connect
 from embedding_platform.settings import load_settings
+from embedding_platform_tests.convergence.crash_points import compacting_from
 from embedding_platform_tests.convergence.published import Published, differences, published
 from embedding_platform_tests.convergence.small_media import Media
 from embedding_platform_tests.convergence.small_platform import (
@@ -78,7 +78,7 @@ def test_one_run_that_lists_more_sources_than_partitions_may_be_named(history: H
 def test_a_file_that_moves_to_a_source_whose_turn_is_later_is_not_embedded_again(
     history: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "compact_shards", partial(storage.compact_shards, fewest=2))
+    monkeypatch.setattr(storage, "compact_shards", compacting_from(2))
     for content in range(2):
         history.media.write("one", f"f{content}", "txt", 2 * content)
         history.run()

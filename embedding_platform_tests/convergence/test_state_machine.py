@@ -7,7 +7,6 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +26,7 @@ from embedding_platform.records import digest
 from embedding_platform.settings import load_settings
 from embedding_platform.spaces import Space
 from embedding_platform_tests.convergence import published as reading
-from embedding_platform_tests.convergence.crash_points import IN_PROCESS, Crash, CrashPoint, armed
+from embedding_platform_tests.convergence.crash_points import IN_PROCESS, Crash, CrashPoint, armed, compacting_from
 from embedding_platform_tests.convergence.published import Published, differences, published
 from embedding_platform_tests.convergence.small_media import CONTENTS, SOURCES, STEMS, SUFFIXES, Media
 from embedding_platform_tests.convergence.small_platform import (
@@ -104,7 +103,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         patch.setattr(grpc_handler, "time", hurried)
         patch.setattr("embedding_platform.milvus.sync.BATCH_ROWS", 3)
         patch.setattr("embedding_platform.reconcile.segments.ITEMS_PER_CHUNK", 2)
-        patch.setattr(storage, "compact_shards", partial(storage.compact_shards, fewest=4))
+        patch.setattr(storage, "compact_shards", compacting_from(4))
         yield Place(client, rebuilding, folder, writes, itertools.count(), Counter())
     for directory in directories:
         close_directory(directory)

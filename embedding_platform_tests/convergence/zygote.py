@@ -19,7 +19,6 @@ import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -201,11 +200,12 @@ def _make_small(stack: ExitStack, compacts: bool) -> None:
     import pytest
 
     from embedding_platform import storage
+    from embedding_platform_tests.convergence.crash_points import compacting_from
 
     patch = stack.enter_context(pytest.MonkeyPatch.context())
     patch.setattr("embedding_platform.milvus.sync.BATCH_ROWS", 2)
     if compacts:
-        patch.setattr(storage, "compact_shards", partial(storage.compact_shards, fewest=3))
+        patch.setattr(storage, "compact_shards", compacting_from(3))
 
 
 def _keep_accounts(stack: ExitStack, accounts: Path) -> None:
