@@ -23,7 +23,7 @@ from embedding_platform_tests.conftest import open_platform
 from embedding_platform_tests.milvus_server import MilvusServer
 from embedding_platform_tests.reconcile.small_lake import write_image, write_text
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.long]
 
 SPACES = ["text/minilm", "image/resnet50"]
 

@@ -89,6 +89,7 @@ def test_a_model_is_rolled_back_published_again_and_its_former_one_pruned(folder
     assert "nothing to do" in call("run").output
 
 
+@pytest.mark.long
 def test_more_sources_than_partitions_make_a_migration_to_a_partition_key(folder: Path) -> None:
     """Comes last: it adds sources to the folder that the other tests share."""
     named, table = published(), call("search", "penguins", "--json").output

@@ -36,6 +36,8 @@ CHUNK = 2
 IN_FLIGHT = 16
 """Contents that the model may have embedded beyond the chunk that is being stored: windows on their way."""
 
+pytestmark = pytest.mark.long
+
 FIRST = (
     "after hashing a file",
     "mid listing write",
@@ -422,14 +424,12 @@ def test_fifty_kills_lose_nothing_and_repeat_nothing(tmp_path: Path) -> None:
     assert figures.kills.keys() >= {point.name for point in POINTS}
 
 
-@pytest.mark.long
 def test_two_hundred_kills(tmp_path: Path) -> None:
     figures = torment_all(tmp_path, rounds=9, seed=1)
     check(figures)
     assert figures.kills.total() >= 200
 
 
-@pytest.mark.long
 def test_a_job_that_dies_leaves_the_bundled_server_whole(tmp_path: Path) -> None:
     """The server goes on; only the job is killed."""
     figures, zygote = Figures(), Zygote()

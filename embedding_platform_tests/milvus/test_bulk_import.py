@@ -79,6 +79,7 @@ def test_imported_rows_are_bitwise_those_that_were_given(server, root, layout, m
         assert stored == given
 
 
+@pytest.mark.long
 @pytest.mark.server
 def test_what_was_killed_goes_on_without_a_row_twice(server, milvus_server, root):
     partition = Partition(new_collection(server), "photos")
