@@ -37,12 +37,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import corpus
-import media
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+import corpus
+import media
 from embedding_platform.inference.batch_size import cut as cut_batches
 from embedding_platform.inference.devices import Execution
 from embedding_platform.inference.engine import load_encoder

@@ -37,9 +37,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-import corpus
 import numpy as np
 
+import corpus
 from embedding_platform.errors import PlatformError
 from embedding_platform.inference.precision import cosines
 from embedding_platform.models.loading import resolve

@@ -23,6 +23,8 @@ class Deployment:
     `upserts_by_key` tells whether an upsert finds its partition by the partition key.
     `imports_files` tells whether it loads Parquet files from its object storage, `tears_indexes`
     whether it leaves half an index file when it is killed, and then never loads the collection.
+    `names_indexes` tells whether an index is dropped by the name that it was given: Milvus Lite
+    drops those of all fields then, but for the name of the field with _idx behind it.
     `searches_words` tells whether it makes a sparse vector of a text's words by itself, and
     finds rows by it (BM25). `loses_filtered` tells whether a search through an index misses rows
     where only few meet its filter. `buffers_rows` tells whether each search goes through rows just
@@ -38,6 +40,7 @@ class Deployment:
     upserts_by_key: bool
     imports_files: bool
     tears_indexes: bool
+    names_indexes: bool
     searches_words: bool
     loses_filtered: bool
     buffers_rows: bool
@@ -54,6 +57,7 @@ LITE = Deployment(
     upserts_by_key=True,
     imports_files=False,
     tears_indexes=True,
+    names_indexes=False,
     searches_words=True,
     loses_filtered=True,
     buffers_rows=True,
@@ -69,6 +73,7 @@ SERVER = Deployment(
     upserts_by_key=True,
     imports_files=True,
     tears_indexes=False,
+    names_indexes=True,
     searches_words=True,
     loses_filtered=False,
     buffers_rows=False,

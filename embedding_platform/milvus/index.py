@@ -329,7 +329,8 @@ def _drop_indexes(client: "MilvusClient", collection: str) -> None:
             f"drop index {name} of collection {collection}",
             lambda: not client.list_indexes(collection, field_name=VECTOR_FIELD, timeout=CALL_SECONDS),
         ):
-            client.drop_index(collection, name, timeout=CALL_SECONDS)
+            known = name if deployment_of(client).names_indexes else f"{VECTOR_FIELD}_idx"
+            client.drop_index(collection, known, timeout=CALL_SECONDS)
 
 
 def _serves(client: "MilvusClient", found: _Built | None, wanted: _Built) -> bool:

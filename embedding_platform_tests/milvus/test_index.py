@@ -84,6 +84,14 @@ def test_a_torn_index_is_found_where_nothing_else_was_asked_before(tmp_path):
     close_directory(directory)
 
 
+def test_another_index_of_the_vectors_leaves_that_of_the_words(lite):
+    collection, _ = filled(lite, words=True)
+    assert ensure_index(lite, collection, FLAT, "COSINE")
+    assert ensure_index(lite, collection, HNSW, "COSINE")
+    assert sorted(lite.list_indexes(collection)) == ["vector", "words"]
+    assert not ensure_index(lite, collection, HNSW, "COSINE")
+
+
 def test_other_build_parameters_mean_another_index(client):
     collection, _ = filled(client)
     assert ensure_index(client, collection, HNSW, "COSINE")
