@@ -20,7 +20,7 @@ from embedding_platform import layout, storage
 from embedding_platform.media.cutting import code_version
 from embedding_platform.milvus.alias import alias_target
 from embedding_platform.milvus.connection import close_directory, connect
-from embedding_platform.milvus.schema import alias_name, read_provenance
+from embedding_platform.milvus.schema import FIELD_NAMES, alias_name, read_provenance
 from embedding_platform.reconcile.drift import Drift
 from embedding_platform.records import digest
 from embedding_platform.settings import load_settings
@@ -459,7 +459,7 @@ class History(RuleBasedStateMachine):
             client.load_collection(name)
             for partition in sorted(client.list_partitions(name)):
                 rows = client.query(
-                    name, filter='id >= ""', output_fields=["*"], partition_names=[partition], limit=16_384
+                    name, filter='id >= ""', output_fields=list(FIELD_NAMES), partition_names=[partition], limit=16_384
                 )
                 found += [(name, partition, dict(row)) for row in sorted(rows, key=lambda row: row["id"])]
         return found
