@@ -36,8 +36,6 @@ CHUNK = 2
 IN_FLIGHT = 16
 """Contents that the model may have embedded beyond the chunk that is being stored: windows on their way."""
 
-pytestmark = pytest.mark.long
-
 FIRST = (
     "after hashing a file",
     "mid listing write",
@@ -424,12 +422,14 @@ def test_fifty_kills_lose_nothing_and_repeat_nothing(tmp_path: Path) -> None:
     assert figures.kills.keys() >= {point.name for point in POINTS}
 
 
+@pytest.mark.long
 def test_two_hundred_kills(tmp_path: Path) -> None:
     figures = torment_all(tmp_path, rounds=9, seed=1)
     check(figures)
     assert figures.kills.total() >= 200
 
 
+@pytest.mark.long
 def test_a_job_that_dies_leaves_the_bundled_server_whole(tmp_path: Path) -> None:
     """The server goes on; only the job is killed."""
     figures, zygote = Figures(), Zygote()
@@ -449,6 +449,7 @@ def test_a_job_that_dies_leaves_the_bundled_server_whole(tmp_path: Path) -> None
     assert figures.kills.total() == 6
 
 
+@pytest.mark.long
 @pytest.mark.server
 def test_neither_jobs_nor_a_server_that_die_harm_what_is_published(tmp_path: Path, mortal_server: MilvusServer) -> None:
     figures, zygote = Figures(), Zygote()
