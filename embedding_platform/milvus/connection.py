@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
@@ -40,6 +40,10 @@ _SECONDS_TO_REPLACE = 20.0
 
 _SECONDS_BETWEEN_SERVERS = 0.5
 
+_NO_PINGS = {"grpc.keepalive_time_ms": 2**31 - 1}
+"""pymilvus asks every 10 s whether its server lives; gRPC's own server, which Milvus Lite is,
+closes a connection that asks more often than every 300 s, in the middle of a call too."""
+
 _open_directories: dict[str, "LiteEngine"] = {}
 _opening = threading.Lock()
 
@@ -60,7 +64,7 @@ def connect(uri: str, token: str = "", timeout_seconds: float = 30) -> "MilvusCl
     while True:
         address = uri if _names_server(uri) else _directory_address(uri, deadline)
         try:
-            return _answering_client(address, token, deadline)
+            return _answering_client(address, token, deadline, {} if address == uri else _NO_PINGS)
         except _errors() as error:
             # A directory's server may be stopping just now: then its directory is free in a moment.
             if address == uri or time.monotonic() >= deadline:
@@ -175,10 +179,11 @@ def _names_server(uri: str) -> bool:
     return False
 
 
-def _answering_client(address: str, token: str, deadline: float) -> "MilvusClient":
+def _answering_client(address: str, token: str, deadline: float, options: Mapping[str, int]) -> "MilvusClient":
     from pymilvus import MilvusClient
 
-    client = MilvusClient(uri=address, token=token, timeout=max(deadline - time.monotonic(), 0.5))
+    timeout = max(deadline - time.monotonic(), 0.5)
+    client = MilvusClient(uri=address, token=token, timeout=timeout, grpc_options=options)
     _be_patient(client)
     try:
         client.list_collections(timeout=max(deadline - time.monotonic(), 0.5))

@@ -88,6 +88,17 @@ def test_a_directory_that_was_closed_opens_again_with_its_rows(tmp_path):
     close_directory(directory)
 
 
+@pytest.mark.long
+def test_a_connection_that_rests_is_not_closed_for_its_pings(tmp_path, capfd):
+    client = connect(str(tmp_path / "milvus"))
+    # Without the option of `connect`, Milvus Lite closes it after two minutes, and gRPC says so.
+    time.sleep(180)
+    assert client.list_collections() == []
+    client.close()
+    close_directory(str(tmp_path / "milvus"))
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_directory_of_another_process_is_refused_then_taken_when_free(tmp_path, holder):
     directory = str(tmp_path / "milvus")
     process = holder(directory)
