@@ -10,11 +10,13 @@ from pathlib import Path
 import dagster as dg
 
 from embedding_platform.definitions import build_definitions
+from embedding_platform.defs.failures import has_blocked, reason_of
 from embedding_platform.defs.jobs import job_name
 from embedding_platform.defs.partitions import set_name
 from embedding_platform.errors import PlatformError
 from embedding_platform.launcher import process_is_gone, process_tags
 from embedding_platform.platform import Platform, refuse_unknown
+from embedding_platform.settings import without_password
 
 _POST_PROCESSING = "dagster._config.errors.PostProcessingError: "
 
@@ -181,19 +183,15 @@ def _was_interrupted(result: dg.ExecuteInProcessResult) -> bool:
 
 
 def _source_run(modality: str, source: str, result: dg.ExecuteInProcessResult) -> SourceRun:
-    blocking = [
-        check
-        for check in result.get_asset_check_evaluations()
-        if not check.passed and check.blocking and check.severity == dg.AssetCheckSeverity.ERROR
-    ]
+    blocking = [check for check in result.get_asset_check_evaluations() if has_blocked(check)]
     blocked = [
         f"{check.asset_key.to_user_string()}: check {check.check_name} failed: {check.description or 'see the web UI'}"
         for check in blocking
     ]
     # What a check tells needs no second line.
     told = tuple(check.description for check in blocking if check.description)
-    reasons = (_reason(event) for event in result.get_step_failure_events())
-    failed = [reason for reason in reasons if reason and not reason.endswith(told)]
+    reasons = ((event.step_key, reason_of(event)) for event in result.get_step_failure_events())
+    failed = [f"{step}: {reason}" for step, reason in reasons if reason and not reason.endswith(told)]
     return SourceRun(
         modality=modality,
         source=source,
@@ -209,17 +207,6 @@ def _source_run(modality: str, source: str, result: dg.ExecuteInProcessResult) -
     )
 
 
-def _reason(event: dg.DagsterEvent) -> str:
-    """Why a step failed in one line; nothing for a blocking check, which speaks for itself."""
-    failure = event.step_failure_data
-    if failure.user_failure_data is not None and failure.user_failure_data.description:
-        return f"{event.step_key}: {failure.user_failure_data.description}"
-    if failure.error is None or failure.error.cls_name == "DagsterAssetCheckFailedError":
-        return ""
-    cause = failure.error.cause or failure.error
-    return f"{event.step_key}: {' '.join(cause.message.split())}"
-
-
 def _root_cause(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
@@ -231,4 +218,4 @@ def _explanation(error: BaseException) -> str:
     faults = error.errors if isinstance(error, dg.DagsterInvalidConfigError) else ()
     said = [fault.message for fault in faults] or [str(error)]
     short = [re.split(r"Stack Trace:|\. Expected:", one)[0].replace(_POST_PROCESSING, "") for one in said]
-    return re.sub(r"://[^/\s]+@", "://*****@", " ".join("; ".join(short).split())[:400])
+    return without_password(" ".join("; ".join(short).split())[:400])

@@ -310,13 +310,18 @@ class Settings(BaseSettings):
         return self.milvus.uri if self.milvus.uri.startswith("unix:") else self._absolute(self.milvus.uri)
 
     @property
+    def milvus_is_folder(self) -> bool:
+        """Whether Milvus is a folder, which Milvus Lite opens, and no server."""
+        return not re.match(r"unix:|\w+://", self.milvus_uri)
+
+    @property
     def search_words(self) -> bool:
         """Whether text is to be found by its words too; decided without asking Milvus, which may be away.
 
         Without a setting that is so in a folder, whose Milvus Lite is known to do it.
         """
         named = self.milvus.search_words
-        return named if named is not None else "://" not in self.milvus_uri and not self.milvus.uri.startswith("unix:")
+        return self.milvus_is_folder if named is None else named
 
     def finds_words(self, space: Space) -> bool:
         """Whether rows of the space are found by the words of their texts too."""
@@ -480,10 +485,15 @@ def masked(settings: Settings) -> dict[str, Any]:
     shown["alerts"]["webhook"] = "*****" if settings.alerts.webhook.get_secret_value() else ""
     shown["serving"]["token"] = "*****" if settings.serving.token.get_secret_value() else ""
     for name in ("media_root", "store_root"):
-        shown[name] = _without_password(shown[name])
-    shown["milvus"]["uri"] = _without_password(shown["milvus"]["uri"])
-    shown["openai"]["url"] = _without_password(shown["openai"]["url"])
+        shown[name] = without_password(shown[name])
+    shown["milvus"]["uri"] = without_password(shown["milvus"]["uri"])
+    shown["openai"]["url"] = without_password(shown["openai"]["url"])
     return shown
+
+
+def without_password(text: str) -> str:
+    """A text whose URLs show no user and password."""
+    return re.sub(r"://[^/\s]+@", "://*****@", text)
 
 
 def _refuse_unknown_variables() -> None:
@@ -577,7 +587,7 @@ def _whole(digits: str) -> int:
 def _explain(problem: Mapping[str, Any]) -> str:
     key = ".".join(map(_bare_key, problem["loc"]))
     if not key:
-        return _without_password(problem["msg"].removeprefix("Value error, "))
+        return without_password(problem["msg"].removeprefix("Value error, "))
     name, value = str(problem["loc"][-1]), problem["input"]
     if problem["type"] == "extra_forbidden":
         mend = _closest(name, _names_beside(problem["loc"]))
@@ -594,16 +604,12 @@ def _mask(value: Any, name: str) -> str:
         return f"{{{', '.join(map(_bare_key, value))}}}"
     if isinstance(value, list):
         return f"[{', '.join(_mask(inner, name) for inner in value)}]"
-    return _without_password(repr(value))
+    return without_password(repr(value))
 
 
 def _bare_key(key: Any) -> str:
     """A key without what a forgotten colon or space has made part of it."""
     return re.split(r"[\s=:]", str(key))[0]
-
-
-def _without_password(uri: str) -> str:
-    return re.sub(r"://[^/\s]+@", "://*****@", uri)
 
 
 def _names_beside(location: tuple[Any, ...]) -> list[str]:

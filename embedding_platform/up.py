@@ -10,7 +10,6 @@ import errno
 import fcntl
 import json
 import os
-import re
 import shutil
 import socket
 import stat
@@ -77,7 +76,7 @@ def up(platform: Platform, host: str, port: int, settings_file: str | None = Non
         supervisor = Supervisor(environment, say=_say, changed=partial(_write_note, note, begun))
         supervisor.changed([])
         stack.enter_context(supervisor.stopped_by_signals())
-        if not re.match(r"unix:|\w+://", platform.settings.milvus_uri):
+        if platform.settings.milvus_is_folder:
             uri = stack.enter_context(serve(platform.settings.milvus_uri, replaced=_say))
             _say(f"Milvus Lite: {platform.settings.milvus_uri}, served at {uri}")
         stack.callback(supervisor.stop)

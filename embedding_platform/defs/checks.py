@@ -13,6 +13,7 @@ import numpy as np
 
 from embedding_platform.defs import metadata
 from embedding_platform.defs.freshness import MOST_LOOKED_AT, Listings
+from embedding_platform.defs.tables import table
 from embedding_platform.errors import UnsoundError
 from embedding_platform.inference.golden import GoldenReport
 from embedding_platform.reconcile.collection import CollectionReport
@@ -537,7 +538,4 @@ def _contents(contents: Sequence[str], paths: Mapping[str, str]) -> dg.MetadataV
 
 
 def _table(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> dg.MetadataValue:
-    schema = dg.TableSchema(columns=[dg.TableColumn(name) for name in columns])
-    cut = (tuple(cell[:MOST_CELL_CHARACTERS] for cell in row) for row in rows)
-    records = [dg.TableRecord(dict(zip(columns, row, strict=True))) for row in cut]
-    return dg.MetadataValue.table(records, schema=schema)
+    return table(columns, (tuple(cell[:MOST_CELL_CHARACTERS] for cell in row) for row in rows))

@@ -61,6 +61,21 @@ def failure_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Failure:
     )
 
 
+def reason_of(event: dg.DagsterEvent) -> str:
+    """Why a step failed; "" for a blocking check, which speaks for itself."""
+    failure = event.step_failure_data
+    if failure.user_failure_data is not None and failure.user_failure_data.description:
+        return failure.user_failure_data.description
+    if failure.error is None or failure.error.cls_name == _BLOCKED:
+        return ""
+    return " ".join((failure.error.cause or failure.error).message.split())
+
+
+def has_blocked(check: dg.AssetCheckEvaluation) -> bool:
+    """Whether a check stopped what comes after its asset."""
+    return bool(not check.passed and check.blocking and check.severity == dg.AssetCheckSeverity.ERROR)
+
+
 def failure_sensor() -> dg.SensorDefinition:
     """The sensor that tells of each failed run in the log, and to the webhook where the settings name one.
 
@@ -105,17 +120,14 @@ def _reasons(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Iterator[tuple
         if event is None:
             continue
         asset = (event.step_key or "").replace("__", "/")
-        failure = event.step_failure_data
-        error = failure.error
-        if failure.user_failure_data is not None and failure.user_failure_data.description:
-            reason, _, mend = failure.user_failure_data.description.rpartition("; ")
+        said = reason_of(event)
+        if event.step_failure_data.user_failure_data is not None and said:
+            reason, _, mend = said.rpartition("; ")
             yield (asset, reason, mend) if reason else (asset, mend, _SEE_RUN)
-        elif error is not None and error.cls_name == _BLOCKED:
+        elif said:
+            yield asset, said, "this is a fault of the platform or the machine; " + _SEE_RUN
+        elif event.step_failure_data.error is not None:
             yield from _blocked(instance, run, asset)
-        elif error is not None:
-            cause = error.cause or error
-            message = " ".join(cause.message.split())
-            yield asset, message, "this is a fault of the platform or the machine; " + _SEE_RUN
 
 
 def _blocked(instance: dg.DagsterInstance, run: dg.DagsterRun, asset: str) -> Iterator[tuple[str, str, str]]:
@@ -124,7 +136,7 @@ def _blocked(instance: dg.DagsterInstance, run: dg.DagsterRun, asset: str) -> It
         if event is None:
             continue
         check = event.asset_check_evaluation_data
-        if not check.passed and check.blocking and check.severity == dg.AssetCheckSeverity.ERROR:
+        if has_blocked(check):
             place = check.asset_key.to_user_string()
             yield (
                 place,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import dagster as dg
 
 from embedding_platform.defs.partitions import set_name
+from embedding_platform.defs.runs_of_sources import last_materialized
 
 MOST_LOOKED_AT = 20
 """Sources whose times are read: those that were not listed for longest."""
@@ -29,9 +30,7 @@ def last_listings(instance: dg.DagsterInstance, modality: str) -> Listings:
     """
     files = dg.AssetKey([modality, "files"])
     sources = instance.get_dynamic_partitions(set_name(modality))
-    newest = instance.event_log_storage.get_latest_storage_id_by_partition(
-        files, dg.DagsterEventType.ASSET_MATERIALIZATION
-    )
+    newest = last_materialized(instance, files)
     never = [source for source in sources if source not in newest][:MOST_LOOKED_AT]
     listed = sorted((newest[source], source) for source in sources if source in newest)
     oldest = listed[: MOST_LOOKED_AT - len(never)]

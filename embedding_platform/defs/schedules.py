@@ -1,6 +1,6 @@
 """Schedules: rounds over all sources whatever the sensors saw, probes of what is published, and upkeep."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 
 import dagster as dg
@@ -44,7 +44,7 @@ def _schedules(named: ScheduleSettings, kept: Sequence[Space], timezone: str) ->
         and (named.modalities is None or space.modality in named.modalities)
     ]
     if named.does == "maintenance":
-        return [_plain(named, MAINTENANCE, timezone)]
+        return [_maintaining(named, timezone)]
     if named.does == "probe":
         return [_probing(named, spaces if len(spaces) < len(kept) else None, timezone)]
     rounds = []
@@ -115,34 +115,37 @@ def _probing(named: ScheduleSettings, spaces: Sequence[Space] | None, timezone: 
             for space in spaces
             for name in ("probe_recall", "probe_freshness", "failed_sources")
         ]
-
-    @dg.schedule(
-        name=f"{named.name}_{PROBE}",
-        job_name=PROBE,
-        cron_schedule=named.cron,
-        execution_timezone=timezone,
-        default_status=dg.DefaultScheduleStatus.RUNNING,
-        description=f"Searches what is published of {'some' if checks else 'all'} spaces and sees how fresh it is.",
-    )
-    def schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
-        at = context.scheduled_execution_time.astimezone(UTC).isoformat()
-        return dg.RunRequest(run_key=at, tags={PRIORITY_TAG: "0"}, asset_check_keys=checks)
-
-    return schedule
+    told = f"Searches what is published of {'some' if checks else 'all'} spaces and sees how fresh it is."
+    return _single(named, PROBE, timezone, told, {PRIORITY_TAG: "0"}, checks)
 
 
-def _plain(named: ScheduleSettings, job: str, timezone: str) -> dg.ScheduleDefinition:
+def _maintaining(named: ScheduleSettings, timezone: str) -> dg.ScheduleDefinition:
+    told = "Joins small files of the store and reports what may be pruned; nothing is removed."
+    tags = {PRIORITY_TAG: str(NIGHTLY), BACKGROUND_TAG: named.name}
+    return _single(named, MAINTENANCE, timezone, told, tags)
+
+
+def _single(
+    named: ScheduleSettings,
+    job: str,
+    timezone: str,
+    description: str,
+    tags: Mapping[str, str],
+    checks: Sequence[dg.AssetCheckKey] | None = None,
+) -> dg.ScheduleDefinition:
+    """The schedule that asks for one run of a job at each of its times."""
+
     @dg.schedule(
         name=f"{named.name}_{job}",
         job_name=job,
         cron_schedule=named.cron,
         execution_timezone=timezone,
         default_status=dg.DefaultScheduleStatus.RUNNING,
-        description="Joins small files of the store and reports what may be pruned; nothing is removed.",
+        description=description,
     )
     def schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
         at = context.scheduled_execution_time.astimezone(UTC).isoformat()
-        return dg.RunRequest(run_key=at, tags={PRIORITY_TAG: str(NIGHTLY), BACKGROUND_TAG: named.name})
+        return dg.RunRequest(run_key=at, tags=dict(tags), asset_check_keys=checks)
 
     return schedule
 

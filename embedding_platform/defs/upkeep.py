@@ -9,6 +9,7 @@ from embedding_platform.defs.failures import Failure, failure_of
 from embedding_platform.defs.metadata import of_recall
 from embedding_platform.defs.resources import PlatformResource, clear_failures
 from embedding_platform.defs.runs_of_sources import SECONDS_OF_MEMORY, failed_lately, last_run
+from embedding_platform.defs.tables import table
 from embedding_platform.platform import Platform
 from embedding_platform.reconcile.files import listed_sources
 from embedding_platform.reconcile.probing import Probe, probe
@@ -86,7 +87,7 @@ def _compacted() -> dg.AssetsDefinition:
             metadata={
                 "folders": compaction.folders,
                 "joined_shards": sum(compaction.joined.values()),
-                "joined": _table(("what", "source", "shards"), rows),
+                "joined": table(("what", "source", "shards"), rows),
             }
         )
 
@@ -115,7 +116,7 @@ def _prunable() -> dg.AssetsDefinition:
                 "things": len(things),
                 "bytes": sum(thing.size for thing in things if thing.kind != "collection"),
                 "rows": sum(thing.size for thing in things if thing.kind == "collection"),
-                "prunable": _table(("kind", "name", "size", "reason"), kept),
+                "prunable": table(("kind", "name", "size", "reason"), kept),
                 "to_remove_them": "embedding-platform prune",
             }
         )
@@ -178,7 +179,7 @@ def _of_freshness(key: dg.AssetKey, found: Probe, stale_seconds: float) -> dg.As
             "behind": len(behind),
             "oldest_seconds_behind": behind[0][1] if behind else 0.0,
             "stale_seconds": stale_seconds,
-            "sources": _table(("source", "seconds"), behind[:MOST_LISTED]),
+            "sources": table(("source", "seconds"), behind[:MOST_LISTED]),
             **newest,
         },
     )
@@ -194,7 +195,7 @@ def _of_failures(key: dg.AssetKey, failures: Sequence[Failure]) -> dg.AssetCheck
         description=f"{len(failures)} sources' last run failed. {named}" if failures else "no source's last run failed",
         metadata={
             "failed": len(failures),
-            "failures": _table(
+            "failures": table(
                 ("source", "asset", "reason", "mend", "run"),
                 [(one.source, one.asset, one.reason, one.mend, one.run_id) for one in failures[:MOST_LISTED]],
             ),
@@ -216,11 +217,3 @@ def _failed_sources(instance: dg.DagsterInstance, space: Space) -> list[Failure]
         if failure.asset in mine or failure.asset.startswith(f"{space.key}/"):
             failures.append(failure)
     return failures
-
-
-def _table(columns: tuple[str, ...], rows: Sequence[tuple[str | int | float, ...]]) -> dg.MetadataValue:
-    kinds = {int: "int", float: "float"}
-    types = [kinds.get(type(value), "string") for value in rows[0]] if rows else ["string"] * len(columns)
-    schema = dg.TableSchema([dg.TableColumn(name, kind) for name, kind in zip(columns, types, strict=True)])
-    records = [dg.TableRecord(dict(zip(columns, row, strict=True))) for row in rows]
-    return dg.MetadataValue.table(records, schema=schema)

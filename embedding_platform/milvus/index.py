@@ -58,11 +58,10 @@ def ensure_index(
     wanted = _Built(index.type, dict(index.build), metric)
     found = _built(client, collection)
     if _serves(client, found, wanted):
-        ensure_loaded(client, collection, timeout_seconds)
-        found = _built(client, collection)
-    if _serves(client, found, wanted):
-        _await_ready(client, collection, deadline, found)
-        return False
+        if ensure_loaded(client, collection, timeout_seconds):
+            _await_ready(client, collection, deadline, found)
+            return False
+        found = None
     with explaining(f"build the index of collection {collection}"):
         if found is not None:
             client.release_collection(collection, timeout=CALL_SECONDS)
@@ -87,14 +86,16 @@ def ensure_index(
             "choose an index type that this Milvus has",
             check="index",
         )
+    ensure_loaded(client, collection, max(deadline - time.monotonic(), 1.0))
     _await_ready(client, collection, deadline, found)
     return True
 
 
-def ensure_loaded(client: "MilvusClient", collection: str, timeout_seconds: float = BUILD_SECONDS) -> None:
+def ensure_loaded(client: "MilvusClient", collection: str, timeout_seconds: float = BUILD_SECONDS) -> bool:
     """Load the collection where it is not: a restart leaves it on disk, and then no query works.
 
-    An index that a killed process left torn is dropped, with a warning, and `ensure_index` builds it again.
+    An index that a killed process left torn is dropped, with a warning, and `ensure_index` builds it
+    again; False if that was so.
 
     Raises:
         PlatformError: if Milvus cannot load it.
@@ -103,10 +104,11 @@ def ensure_loaded(client: "MilvusClient", collection: str, timeout_seconds: floa
 
     with explaining(f"load collection {collection}"):
         if client.get_load_state(collection, timeout=CALL_SECONDS)["state"] == LoadState.Loaded:
-            return
+            return True
     try:
         with explaining(f"load collection {collection}"):
             client.load_collection(collection, timeout=timeout_seconds)
+        return True
     except PlatformError:
         if not deployment_of(client).tears_indexes or _built(client, collection) is None:
             raise
@@ -118,6 +120,7 @@ def ensure_loaded(client: "MilvusClient", collection: str, timeout_seconds: floa
         _drop_indexes(client, collection)
         with explaining(f"load collection {collection}"):
             client.load_collection(collection, timeout=timeout_seconds)
+        return False
 
 
 def flush_rows(client: "MilvusClient", collection: str, written: int) -> None:
@@ -341,7 +344,6 @@ def _serves(client: "MilvusClient", found: _Built | None, wanted: _Built) -> boo
 
 
 def _await_ready(client: "MilvusClient", collection: str, deadline: float, found: _Built | None) -> None:
-    ensure_loaded(client, collection, max(deadline - time.monotonic(), 1.0))
     while found is None or found.state != "Finished" or found.pending:
         if found is not None and found.state == "Failed":
             raise UnsoundError(

@@ -41,7 +41,7 @@ def serve_pages(platform: Platform, host: str, port: int, ready: Callable[[str],
 
         def opened() -> Platform:
             uri = platform.settings.milvus_uri
-            if not (":" in uri.partition("/")[0] or is_served(uri)):
+            if platform.settings.milvus_is_folder and not is_served(uri):
                 stack.enter_context(serve(uri))
             # A client of its own: that of a Milvus which went away finds no other.
             return Platform(platform.settings)
