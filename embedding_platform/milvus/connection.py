@@ -3,6 +3,7 @@
 What the three do differently once they are reached stands in `deployment`.
 """
 
+import fcntl
 import json
 import os
 import select
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from embedding_platform.errors import MilvusError, PlatformError
@@ -89,8 +90,8 @@ def serve(
     The server is a child process that ends with this context, or with this process however
     it ends. One that dies before is replaced at the same uri, so that calls under way go on, and
     `replaced` is told so in a line.
-    `<data_dir>.server.json` (uri, pid, keeper) tells `connect` of other processes where it
-    listens; its log is `<data_dir>.server.log`.
+    `<data_dir>.server.json` (uri, pid) tells `connect` of other processes where it listens, as
+    long as this process has it locked; the server's log is `<data_dir>.server.log`.
 
         with serve("state/milvus") as uri:
             connect("state/milvus")
@@ -99,15 +100,14 @@ def serve(
         PlatformError: the directory is in use or cannot be opened.
     """
     directory = _canonical(data_dir)
-    note = f"{directory}.server.json"
-    deadline = time.monotonic() + timeout_seconds
+    patience = time.monotonic() + _SECONDS_TO_REPLACE
     while True:
-        served, is_kept = _served(directory)
-        if served is None:
-            break
+        uri, is_kept = _noted_server(directory)
+        if is_kept:
+            raise PlatformError(f"{data_dir} is already served at {uri}; use that server or stop it")
         # The server of a process that was killed is just closing the directory.
-        if is_kept or time.monotonic() >= deadline:
-            raise PlatformError(f"{data_dir} is already served at {served}; use that server or stop it")
+        if not _listens(uri) or time.monotonic() >= patience:
+            break
         time.sleep(0.2)
     keeper: _Keeper | None = None
     try:
@@ -126,14 +126,11 @@ def serve(
     finally:
         if keeper is not None:
             keeper.stop()
-        with suppress(OSError):
-            os.unlink(note)
 
 
 def is_served(data_dir: str) -> bool:
-    """Whether a server of the Milvus Lite directory listens, or is being replaced by another just now."""
-    address, is_kept = _served(_canonical(data_dir))
-    return address is not None or is_kept
+    """Whether a process that lives serves the Milvus Lite directory."""
+    return _noted_server(_canonical(data_dir))[1]
 
 
 @contextmanager
@@ -220,9 +217,9 @@ def _directory_address(path: str, deadline: float) -> str:
     directory = _canonical(path)
     patience = time.monotonic() + _SECONDS_TO_REPLACE
     while True:
-        served, is_kept = _served(directory)
-        if served is not None:
-            return served
+        uri, is_kept = _noted_server(directory)
+        if is_kept and _listens(uri):
+            return uri
         if is_kept and time.monotonic() < min(deadline, patience):
             time.sleep(0.2)
             continue
@@ -252,41 +249,34 @@ def _open_here(directory: str) -> str:
         return f"http://127.0.0.1:{_open_directories[directory].port}"
 
 
-def _served(directory: str) -> tuple[str | None, bool]:
-    """The uri at which a server of the directory listens, None without one; and whether its keeper lives.
-
-    The note of a server whose keeper is gone is removed.
-    """
-    note = f"{directory}.server.json"
-    try:
-        with open(note, encoding="utf-8") as file:
-            served = json.load(file)
-        parts = urlsplit(served["uri"])
-    except FileNotFoundError:
-        return None, False
-    except (OSError, ValueError, KeyError, TypeError):
-        served, parts = {}, None
-    if parts is not None and _lives(served.get("pid")):
-        with suppress(OSError):
-            socket.create_connection((parts.hostname, parts.port), timeout=5).close()
-            return str(served["uri"]), _lives(served.get("keeper"))
-    if _lives(served.get("keeper")):
-        return None, True
-    with suppress(OSError):
-        os.unlink(note)
-    return None, False
+def _noted_server(directory: str) -> tuple[str, bool]:
+    """The uri that the note of the directory's server tells, "" without one; and whether its keeper lives."""
+    is_kept = False
+    with suppress(OSError, ValueError, KeyError, TypeError), open(_note_of(directory), encoding="utf-8") as note:
+        is_kept = _is_locked(note)
+        return str(json.load(note)["uri"]), is_kept
+    return "", is_kept
 
 
-def _lives(pid: object) -> bool:
-    if not isinstance(pid, int):
-        return False
-    try:
-        os.kill(pid, 0)
-    except PermissionError:
+def _note_of(directory: str) -> str:
+    return f"{directory}.server.json"
+
+
+def _listens(uri: str) -> bool:
+    with suppress(OSError, ValueError):
+        parts = urlsplit(uri)
+        socket.create_connection((parts.hostname or "", parts.port or 0), timeout=5).close()
         return True
-    except OSError:
-        return False
-    return True
+    return False
+
+
+def _is_locked(file: IO[str]) -> bool:
+    """Whether a process that lives has the file locked: a lock ends with its process, and no other has it then."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
 
 
 class _Keeper:
@@ -303,6 +293,7 @@ class _Keeper:
         self._stopping = threading.Event()
         self._turn = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._note: IO[str] | None = None
         self._server = self._start(port=0)
         port = self._port()
         self.address = f"http://127.0.0.1:{port}" if port else ""
@@ -326,11 +317,29 @@ class _Keeper:
         if self._thread is not None:
             self._thread.join()
         _close_pipes(self._server)
+        if self._note is not None:
+            with suppress(OSError):
+                os.unlink(_note_of(self._directory))
+            self._note.close()
 
     def write_note(self) -> None:
-        """Tell other processes where the server listens."""
-        note = {"uri": self.address, "pid": self._server.pid, "keeper": os.getpid()}
-        _write_note(f"{self._directory}.server.json", note)
+        """Tell other processes where the server listens, as long as this one lives."""
+        path = _note_of(self._directory)
+        beside = f"{path}.writing"
+        note = open(beside, "w", encoding="utf-8")  # noqa: SIM115
+        try:
+            fcntl.flock(note, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            json.dump({"uri": self.address, "pid": self._server.pid}, note)
+            note.flush()
+            os.replace(beside, path)
+        except OSError:
+            with suppress(OSError):
+                note.close()
+            os.unlink(beside)
+            raise
+        former, self._note = self._note, note
+        if former is not None:
+            former.close()
 
     def last_words(self) -> str:
         """The last line of the server's log."""
@@ -371,18 +380,6 @@ def _close_pipes(process: "subprocess.Popen[bytes]") -> None:
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             pipe.close()
-
-
-def _write_note(path: str, note: dict[str, object]) -> None:
-    beside = f"{path}.writing"
-    try:
-        with open(beside, "w", encoding="utf-8") as file:
-            json.dump(note, file)
-        os.replace(beside, path)
-    except OSError:
-        with suppress(FileNotFoundError):
-            os.unlink(beside)
-        raise
 
 
 def _canonical(path: str) -> str:

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from embedding_platform.errors import PlatformError
-from embedding_platform.milvus.connection import close_directory, connect, serve
+from embedding_platform.milvus.connection import close_directory, connect, is_served, serve
 from embedding_platform.milvus.deployment import LITE, deployment_of
 from embedding_platform_tests.milvus_server import URI_VARIABLE
 
@@ -171,15 +171,17 @@ def test_a_directory_in_use_cannot_be_served(tmp_path, holder):
 
 
 @pytest.mark.parametrize("note", ['{"uri": "http://127.0.0.1:%d", "pid": %d}', "not json", "{}", "[]"])
-def test_a_stale_note_is_ignored_and_removed(tmp_path, note):
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
+def test_the_note_of_a_server_whose_keeper_is_gone_is_ignored(tmp_path, note):
     directory = str(tmp_path / "milvus")
     path = tmp_path / "milvus.server.json"
-    path.write_text(note % (closed_port(), dead.pid) if "%" in note else note)
-    assert connect(directory).list_collections() == []
-    assert not path.exists()
-    close_directory(directory)
+    with socket.socket() as stranger:
+        stranger.bind(("127.0.0.1", 0))
+        stranger.listen()
+        # The port and the number of the process have gone to others meanwhile.
+        path.write_text(note % (stranger.getsockname()[1], os.getpid()) if "%" in note else note)
+        assert not is_served(directory)
+        assert connect(directory).list_collections() == []
+        close_directory(directory)
 
 
 def test_the_server_dies_with_its_parent(tmp_path):
