@@ -285,7 +285,9 @@ class Lake:
 
     def another_index(self, kind: str) -> None:
         spaces = [space.key for space in MODEL_SETS["starter"] if space.modality == self.modality]
-        self.settings["indexes"] = {key: {"type": kind} for key in spaces}
+        # Milvus Lite gives each of so few rows a list of its own: the usual 16 lists hold 16 rows, which the gate refuses.
+        search = {"nprobe": 128} if kind == "IVF_FLAT" else {}
+        self.settings["indexes"] = {key: {"type": kind, "search": search} for key in spaces}
 
     def log(self) -> str:
         """The end of what the jobs printed, for a failed assertion."""
