@@ -285,7 +285,7 @@ class Lake:
 
     def another_index(self, kind: str) -> None:
         spaces = [space.key for space in MODEL_SETS["starter"] if space.modality == self.modality]
-        # Milvus Lite gives each of so few rows a list of its own: the usual 16 lists hold 16 rows, which the gate refuses.
+        # Milvus Lite gives each of so few rows its own list: the usual 16 lists hold 16 rows, which the gate refuses.
         search = {"nprobe": 128} if kind == "IVF_FLAT" else {}
         self.settings["indexes"] = {key: {"type": kind, "search": search} for key in spaces}
 
