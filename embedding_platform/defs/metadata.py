@@ -4,7 +4,6 @@ docs/metadata.md explains every name. Numbers are told by every run; pictures by
 changed something, since each lies in Dagster's event log for good.
 """
 
-import re
 import shlex
 import time
 from collections.abc import Mapping
@@ -27,7 +26,7 @@ from embedding_platform.reconcile.rows import LiveRows
 from embedding_platform.reconcile.samples import neighbours, sample_of_source, samples_of_others
 from embedding_platform.reconcile.segments import SegmentsReport
 from embedding_platform.reconcile.target import Target
-from embedding_platform.settings import Settings
+from embedding_platform.settings import Settings, without_password
 from embedding_platform.spaces import Space
 
 Metadata = dict[str, dg.MetadataValue | str | int | float | bool]
@@ -89,7 +88,7 @@ def of_files(report: FilesReport, platform: Platform, modality: str, source: str
     return {
         **report.increment.counts(),
         "dagster/partition_row_count": len(report.items),
-        "dagster/uri": without_user(layout.items_url(platform.store, modality, source)),
+        "dagster/uri": without_password(layout.items_url(platform.store, modality, source)),
         "skipped": report.skipped,
         "hashed": report.hashed,
         "bytes": sum(item.size for item in report.items),
@@ -106,7 +105,7 @@ def of_segments(report: SegmentsReport, platform: Platform, modality: str, sourc
     metadata: Metadata = {
         **report.increment.counts(),
         "dagster/partition_row_count": report.segments,
-        "dagster/uri": without_user(layout.segments_folder(platform.store, modality, source, version)),
+        "dagster/uri": without_password(layout.segments_folder(platform.store, modality, source, version)),
         "files": report.items,
         "bytes": report.bytes_read,
         **_of_rejects(len(report.rejected), report.items, table, modality, source),
@@ -130,7 +129,7 @@ def of_embeddings(report: EmbeddingsReport, platform: Platform, space: Space, so
     metadata: Metadata = {
         **report.increment.counts(),
         "dagster/partition_row_count": report.contents,
-        "dagster/uri": without_user(layout.vectors_folder(platform.store, space.key, fingerprint, source)),
+        "dagster/uri": without_password(layout.vectors_folder(platform.store, space.key, fingerprint, source)),
         "segments": report.segments,
         "duplicates": report.duplicates,
         "embedded": report.embedded,
@@ -170,7 +169,7 @@ def of_collection(
     metadata: Metadata = {
         **sync.counts,
         "dagster/partition_row_count": report.rows,
-        "dagster/uri": without_user(f"{platform.settings.milvus_uri.rstrip('/')}/{report.collection}"),
+        "dagster/uri": without_password(f"{platform.settings.milvus_uri.rstrip('/')}/{report.collection}"),
         "dagster/table_name": report.collection,
         "published_as": dg.MetadataValue.asset(dg.AssetKey([space.modality, space.name, "published"])),
         "alias": target.alias,
@@ -215,7 +214,7 @@ def of_recall(recall: Recall) -> Metadata:
 def of_published(report: PublicationReport, platform: Platform, space: Space) -> Metadata:
     """Where the alias points, what it pointed to before, and what was measured before it moved."""
     metadata: Metadata = {
-        "dagster/uri": without_user(f"{platform.settings.milvus_uri.rstrip('/')}/{report.alias}"),
+        "dagster/uri": without_password(f"{platform.settings.milvus_uri.rstrip('/')}/{report.alias}"),
         "dagster/table_name": report.alias,
         "collection_asset": dg.MetadataValue.asset(dg.AssetKey([space.modality, space.name, "collection"])),
         "alias": report.alias,
@@ -243,18 +242,13 @@ def of_published(report: PublicationReport, platform: Platform, space: Space) ->
 
 def explained(settings: Settings, section: str) -> dg.MetadataValue:
     """A link to the section of docs/metadata.md that explains the numbers."""
-    page = f"{without_user(settings.metadata_page)}#{section}"
+    page = f"{without_password(settings.metadata_page)}#{section}"
     return dg.MetadataValue.url(page) if "://" in page else dg.MetadataValue.path(page)
 
 
 def rejects_command(modality: str, source: str) -> str:
     """The command that lists what was rejected of a source."""
     return f"embedding-platform rejects --modality {modality} --source {shlex.quote(source)}"
-
-
-def without_user(url: str) -> str:
-    """A URL without the user and password that it may hold, as a place to be opened."""
-    return re.sub(r"://[^/@]*@", "://", url)
 
 
 def _of_space(report: CollectionReport, platform: Platform, target: Target, live: LiveRows) -> Metadata:
@@ -276,7 +270,7 @@ def _of_space(report: CollectionReport, platform: Platform, target: Target, live
 
 def _of_asset(settings: Settings, section: str, place: str, table: dg.TableSchema) -> Metadata:
     return {
-        "dagster/uri": without_user(place),
+        "dagster/uri": without_password(place),
         "dagster/column_schema": dg.MetadataValue.table_schema(table),
         "explained": explained(settings, section),
     }
@@ -287,7 +281,7 @@ def _of_rejects(rejected: int, total: int, table: str, modality: str, source: st
     metadata: Metadata = {"rejected": rejected, "rejected_share": rejected / total if total else 0.0}
     if rejected:
         metadata["rejects_list"] = dg.MetadataValue.md(f"`{_code(rejects_command(modality, source))}`")
-        metadata["rejects_table"] = dg.MetadataValue.path(without_user(table))
+        metadata["rejects_table"] = dg.MetadataValue.path(without_password(table))
     return metadata
 
 

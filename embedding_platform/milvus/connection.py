@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from embedding_platform.errors import MilvusError, PlatformError
+from embedding_platform.settings import without_password
 
 if TYPE_CHECKING:
     from logging import LogRecord
@@ -168,7 +169,7 @@ def _names_server(uri: str) -> bool:
         return True
     if "://" in uri:
         raise PlatformError(
-            f"milvus uri {_public(uri)!r} has the scheme {scheme!r}; "
+            f"milvus uri {without_password(uri)!r} has the scheme {scheme!r}; "
             f"give a folder, or a uri that begins with {', '.join(SERVER_SCHEMES)}"
         )
     if not uri:
@@ -399,13 +400,8 @@ def _connect_failure(uri: str, token: str, error: Exception) -> str:
         if secret:
             reason = reason.replace(secret, "***")
     if any(word in reason.lower() for word in ("auth", "credential", "token", "password", "permission")):
-        return f"Milvus at {_public(uri)} refuses the token: {reason}; give the right token"
-    return f"no Milvus answers at {_public(uri)}: {reason}; start it, or correct the uri"
-
-
-def _public(uri: str) -> str:
-    head, at, tail = uri.rpartition("@")
-    return f"{head.split('://', 1)[0]}://***@{tail}" if at and "://" in head else uri
+        return f"Milvus at {without_password(uri)} refuses the token: {reason}; give the right token"
+    return f"no Milvus answers at {without_password(uri)}: {reason}; start it, or correct the uri"
 
 
 def _reason(error: Exception) -> str:
