@@ -396,6 +396,11 @@ def _last_line(path: str) -> str:
 def _connect_failure(uri: str, token: str, error: Exception) -> str:
     # pymilvus says "server unavailable" to a wrong token too; the cause knows better.
     reason = _reason(error.__cause__ if isinstance(error.__cause__, _errors()) else error)
+    try:
+        _ = urlsplit(uri).port
+    except ValueError:
+        # The reason quotes what stands there, which may be half a password.
+        reason = "its port is no number"
     for secret in (token, token.partition(":")[2]):
         if secret:
             reason = reason.replace(secret, "***")

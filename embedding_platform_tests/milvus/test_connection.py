@@ -135,7 +135,8 @@ def test_a_server_that_says_nothing_is_given_up_within_the_timeout(silent_port):
     [
         ("", "the milvus uri is empty"),
         ("ftp://u:pw@host/x", "scheme 'ftp'"),
-        ("http://host:port", "correct the uri"),
+        ("http://host:port", "its port is no number; start it, or correct the uri"),
+        ("http://root:hu/sh@host", "no Milvus answers at http://*****@host: its port is no number;"),
     ],
 )
 def test_uris_that_name_nothing_are_explained(uri, message):
