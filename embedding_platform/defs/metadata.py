@@ -128,7 +128,7 @@ def of_embeddings(report: EmbeddingsReport, platform: Platform, space: Space, so
     table = layout.rejected_vectors_url(platform.store, space.key, fingerprint, source)
     metadata: Metadata = {
         **report.increment.counts(),
-        "dagster/partition_row_count": report.contents,
+        "dagster/partition_row_count": report.judged.judged,
         "dagster/uri": without_password(layout.vectors_folder(platform.store, space.key, fingerprint, source)),
         "segments": report.segments,
         "duplicates": report.duplicates,
