@@ -225,7 +225,7 @@ def _collection(space: Space, fingerprint: str, settings: Settings) -> dg.Assets
         kinds={"milvus", space.name},
         owners=OWNERS,
         tags=_tags(space.modality, "collection", space),
-        code_version=f"{fingerprint} {_index_code(space.index)}",
+        code_version=f"{_collection_code(space, fingerprint, settings)} {_index_code(space.index)}",
         pool="milvus",
         description=(
             f"**The rows in Milvus**, {space.index.type} under {space.metric}; published as `{alias_name(space.key)}`."
@@ -277,7 +277,7 @@ def _published(space: Space, fingerprint: str, settings: Settings) -> dg.AssetsD
         kinds={"milvus", space.name},
         owners=OWNERS,
         tags=_tags(space.modality, "published", space),
-        code_version=fingerprint,
+        code_version=_collection_code(space, fingerprint, settings),
         pool="milvus",
         description=(
             f"**The alias `{alias_name(space.key)}` that readers search.**\n\n"
@@ -333,6 +333,11 @@ def _tag(location: str) -> str:
     """The name of a model without the place it lies in, of letters that a tag may have."""
     name = location.partition("@")[0].rstrip("/").rsplit("/", 1)[-1]
     return re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:MOST_TAG_CHARACTERS]
+
+
+def _collection_code(space: Space, fingerprint: str, settings: Settings) -> str:
+    """What decides which collection holds the rows, apart from the number of sources."""
+    return f"{fingerprint} words" if settings.finds_words(space) else fingerprint
 
 
 def _index_code(index: Index) -> str:
