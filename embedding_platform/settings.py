@@ -244,7 +244,7 @@ class Settings(BaseSettings):
     media_root: str = "media"
     store_root: str = ".embedding_platform/store"
     cache_root: str = ".embedding_platform/cache"
-    metadata_page: str = "docs/metadata.md"
+    metadata_page: str = Field(default="", pattern=r"^(https?://[^\s/?#@]+(/[^\s?#]*)?)?$")
     milvus: MilvusSettings = MilvusSettings()
     model_set: Literal["starter", "hub"] = "starter"
     spaces: list[str] | None = None

@@ -446,6 +446,11 @@ def test_a_url_is_shown_without_what_may_be_secret(text, shown):
     assert without_password(text) == shown
 
 
+@pytest.mark.parametrize("page", ["docs/metadata.md", f"https://me:{SECRET}@host/page", f"https://host/page?{SECRET}"])
+def test_a_page_that_is_no_link_is_refused(page):
+    assert "metadata_page" in complaint(metadata_page=page)
+
+
 @pytest.mark.parametrize("place", [f"s3://key:a/{SECRET}@bucket/x", f"ftp://me:p@{SECRET}@host/x"])
 @pytest.mark.parametrize("setting", ["media_root", "milvus.import_root", "quality.queries", "openai.url"])
 def test_a_password_that_rows_would_show_is_refused_whatever_it_holds(setting, place):

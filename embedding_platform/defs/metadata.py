@@ -241,9 +241,12 @@ def of_published(report: PublicationReport, platform: Platform, space: Space) ->
 
 
 def explained(settings: Settings, section: str) -> dg.MetadataValue:
-    """A link to the section of docs/metadata.md that explains the numbers."""
-    page = f"{without_password(settings.metadata_page)}#{section}"
-    return dg.MetadataValue.url(page) if "://" in page else dg.MetadataValue.path(page)
+    """A link to the section of docs/metadata.md that explains the numbers; its name where nobody says who serves it."""
+    if settings.metadata_page:
+        return dg.MetadataValue.url(f"{settings.metadata_page}#{section}")
+    return dg.MetadataValue.text(
+        f"Section {section} of metadata.md in the documentation. The setting metadata_page turns this into a link."
+    )
 
 
 def rejects_command(modality: str, source: str) -> str:

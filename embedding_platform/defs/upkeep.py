@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import dagster as dg
 
 from embedding_platform.defs.failures import Failure, failure_of
-from embedding_platform.defs.metadata import of_recall
+from embedding_platform.defs.metadata import explained, of_recall
 from embedding_platform.defs.resources import PlatformResource, clear_failures
 from embedding_platform.defs.runs_of_sources import SECONDS_OF_MEMORY, failed_lately, last_run
 from embedding_platform.defs.tables import table
@@ -88,6 +88,7 @@ def _compacted() -> dg.AssetsDefinition:
                 "folders": compaction.folders,
                 "joined_shards": sum(compaction.joined.values()),
                 "joined": table(("what", "source", "shards"), rows),
+                "explained": explained(platform.settings, "upkeep"),
             }
         )
 
@@ -118,6 +119,7 @@ def _prunable() -> dg.AssetsDefinition:
                 "rows": sum(thing.size for thing in things if thing.kind == "collection"),
                 "prunable": table(("kind", "name", "size", "reason"), kept),
                 "to_remove_them": "embedding-platform prune",
+                "explained": explained(platform.settings, "upkeep"),
             }
         )
 

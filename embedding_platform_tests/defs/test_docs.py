@@ -51,6 +51,12 @@ def test_numbers_of_checks_are_explained(function: ast.FunctionDef) -> None:
     assert set(shown_by(function)) - named(SECTIONS["Checks"]) == set()
 
 
+@pytest.mark.parametrize("function", list(functions_of("upkeep")), ids=lambda function: function.name)
+def test_upkeep_and_probes_are_explained(function: ast.FunctionDef) -> None:
+    explained = named(SECTIONS["Every asset"]) | named(SECTIONS["upkeep"]) | named(SECTIONS["Checks"])
+    assert set(shown_by(function)) - explained - {"stage"} == set(), "a stage is a tag"
+
+
 def failures_with_numbers() -> Iterator[tuple[str, ast.Call]]:
     """Calls that make an UnsoundError, with the module that they stand in."""
     for path in sorted(PACKAGE.rglob("*.py")):
@@ -80,7 +86,7 @@ def test_checks_are_explained_with_what_to_do(stage: str, check) -> None:
     assert len(cells) == 6
 
 
-@pytest.mark.parametrize("section", ["files", "segments", "embeddings", "collection", "published"])
+@pytest.mark.parametrize("section", ["files", "segments", "embeddings", "collection", "published", "upkeep"])
 def test_every_link_of_a_materialization_leads_to_a_section(section: str) -> None:
     assert section in SECTIONS
 
@@ -88,6 +94,6 @@ def test_every_link_of_a_materialization_leads_to_a_section(section: str) -> Non
 def test_settings_that_are_named_exist() -> None:
     from embedding_platform.settings import Settings
 
-    for name in {name for name in named(PAGE) if re.fullmatch(r"(quality|milvus|batch)\.\w+", name)}:
+    for name in {name for name in named(PAGE) if re.fullmatch(r"(quality|milvus|batch|alerts)\.\w+", name)}:
         group, _, field = name.partition(".")
         assert field in type(Settings.model_fields[group].default).model_fields, name
