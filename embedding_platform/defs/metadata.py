@@ -6,13 +6,15 @@ changed something, since each lies in Dagster's event log for good.
 
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import islice
 
 import dagster as dg
 
 from embedding_platform import layout, records
 from embedding_platform.defs import pictures
 from embedding_platform.defs.columns import collection_columns, columns
+from embedding_platform.defs.tables import table
 from embedding_platform.errors import PlatformError
 from embedding_platform.media.cutting import code_version
 from embedding_platform.milvus.schema import alias_name
@@ -24,12 +26,15 @@ from embedding_platform.reconcile.publication import PublicationReport
 from embedding_platform.reconcile.recall import Recall
 from embedding_platform.reconcile.rows import LiveRows
 from embedding_platform.reconcile.samples import neighbours, sample_of_source, samples_of_others
-from embedding_platform.reconcile.segments import SegmentsReport
+from embedding_platform.reconcile.segments import Reject, SegmentsReport
 from embedding_platform.reconcile.target import Target
 from embedding_platform.settings import Settings, without_password
 from embedding_platform.spaces import Space
 
 Metadata = dict[str, dg.MetadataValue | str | int | float | bool]
+
+MOST_REJECTS = 50
+"""Rejects that are shown; a command lists all."""
 
 FEWEST_POINTS = 3
 """Vectors from which on a map shows something."""
@@ -84,7 +89,7 @@ def of_published_asset(settings: Settings, space: Space, fingerprint: str) -> Me
 
 def of_files(report: FilesReport, platform: Platform, modality: str, source: str) -> Metadata:
     """Counts of the increment and of what was read."""
-    table = layout.rejected_items_url(platform.store, modality, source)
+    url = layout.rejected_items_url(platform.store, modality, source)
     return {
         **report.increment.counts(),
         "dagster/partition_row_count": len(report.items),
@@ -92,7 +97,7 @@ def of_files(report: FilesReport, platform: Platform, modality: str, source: str
         "skipped": report.skipped,
         "hashed": report.hashed,
         "bytes": sum(item.size for item in report.items),
-        **_of_rejects(len(report.rejected), len(report.items) + len(report.rejected), table, modality, source),
+        **_of_rejects(report.rejected, len(report.items) + len(report.rejected), url, modality, source),
         "seconds_total": round(report.seconds, 3),
         "explained": explained(platform.settings, "files"),
     }
@@ -101,14 +106,14 @@ def of_files(report: FilesReport, platform: Platform, modality: str, source: str
 def of_segments(report: SegmentsReport, platform: Platform, modality: str, source: str) -> Metadata:
     """Counts of items cut, and of live segments, and pictures of some that are new."""
     version = code_version(modality, platform.cutting)
-    table = layout.rejected_segments_url(platform.store, modality, source, version)
+    url = layout.rejected_segments_url(platform.store, modality, source, version)
     metadata: Metadata = {
         **report.increment.counts(),
         "dagster/partition_row_count": report.segments,
         "dagster/uri": without_password(layout.segments_folder(platform.store, modality, source, version)),
         "files": report.items,
         "bytes": report.bytes_read,
-        **_of_rejects(len(report.rejected), report.items, table, modality, source),
+        **_of_rejects(report.rejected, report.items, url, modality, source),
         **_seconds(report.seconds),
         "explained": explained(platform.settings, "segments"),
     }
@@ -125,7 +130,7 @@ def of_segments(report: SegmentsReport, platform: Platform, modality: str, sourc
 def of_embeddings(report: EmbeddingsReport, platform: Platform, space: Space, source: str) -> Metadata:
     """Counts, rates, device, and the norms of the partition's vectors."""
     fingerprint = platform.fingerprint(space)
-    table = layout.rejected_vectors_url(platform.store, space.key, fingerprint, source)
+    url = layout.rejected_vectors_url(platform.store, space.key, fingerprint, source)
     metadata: Metadata = {
         **report.increment.counts(),
         "dagster/partition_row_count": report.judged.judged,
@@ -136,7 +141,7 @@ def of_embeddings(report: EmbeddingsReport, platform: Platform, space: Space, so
         "reused": report.reused,
         "missing": len(report.missing),
         "bytes": report.bytes_stored,
-        **_of_rejects(len(report.rejected), report.contents, table, space.modality, source),
+        **_of_rejects(report.rejected, report.contents, url, space.modality, source),
         "dimension": space.model.dimension,
         "model": space.model.location,
         **_seconds(report.seconds),
@@ -271,20 +276,22 @@ def _of_space(report: CollectionReport, platform: Platform, target: Target, live
         return {"map": pictures.undrawn(error)}
 
 
-def _of_asset(settings: Settings, section: str, place: str, table: dg.TableSchema) -> Metadata:
+def _of_asset(settings: Settings, section: str, place: str, schema: dg.TableSchema) -> Metadata:
     return {
         "dagster/uri": without_password(place),
-        "dagster/column_schema": dg.MetadataValue.table_schema(table),
+        "dagster/column_schema": dg.MetadataValue.table_schema(schema),
         "explained": explained(settings, section),
     }
 
 
-def _of_rejects(rejected: int, total: int, table: str, modality: str, source: str) -> Metadata:
-    """How many were rejected, and where the list of them is."""
-    metadata: Metadata = {"rejected": rejected, "rejected_share": rejected / total if total else 0.0}
+def _of_rejects(rejected: Sequence[Reject], total: int, url: str, modality: str, source: str) -> Metadata:
+    """How many were rejected, the first of them, and where all are listed."""
+    metadata: Metadata = {"rejected": len(rejected), "rejected_share": len(rejected) / total if total else 0.0}
     if rejected:
+        shown = ((pictures.printable(path), pictures.printable(reason)) for path, _, _, reason in rejected)
+        metadata["rejects"] = table(("path", "reason"), islice(shown, MOST_REJECTS))
         metadata["rejects_list"] = dg.MetadataValue.md(f"`{_code(rejects_command(modality, source))}`")
-        metadata["rejects_table"] = dg.MetadataValue.path(without_password(table))
+        metadata["rejects_table"] = dg.MetadataValue.path(without_password(url))
     return metadata
 
 
