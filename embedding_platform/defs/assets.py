@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from time import perf_counter
 from typing import TypeAlias
 
 import dagster as dg
@@ -249,7 +250,7 @@ def _collection(space: Space, fingerprint: str, settings: Settings) -> dg.Assets
                 progress=progress_of(context, platform, "rows written"),
             )
             return dg.MaterializeResult(
-                metadata=metadata.of_collection(report, platform, target, live, _started(context)),
+                metadata=metadata.of_collection(report, platform, target, live, _requested(context)),
                 data_version=dg.DataVersion(report.data_version),
                 check_results=judged_collection(report, platform, live),
             )
@@ -289,11 +290,12 @@ def _published(space: Space, fingerprint: str, settings: Settings) -> dg.AssetsD
     )
     def published(context: dg.AssetExecutionContext, platform: PlatformResource) -> Results:
         def work() -> dg.MaterializeResult:
+            started = perf_counter()
             report = platform.published(
                 space, lambda: context.instance.get_dynamic_partitions(set_name(space.modality))
             )
             return dg.MaterializeResult(
-                metadata=metadata.of_published(report, platform, space),
+                metadata=metadata.of_published(report, platform, space, perf_counter() - started),
                 data_version=dg.DataVersion(report.collection if report.published else (report.previous or "none")),
                 check_results=checks.of_published(
                     report, last_listings(context.instance, space.modality), platform.settings.quality
@@ -318,10 +320,10 @@ def _told(stage: str, work: Callable[[], dg.MaterializeResult]) -> Results:
     yield result
 
 
-def _started(context: dg.AssetExecutionContext) -> float | None:
-    """When the run began, in seconds since 1970."""
+def _requested(context: dg.AssetExecutionContext) -> float | None:
+    """When the run was asked for, in seconds since 1970: before it waited in the queue."""
     record = context.instance.get_run_record_by_id(context.run_id)
-    return record.start_time if record is not None else None
+    return record.create_timestamp.timestamp() if record is not None else None
 
 
 def _tags(modality: str, stage: str, space: Space | None = None) -> dict[str, str]:

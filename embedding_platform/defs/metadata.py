@@ -89,6 +89,7 @@ def of_published_asset(settings: Settings, space: Space, fingerprint: str) -> Me
 
 def of_files(report: FilesReport, platform: Platform, modality: str, source: str) -> Metadata:
     """Counts of the increment and of what was read."""
+    total = len(report.items) + len(report.rejected)
     url = layout.rejected_items_url(platform.store, modality, source)
     return {
         **report.increment.counts(),
@@ -97,8 +98,9 @@ def of_files(report: FilesReport, platform: Platform, modality: str, source: str
         "skipped": report.skipped,
         "hashed": report.hashed,
         "bytes": sum(item.size for item in report.items),
-        **_of_rejects(report.rejected, len(report.items) + len(report.rejected), url, modality, source),
+        **_of_rejects(report.rejected, total, url, modality, source),
         "seconds_total": round(report.seconds, 3),
+        "files_per_second": round((total + report.skipped) / max(report.seconds, 1e-9), 2),
         "explained": explained(platform.settings, "files"),
     }
 
@@ -164,11 +166,11 @@ def of_embeddings(report: EmbeddingsReport, platform: Platform, space: Space, so
 
 
 def of_collection(
-    report: CollectionReport, platform: Platform, target: Target, live: LiveRows, started: float | None
+    report: CollectionReport, platform: Platform, target: Target, live: LiveRows, requested: float | None
 ) -> Metadata:
     """Counts of the increment, what was written, and, where that is anything, pictures of the space.
 
-    `started` is when the run began, in seconds since 1970.
+    `requested` is when the run was asked for, in seconds since 1970.
     """
     sync, drift, space = report.sync, report.drift, target.space
     metadata: Metadata = {
@@ -194,10 +196,10 @@ def of_collection(
     }
     if report.written:
         metadata["rows_per_second"] = round(report.written / max(report.seconds["written"], 1e-9), 2)
-        if started is not None:
+        if requested is not None:
             # Recall is measured once rows are found.
             found = time.time() - report.seconds["recall"]
-            metadata["seconds_to_searchable"] = round(max(found - started, 0.0), 3)
+            metadata["seconds_to_searchable"] = round(max(found - requested, 0.0), 3)
     if report.recall is not None:
         metadata |= of_recall(report.recall)
     if report.is_changed:
@@ -216,8 +218,8 @@ def of_recall(recall: Recall) -> Metadata:
     return {name: value for name, value in figures.items() if value is not None}
 
 
-def of_published(report: PublicationReport, platform: Platform, space: Space) -> Metadata:
-    """Where the alias points, what it pointed to before, and what was measured before it moved."""
+def of_published(report: PublicationReport, platform: Platform, space: Space, seconds: float) -> Metadata:
+    """Where the alias points, what it pointed to before, what was measured before it moved, and how long all took."""
     metadata: Metadata = {
         "dagster/uri": without_password(f"{platform.settings.milvus_uri.rstrip('/')}/{report.alias}"),
         "dagster/table_name": report.alias,
@@ -231,6 +233,7 @@ def of_published(report: PublicationReport, platform: Platform, space: Space) ->
         "published": report.published,
         "waiting": len(report.waiting),
         "behind": len(report.behind),
+        "seconds_total": round(seconds, 3),
         "explained": explained(platform.settings, "published"),
     }
     if report.gate is not None:
