@@ -37,7 +37,7 @@ MOST_REJECTS = 50
 """Rejects that are shown; a command lists all."""
 
 FEWEST_POINTS = 3
-"""Vectors from which on a map shows something."""
+"""Vectors, of all sources, from which on a map shows something."""
 
 
 def of_files_asset(settings: Settings, modality: str) -> Metadata:
@@ -265,15 +265,16 @@ def rejects_command(modality: str, source: str) -> str:
 def _of_space(report: CollectionReport, platform: Platform, target: Target, live: LiveRows) -> Metadata:
     """A map of a sample of the space, and what search finds near some rows of the source."""
     sample = sample_of_source(live)
-    if len(sample.vectors) < FEWEST_POINTS:
+    if not len(sample.vectors):
         return {}
     try:
         near = neighbours(platform.milvus, target, live, sample, report.index)
-        shown = pictures.neighbours(
-            near, pictures.Decoder(target.space.modality, platform.settings.decoding), target.space.metric
-        )
+        decoder = pictures.Decoder(target.space.modality, platform.settings.decoding)
+        shown: Metadata = {**pictures.neighbours(near, decoder, target.space.metric)}
         sources = {live.source: sample.vectors, **samples_of_others(live)}
-        return {"map": pictures.space_map(sources), "neighbours": shown}
+        if sum(map(len, sources.values())) >= FEWEST_POINTS:
+            shown["map"] = pictures.space_map(sources)
+        return shown
     except PlatformError as error:
         # The rows are there and sound: what they look like is not worth a failure.
         return {"map": pictures.undrawn(error)}

@@ -26,6 +26,9 @@ SOUND = 4
 EMPTY = 60
 """Files that hold nothing."""
 
+FIRST, LONE, SECOND = 0, 1, 2
+"""The runs: of a source with empty files and a bad vector, of one with a single file, and the first again."""
+
 
 @dataclass(frozen=True)
 class SpoilingPlatform(SmallPlatform):
@@ -43,11 +46,12 @@ class SpoilingPlatform(SmallPlatform):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[SourceRun]]:
-    """A first run of a source with empty files and a bad vector, and a second that finds nothing to do."""
+    """Two runs of each source, of which the second finds nothing to do."""
     folder = tmp_path_factory.mktemp("metadata")
     source = folder / "media" / "my notes"
     for number in (*range(SOUND), 9):
         write_text(source / f"{number}.txt", number)
+    write_text(folder / "media" / "one letter" / "10.txt", 10)
     for number in range(EMPTY):
         (source / f"{number:02}\n|`empty`.txt").write_bytes(b"")
     settings = load_settings(
@@ -67,7 +71,7 @@ def told(run: SourceRun, stage: str) -> dict[str, Any]:
     return metadata
 
 
-@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("place", [FIRST, SECOND])
 def test_rows_are_those_that_each_table_holds(runs: list[SourceRun], place: int) -> None:
     rows = {
         stage: told(runs[place], stage)["dagster/partition_row_count"]
@@ -76,7 +80,7 @@ def test_rows_are_those_that_each_table_holds(runs: list[SourceRun], place: int)
     assert rows == {"files": SOUND + 1, "segments": SOUND + 1, "embeddings": SOUND, "collection": SOUND}
 
 
-@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("place", [FIRST, SECOND])
 def test_the_first_rejects_are_listed_with_their_reasons_and_a_command_for_all(
     runs: list[SourceRun], place: int
 ) -> None:
@@ -96,7 +100,7 @@ def test_the_first_rejects_are_listed_with_their_reasons_and_a_command_for_all(
 
 
 def test_a_run_tells_bytes_device_and_rates_of_what_it_did(runs: list[SourceRun]) -> None:
-    files, segments, embedded, collection = (told(runs[0], stage) for stage in STAGES[:4])
+    files, segments, embedded, collection = (told(runs[FIRST], stage) for stage in STAGES[:4])
     folder = Path(files["dagster/uri"]).parents[4] / "media" / "my notes"
     written = sum(path.stat().st_size for path in folder.iterdir())
     assert (files["bytes"], segments["bytes"]) == (written, written)
@@ -128,13 +132,13 @@ def test_a_run_tells_where_its_time_went(runs: list[SourceRun]) -> None:
             known = [metadata[f"seconds_{name}"] for name in names if f"seconds_{name}" in metadata]
             assert metadata["seconds_total"] >= sum(known) - 0.01
             assert metadata["seconds_total"] > 0
-    before = sum(told(runs[0], stage)["seconds_total"] for stage in STAGES[:4])
-    waited = told(runs[0], "collection")["seconds_to_searchable"]
-    assert waited >= before - told(runs[0], "collection")["seconds_recall"] - 0.01
+    before = sum(told(runs[FIRST], stage)["seconds_total"] for stage in STAGES[:4])
+    waited = told(runs[FIRST], "collection")["seconds_to_searchable"]
+    assert waited >= before - told(runs[FIRST], "collection")["seconds_recall"] - 0.01
 
 
 def test_a_run_that_did_nothing_tells_no_rate_and_no_device(runs: list[SourceRun]) -> None:
-    segments, embedded, collection = (told(runs[1], stage) for stage in STAGES[1:4])
+    segments, embedded, collection = (told(runs[SECOND], stage) for stage in STAGES[1:4])
     assert [metadata["bytes"] for metadata in (segments, embedded, collection)] == [0, 0, 0]
     shown = {name for metadata in (segments, embedded, collection) for name in metadata}
     assert {name for name in shown if name.endswith("_per_second")} == set()
@@ -167,3 +171,11 @@ def test_the_time_of_embeddings_begins_with_the_first_look_and_that_of_the_model
         taking(seconds, name)
     seconds = lake.embeddings().seconds
     assert (seconds["total"], seconds["load"], seconds["embedded"]) == (15, 0, 8)
+
+
+def test_a_source_of_one_row_is_shown_among_the_others(runs: list[SourceRun]) -> None:
+    shown = told(runs[LONE], "collection")
+    assert shown["dagster/partition_row_count"] == 1
+    assert "10\\.txt" in shown["neighbours"]
+    assert "my notes/" in shown["neighbours"].splitlines()[2]
+    assert shown["map"].startswith("![map of a sample of the space](data:image/svg+xml;base64,")
