@@ -45,6 +45,9 @@ _CRON_FIELDS: tuple[tuple[str, int, int, tuple[str, ...]], ...] = (
 _USER = re.compile(r"://([^/\s]*:\S*|[^/\s]*)@")
 """User and password of a URL: up to the last @ of its host, or of all of it where the host may be a user with a :."""
 
+_OWNER = r"^(team:\S+|[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7})$"
+"""A team or an email address, as Dagster takes them for the owner of an asset."""
+
 _LONGEST_MONTHS = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 
 
@@ -269,6 +272,7 @@ class Settings(BaseSettings):
     timezone: str = "UTC"
     schedules: list[ScheduleSettings] = []
     alerts: AlertSettings = AlertSettings()
+    owners: list[Annotated[str, Field(pattern=_OWNER)]] = ["team:data-platform"]
 
     @classmethod
     def settings_customise_sources(

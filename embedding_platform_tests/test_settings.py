@@ -446,6 +446,11 @@ def test_a_url_is_shown_without_what_may_be_secret(text, shown):
     assert without_password(text) == shown
 
 
+@pytest.mark.parametrize("owner", ["data-platform", "team:", "team:two words", "me@", "me@home", "@example.org"])
+def test_an_owner_that_dagster_does_not_take_is_refused(owner):
+    assert "owners" in complaint(owners=["team:search", owner])
+
+
 @pytest.mark.parametrize("page", ["docs/metadata.md", f"https://me:{SECRET}@host/page", f"https://host/page?{SECRET}"])
 def test_a_page_that_is_no_link_is_refused(page):
     assert "metadata_page" in complaint(metadata_page=page)

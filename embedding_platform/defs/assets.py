@@ -26,8 +26,6 @@ from embedding_platform.reconcile.segments import reconcile_segments
 from embedding_platform.settings import Settings
 from embedding_platform.spaces import Index, Modality, Space
 
-OWNERS = ("team:data-platform",)
-
 MOST_TAG_CHARACTERS = 63
 """Longest value of a tag that Dagster takes."""
 
@@ -57,7 +55,7 @@ def _files(modality: Modality, settings: Settings) -> dg.AssetsDefinition:
         group_name=modality.name,
         partitions_def=partitions,
         kinds={"file"},
-        owners=OWNERS,
+        owners=settings.owners,
         tags=_tags(modality.name, "files"),
         code_version=verdict_code(modality.name),
         description=(
@@ -101,7 +99,7 @@ def _segments(modality: Modality, cutting: Cutting, settings: Settings) -> dg.As
         group_name=modality.name,
         partitions_def=partitions,
         kinds={"parquet"},
-        owners=OWNERS,
+        owners=settings.owners,
         tags=_tags(modality.name, "segments"),
         code_version=code_version(modality.name, cutting),
         description=(
@@ -143,8 +141,8 @@ def _embeddings(space: Space, fingerprint: str, settings: Settings) -> dg.Assets
         deps=[[space.modality, "segments"]],
         group_name=space.modality,
         partitions_def=partitions,
-        kinds={"openai" if is_remote(space.model) else "pytorch", "parquet", space.name},
-        owners=OWNERS,
+        kinds={*_runtime_kind(space, settings), "parquet", space.name},
+        owners=settings.owners,
         tags=_tags(space.modality, "embeddings", space),
         code_version=fingerprint,
         pool="gpu",
@@ -224,7 +222,7 @@ def _collection(space: Space, fingerprint: str, settings: Settings) -> dg.Assets
         group_name=space.modality,
         partitions_def=partitions,
         kinds={"milvus", space.name},
-        owners=OWNERS,
+        owners=settings.owners,
         tags=_tags(space.modality, "collection", space),
         code_version=f"{_collection_code(space, fingerprint, settings)} {_index_code(space.index)}",
         pool="milvus",
@@ -276,7 +274,7 @@ def _published(space: Space, fingerprint: str, settings: Settings) -> dg.AssetsD
         deps=[[space.modality, space.name, "collection"]],
         group_name=space.modality,
         kinds={"milvus", space.name},
-        owners=OWNERS,
+        owners=settings.owners,
         tags=_tags(space.modality, "published", space),
         code_version=_collection_code(space, fingerprint, settings),
         pool="milvus",
@@ -324,6 +322,13 @@ def _requested(context: dg.AssetExecutionContext) -> float | None:
     """When the run was asked for, in seconds since 1970: before it waited in the queue."""
     record = context.instance.get_run_record_by_id(context.run_id)
     return record.create_timestamp.timestamp() if record is not None else None
+
+
+def _runtime_kind(space: Space, settings: Settings) -> set[str]:
+    """What runs the model, where the settings decide it: of `auto` the machine decides, and each run tells."""
+    if is_remote(space.model):
+        return {"openai"}
+    return {"torch": {"pytorch"}, "openvino": {"openvino"}}.get(settings.runtime, set())
 
 
 def _tags(modality: str, stage: str, space: Space | None = None) -> dict[str, str]:

@@ -20,8 +20,6 @@ from embedding_platform.spaces import Space
 
 GROUP = "upkeep"
 
-OWNERS = ("team:data-platform",)
-
 MOST_LISTED = 50
 """Rows of a table in metadata."""
 
@@ -29,9 +27,9 @@ MOST_NAMED = 3
 """Sources that a check's description names."""
 
 
-def upkeep_assets() -> list[dg.AssetsDefinition]:
+def upkeep_assets(owners: Sequence[str]) -> list[dg.AssetsDefinition]:
     """The assets of the weekly maintenance."""
-    return [_compacted(), _prunable()]
+    return [_compacted(owners), _prunable(owners)]
 
 
 def space_probes(space: Space) -> dg.AssetChecksDefinition:
@@ -58,12 +56,12 @@ def space_probes(space: Space) -> dg.AssetChecksDefinition:
     return probes
 
 
-def _compacted() -> dg.AssetsDefinition:
+def _compacted(owners: Sequence[str]) -> dg.AssetsDefinition:
     @dg.asset(
         key=[GROUP, "compacted"],
         group_name=GROUP,
         kinds={"parquet"},
-        owners=OWNERS,
+        owners=owners,
         tags={"stage": "upkeep"},
         description="The store with its small files joined into large ones. Nothing is dropped.",
     )
@@ -95,12 +93,12 @@ def _compacted() -> dg.AssetsDefinition:
     return compacted
 
 
-def _prunable() -> dg.AssetsDefinition:
+def _prunable(owners: Sequence[str]) -> dg.AssetsDefinition:
     @dg.asset(
         key=[GROUP, "prunable"],
         group_name=GROUP,
         kinds={"milvus", "parquet"},
-        owners=OWNERS,
+        owners=owners,
         tags={"stage": "upkeep"},
         description="What `embedding-platform prune` would remove after asking. Nothing is removed here.",
     )
