@@ -27,7 +27,7 @@ MOST_NAMED = 3
 """Sources that a check's description names."""
 
 
-def upkeep_assets(owners: Sequence[str]) -> list[dg.AssetsDefinition]:
+def upkeep_assets(owners: list[str]) -> list[dg.AssetsDefinition]:
     """The assets of the weekly maintenance."""
     return [_compacted(owners), _prunable(owners)]
 
@@ -56,7 +56,7 @@ def space_probes(space: Space) -> dg.AssetChecksDefinition:
     return probes
 
 
-def _compacted(owners: Sequence[str]) -> dg.AssetsDefinition:
+def _compacted(owners: list[str]) -> dg.AssetsDefinition:
     @dg.asset(
         key=[GROUP, "compacted"],
         group_name=GROUP,
@@ -93,7 +93,7 @@ def _compacted(owners: Sequence[str]) -> dg.AssetsDefinition:
     return compacted
 
 
-def _prunable(owners: Sequence[str]) -> dg.AssetsDefinition:
+def _prunable(owners: list[str]) -> dg.AssetsDefinition:
     @dg.asset(
         key=[GROUP, "prunable"],
         group_name=GROUP,
