@@ -45,7 +45,7 @@ _CRON_FIELDS: tuple[tuple[str, int, int, tuple[str, ...]], ...] = (
 _USER = re.compile(r"://([^/\s]*:\S*|[^/\s]*)@")
 """User and password of a URL: up to the last @ of its host, or of all of it where the host may be a user with a :."""
 
-_OWNER = r"^(team:\S+|[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7})$"
+_OWNER = re.compile(r"team:\S+|[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}")
 """A team or an email address, as Dagster takes them for the owner of an asset."""
 
 _LONGEST_MONTHS = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
@@ -247,7 +247,7 @@ class Settings(BaseSettings):
     media_root: str = "media"
     store_root: str = ".embedding_platform/store"
     cache_root: str = ".embedding_platform/cache"
-    metadata_page: str = Field(default="", pattern=r"^(https?://[^\s/?#@]+(/[^\s?#]*)?)?$")
+    metadata_page: str = ""
     milvus: MilvusSettings = MilvusSettings()
     model_set: Literal["starter", "hub"] = "starter"
     spaces: list[str] | None = None
@@ -272,7 +272,7 @@ class Settings(BaseSettings):
     timezone: str = "UTC"
     schedules: list[ScheduleSettings] = []
     alerts: AlertSettings = AlertSettings()
-    owners: list[Annotated[str, Field(pattern=_OWNER)]] = ["team:data-platform"]
+    owners: list[str] = ["team:data-platform"]
 
     @classmethod
     def settings_customise_sources(
@@ -380,6 +380,21 @@ class Settings(BaseSettings):
         except (ZoneInfoNotFoundError, ValueError, OSError):
             raise ValueError("no time zone of this machine; write one such as UTC or Europe/Berlin") from None
         return name
+
+    @field_validator("metadata_page")
+    @classmethod
+    def _refuse_what_is_no_page(cls, page: str) -> str:
+        if not re.fullmatch(r"(https?://[^\s/?#@]+(/[^\s?#]*)?)?", page):
+            raise ValueError("no page of the web; write http:// or https://, a host and a path, without user, ? and #")
+        return page
+
+    @field_validator("owners")
+    @classmethod
+    def _refuse_what_owns_nothing(cls, owners: list[str]) -> list[str]:
+        for owner in owners:
+            if not _OWNER.fullmatch(owner):
+                raise ValueError(f"{owner!r} owns no asset; write team:NAME or an email address")
+        return owners
 
     @model_validator(mode="after")
     def _refuse_the_impossible(self) -> "Settings":
