@@ -22,7 +22,7 @@ def build_definitions(platform: Platform) -> dg.Definitions:
     """All that Dagster knows of a platform. Pure: nothing but the settings decides it."""
     modalities = [MODALITIES[name] for name in platform.modalities]
     settings = platform.settings
-    upkeep = upkeep_assets()
+    upkeep = upkeep_assets(settings.owners)
     probes = {space.key: space_probes(space) for space in platform.spaces}
     return dg.Definitions(
         assets=[

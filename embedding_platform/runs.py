@@ -218,4 +218,5 @@ def _explanation(error: BaseException) -> str:
     faults = error.errors if isinstance(error, dg.DagsterInvalidConfigError) else ()
     said = [fault.message for fault in faults] or [str(error)]
     short = [re.split(r"Stack Trace:|\. Expected:", one)[0].replace(_POST_PROCESSING, "") for one in said]
-    return without_password(" ".join("; ".join(short).split())[:400])
+    # Before it is cut: half a URL does not show that it holds a password.
+    return without_password(" ".join("; ".join(short).split()))[:400]

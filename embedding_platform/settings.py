@@ -42,6 +42,12 @@ _CRON_FIELDS: tuple[tuple[str, int, int, tuple[str, ...]], ...] = (
 )
 """The fields of a cron line: name, least and greatest number, and the names of the numbers from the least on."""
 
+_USER = re.compile(r"://([^/\s]*:\S*|[^/\s]*)@")
+"""User and password of a URL: up to the last @ of its host, or of all of it where the host may be a user with a :."""
+
+_OWNER = re.compile(r"team:\S+|[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}")
+"""A team or an email address, as Dagster takes them for the owner of an asset."""
+
 _LONGEST_MONTHS = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 
 
@@ -241,7 +247,7 @@ class Settings(BaseSettings):
     media_root: str = "media"
     store_root: str = ".embedding_platform/store"
     cache_root: str = ".embedding_platform/cache"
-    metadata_page: str = "docs/metadata.md"
+    metadata_page: str = ""
     milvus: MilvusSettings = MilvusSettings()
     model_set: Literal["starter", "hub"] = "starter"
     spaces: list[str] | None = None
@@ -266,6 +272,7 @@ class Settings(BaseSettings):
     timezone: str = "UTC"
     schedules: list[ScheduleSettings] = []
     alerts: AlertSettings = AlertSettings()
+    owners: list[str] = ["team:data-platform"]
 
     @classmethod
     def settings_customise_sources(
@@ -374,6 +381,21 @@ class Settings(BaseSettings):
             raise ValueError("no time zone of this machine; write one such as UTC or Europe/Berlin") from None
         return name
 
+    @field_validator("metadata_page")
+    @classmethod
+    def _refuse_what_is_no_page(cls, page: str) -> str:
+        if not re.fullmatch(r"(https?://[^\s/?#@]+(/[^\s?#]*)?)?", page):
+            raise ValueError("no page of the web; write http:// or https://, a host and a path, without user, ? and #")
+        return page
+
+    @field_validator("owners")
+    @classmethod
+    def _refuse_what_owns_nothing(cls, owners: list[str]) -> list[str]:
+        for owner in owners:
+            if not _OWNER.fullmatch(owner):
+                raise ValueError(f"{owner!r} owns no asset; write team:NAME or an email address")
+        return owners
+
     @model_validator(mode="after")
     def _refuse_the_impossible(self) -> "Settings":
         known = [space.key for space in MODEL_SETS[self.model_set]]
@@ -408,18 +430,19 @@ class Settings(BaseSettings):
                     f"cutting.overlap_tokens {self.cutting.overlap_tokens} is over half of the "
                     f"{space.model.max_tokens} tokens that {space.key} reads; choose fewer"
                 )
-        if re.search(r"://[^/\s]*@", self.openai.url):
+        if _USER.search(self.openai.url):
             raise ValueError("openai.url holds a password, which every row would show; leave it out and set openai.key")
-        if re.search(r"://[^/\s:]*:[^/\s]*@", self.media_root):
+        user = _USER.search(self.media_root)
+        if user and ":" in user[1]:
             protocol = self.media_root.partition("://")[0].upper()
             raise ValueError(
                 f"media_root {self.media_root} holds a password, which every row would show; leave it out and set "
                 f"FSSPEC_{protocol}_USERNAME and FSSPEC_{protocol}_PASSWORD"
             )
-        if re.search(r"://[^/\s]*@", self.milvus.import_root or ""):
+        if _USER.search(self.milvus.import_root or ""):
             raise ValueError("milvus.import_root holds a user or password; leave it out, as in media_root")
         for key, place in self.quality.queries.items():
-            if re.search(r"://[^/\s]*@", place):
+            if _USER.search(place):
                 raise ValueError(f"quality.queries.{key} holds a user or password; leave it out, as in media_root")
         self._refuse_schedules_of_nothing()
         if "://" in self.cache_folder:
@@ -479,21 +502,37 @@ def load_settings(file: str | Path | None = None, **overrides: Any) -> Settings:
 
 def masked(settings: Settings) -> dict[str, Any]:
     """The settings as plain data for printing: token, key and passwords inside URLs are stars."""
-    shown = settings.model_dump(mode="json")
+    shown = {name: _without_passwords(value) for name, value in settings.model_dump(mode="json").items()}
     shown["milvus"]["token"] = "*****" if settings.milvus.token.get_secret_value() else ""
     shown["openai"]["key"] = "*****" if settings.openai.key.get_secret_value() else ""
     shown["alerts"]["webhook"] = "*****" if settings.alerts.webhook.get_secret_value() else ""
     shown["serving"]["token"] = "*****" if settings.serving.token.get_secret_value() else ""
-    for name in ("media_root", "store_root"):
-        shown[name] = without_password(shown[name])
-    shown["milvus"]["uri"] = without_password(shown["milvus"]["uri"])
-    shown["openai"]["url"] = without_password(shown["openai"]["url"])
     return shown
 
 
 def without_password(text: str) -> str:
-    """A text whose URLs show no user and password."""
-    return re.sub(r"://[^/\s]+@", "://*****@", text)
+    """A text whose URLs show stars in place of user and password, and of what follows a question mark.
+
+    A password may hold @ or / unescaped, so that what cannot be told from one is hidden too.
+    """
+    return re.sub(r"://\S+", _without_password, text)
+
+
+def _without_password(url: re.Match[str]) -> str:
+    user = _USER.match(url[0])
+    if user and "?" in user[0]:
+        # Part of the password, or the query: the @ after it does not tell where either ends.
+        return "://*****"
+    place, _, query = url[0][user.end() if user else 0 :].partition("?")
+    return f"{'://*****@' if user else ''}{place}{'?*****' if query else ''}"
+
+
+def _without_passwords(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_passwords(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_passwords(inner) for inner in value]
+    return without_password(value) if isinstance(value, str) else value
 
 
 def _refuse_unknown_variables() -> None:

@@ -62,6 +62,8 @@ def test_bad_images_have_a_reason_and_stop_nobody(
     assert set(found) == {"truncated.jpg", "empty.png", "prose.jpg", "corrupt.png", "huge.png"}
     assert all(len(reason) > 10 and "\n" not in reason for reason in found.values()), found
     assert run.metadata["image/clip/collection"]["dagster/partition_row_count"] == 11
+    listed = [row.data for stage in ("files", "segments") for row in run.metadata[f"image/{stage}"]["rejects"].records]
+    assert {row["path"]: row["reason"] for row in listed} == found
 
 
 def test_rejects_show_as_a_failed_check_with_the_worst_examples(

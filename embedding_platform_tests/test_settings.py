@@ -6,7 +6,7 @@ import pytest
 
 from embedding_platform.errors import PlatformError
 from embedding_platform.platform import Platform
-from embedding_platform.settings import BatchSettings, load_settings, masked
+from embedding_platform.settings import BatchSettings, load_settings, masked, without_password
 from embedding_platform.spaces import MODEL_SETS, Index
 
 SECRET = "s3cr3t-value"
@@ -409,6 +409,7 @@ def test_printed_settings_show_no_secret():
         store_root=f"ftp://me:a@{SECRET}@host/store",
         milvus={"uri": f"http://me:{SECRET}@host:19530", "token": SECRET},
         openai={"key": SECRET},
+        quality={"queries": {"image/clip": f"https://host/queries?sig={SECRET}"}},
     )
     shown = masked(settings)
     assert SECRET not in json.dumps(shown)
@@ -417,6 +418,54 @@ def test_printed_settings_show_no_secret():
     assert shown["store_root"] == "ftp://*****@host/store"
     assert SECRET not in repr(settings.milvus.token)
     assert masked(load_settings())["milvus"]["token"] == masked(load_settings())["openai"]["key"] == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://host:19530/x", "http://host:19530/x"),
+        ("s3://bucket/folder/me@home.txt", "s3://bucket/folder/me@home.txt"),
+        ("/lake/me@home:1?x", "/lake/me@home:1?x"),
+        ("openai:small@https://api.example.org/v1", "openai:small@https://api.example.org/v1"),
+        (f"http://me:{SECRET}@host/x", "http://*****@host/x"),
+        (f"http://{SECRET}@host/x", "http://*****@host/x"),
+        (f"http://me:p@{SECRET}@host/x", "http://*****@host/x"),
+        (f"http://me:p@a/{SECRET}@host/x", "http://*****@host/x"),
+        (f"s3://key:a/{SECRET}@bucket/x", "s3://*****@bucket/x"),
+        (f"s3://key:a/{SECRET}/+=@bucket/x", "s3://*****@bucket/x"),
+        (f"https://host/x?sv=1&sig={SECRET}", "https://host/x?*****"),
+        (f"https://host/x?to=me@home&sig={SECRET}", "https://host/x?*****"),
+        (f"https://host:80/x?to=me@home&sig={SECRET}", "https://*****"),
+        (f"http://me:p?{SECRET}@host/x", "http://*****"),
+        (f"http://me:{SECRET}@host/x?sig={SECRET}", "http://*****@host/x?*****"),
+        (f"no http://me:{SECRET}@a, no s3://k:{SECRET}/@b; why?", "no http://*****@a, no s3://*****@b; why?"),
+        (f"a://me:{SECRET}@b,c://me:{SECRET}@d", "a://*****@d"),
+    ],
+)
+def test_a_url_is_shown_without_what_may_be_secret(text, shown):
+    assert without_password(text) == shown
+
+
+@pytest.mark.parametrize("owner", ["data-platform", "team:", "team:two words", "me@", "me@home", "@example.org"])
+def test_an_owner_that_dagster_does_not_take_is_refused(owner):
+    message = complaint(owners=["team:search", owner])
+    assert message.startswith("owners = ")
+    assert f"{owner!r} owns no asset; write team:NAME or an email address" in message
+
+
+@pytest.mark.parametrize("page", ["docs/metadata.md", f"https://me:{SECRET}@host/page", f"https://host/page?{SECRET}"])
+def test_a_page_that_is_no_link_is_refused(page):
+    message = complaint(metadata_page=page)
+    assert message.startswith("metadata_page = ")
+    assert "no page of the web; write http:// or https://" in message
+
+
+@pytest.mark.parametrize("place", [f"s3://key:a/{SECRET}@bucket/x", f"ftp://me:p@{SECRET}@host/x"])
+@pytest.mark.parametrize("setting", ["media_root", "milvus.import_root", "quality.queries", "openai.url"])
+def test_a_password_that_rows_would_show_is_refused_whatever_it_holds(setting, place):
+    name, _, field = setting.partition(".")
+    value = {"image/clip": place} if field == "queries" else place
+    assert setting in complaint(**{name: {field: value} if field else value})
 
 
 def test_spaces_on_request_are_kept_where_they_are_named():

@@ -1,8 +1,10 @@
 """Contents and models in the wrong place are refused in one line that says the mend."""
 
+import dagster as dg
 import numpy as np
 import pytest
 
+from embedding_platform import runs
 from embedding_platform.errors import PlatformError
 from embedding_platform.records import Sound
 from embedding_platform.search import Searcher
@@ -15,6 +17,16 @@ def refusal(error, call):
         call()
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def test_a_long_complaint_of_dagster_is_cut_where_no_password_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    url = "postgresql://dagster:not-to-be-shown@127.0.0.1/dagster"
+    error = ValueError(f"{'x' * 370} {url}")
+    monkeypatch.setattr(dg.DagsterInstance, "from_config", lambda folder: (_ for _ in ()).throw(error))
+    message = refusal(PlatformError, lambda: runs.instance().__enter__())
+    assert "not-to" not in message
+    assert "x postgresql://*****@" in message
 
 
 def test_words_do_not_search_a_space_of_pictures_alone(platform):

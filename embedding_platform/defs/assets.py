@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from time import perf_counter
 from typing import TypeAlias
 
 import dagster as dg
@@ -24,8 +25,6 @@ from embedding_platform.reconcile.rows import LiveRows
 from embedding_platform.reconcile.segments import reconcile_segments
 from embedding_platform.settings import Settings
 from embedding_platform.spaces import Index, Modality, Space
-
-OWNERS = ("team:data-platform",)
 
 MOST_TAG_CHARACTERS = 63
 """Longest value of a tag that Dagster takes."""
@@ -56,7 +55,7 @@ def _files(modality: Modality, settings: Settings) -> dg.AssetsDefinition:
         group_name=modality.name,
         partitions_def=partitions,
         kinds={"file"},
-        owners=OWNERS,
+        owners=settings.owners,
         tags=_tags(modality.name, "files"),
         code_version=verdict_code(modality.name),
         description=(
@@ -100,7 +99,7 @@ def _segments(modality: Modality, cutting: Cutting, settings: Settings) -> dg.As
         group_name=modality.name,
         partitions_def=partitions,
         kinds={"parquet"},
-        owners=OWNERS,
+        owners=settings.owners,
         tags=_tags(modality.name, "segments"),
         code_version=code_version(modality.name, cutting),
         description=(
@@ -142,8 +141,8 @@ def _embeddings(space: Space, fingerprint: str, settings: Settings) -> dg.Assets
         deps=[[space.modality, "segments"]],
         group_name=space.modality,
         partitions_def=partitions,
-        kinds={"openai" if is_remote(space.model) else "pytorch", "parquet", space.name},
-        owners=OWNERS,
+        kinds={*_runtime_kind(space, settings), "parquet", space.name},
+        owners=settings.owners,
         tags=_tags(space.modality, "embeddings", space),
         code_version=fingerprint,
         pool="gpu",
@@ -223,9 +222,9 @@ def _collection(space: Space, fingerprint: str, settings: Settings) -> dg.Assets
         group_name=space.modality,
         partitions_def=partitions,
         kinds={"milvus", space.name},
-        owners=OWNERS,
+        owners=settings.owners,
         tags=_tags(space.modality, "collection", space),
-        code_version=f"{fingerprint} {_index_code(space.index)}",
+        code_version=f"{_collection_code(space, fingerprint, settings)} {_index_code(space.index)}",
         pool="milvus",
         description=(
             f"**The rows in Milvus**, {space.index.type} under {space.metric}; published as `{alias_name(space.key)}`."
@@ -249,7 +248,7 @@ def _collection(space: Space, fingerprint: str, settings: Settings) -> dg.Assets
                 progress=progress_of(context, platform, "rows written"),
             )
             return dg.MaterializeResult(
-                metadata=metadata.of_collection(report, platform, target, live, _started(context)),
+                metadata=metadata.of_collection(report, platform, target, live, _requested(context)),
                 data_version=dg.DataVersion(report.data_version),
                 check_results=judged_collection(report, platform, live),
             )
@@ -275,9 +274,9 @@ def _published(space: Space, fingerprint: str, settings: Settings) -> dg.AssetsD
         deps=[[space.modality, space.name, "collection"]],
         group_name=space.modality,
         kinds={"milvus", space.name},
-        owners=OWNERS,
+        owners=settings.owners,
         tags=_tags(space.modality, "published", space),
-        code_version=fingerprint,
+        code_version=_collection_code(space, fingerprint, settings),
         pool="milvus",
         description=(
             f"**The alias `{alias_name(space.key)}` that readers search.**\n\n"
@@ -289,11 +288,12 @@ def _published(space: Space, fingerprint: str, settings: Settings) -> dg.AssetsD
     )
     def published(context: dg.AssetExecutionContext, platform: PlatformResource) -> Results:
         def work() -> dg.MaterializeResult:
+            started = perf_counter()
             report = platform.published(
                 space, lambda: context.instance.get_dynamic_partitions(set_name(space.modality))
             )
             return dg.MaterializeResult(
-                metadata=metadata.of_published(report, platform, space),
+                metadata=metadata.of_published(report, platform, space, perf_counter() - started),
                 data_version=dg.DataVersion(report.collection if report.published else (report.previous or "none")),
                 check_results=checks.of_published(
                     report, last_listings(context.instance, space.modality), platform.settings.quality
@@ -318,10 +318,17 @@ def _told(stage: str, work: Callable[[], dg.MaterializeResult]) -> Results:
     yield result
 
 
-def _started(context: dg.AssetExecutionContext) -> float | None:
-    """When the run began, in seconds since 1970."""
+def _requested(context: dg.AssetExecutionContext) -> float | None:
+    """When the run was asked for, in seconds since 1970: before it waited in the queue."""
     record = context.instance.get_run_record_by_id(context.run_id)
-    return record.start_time if record is not None else None
+    return record.create_timestamp.timestamp() if record is not None else None
+
+
+def _runtime_kind(space: Space, settings: Settings) -> set[str]:
+    """What runs the model, where the settings decide it: of `auto` the machine decides, and each run tells."""
+    if is_remote(space.model):
+        return {"openai"}
+    return {"torch": {"pytorch"}, "openvino": {"openvino"}}.get(settings.runtime, set())
 
 
 def _tags(modality: str, stage: str, space: Space | None = None) -> dict[str, str]:
@@ -333,6 +340,11 @@ def _tag(location: str) -> str:
     """The name of a model without the place it lies in, of letters that a tag may have."""
     name = location.partition("@")[0].rstrip("/").rsplit("/", 1)[-1]
     return re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:MOST_TAG_CHARACTERS]
+
+
+def _collection_code(space: Space, fingerprint: str, settings: Settings) -> str:
+    """What decides which collection holds the rows, apart from the number of sources."""
+    return f"{fingerprint} words" if settings.finds_words(space) else fingerprint
 
 
 def _index_code(index: Index) -> str:

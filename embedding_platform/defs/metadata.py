@@ -4,16 +4,17 @@ docs/metadata.md explains every name. Numbers are told by every run; pictures by
 changed something, since each lies in Dagster's event log for good.
 """
 
-import re
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import islice
 
 import dagster as dg
 
 from embedding_platform import layout, records
 from embedding_platform.defs import pictures
 from embedding_platform.defs.columns import collection_columns, columns
+from embedding_platform.defs.tables import table
 from embedding_platform.errors import PlatformError
 from embedding_platform.media.cutting import code_version
 from embedding_platform.milvus.schema import alias_name
@@ -25,15 +26,18 @@ from embedding_platform.reconcile.publication import PublicationReport
 from embedding_platform.reconcile.recall import Recall
 from embedding_platform.reconcile.rows import LiveRows
 from embedding_platform.reconcile.samples import neighbours, sample_of_source, samples_of_others
-from embedding_platform.reconcile.segments import SegmentsReport
+from embedding_platform.reconcile.segments import Reject, SegmentsReport
 from embedding_platform.reconcile.target import Target
-from embedding_platform.settings import Settings
+from embedding_platform.settings import Settings, without_password
 from embedding_platform.spaces import Space
 
 Metadata = dict[str, dg.MetadataValue | str | int | float | bool]
 
+MOST_REJECTS = 50
+"""Rejects that are shown; a command lists all."""
+
 FEWEST_POINTS = 3
-"""Vectors from which on a map shows something."""
+"""Vectors, of all sources, from which on a map shows something."""
 
 
 def of_files_asset(settings: Settings, modality: str) -> Metadata:
@@ -85,16 +89,18 @@ def of_published_asset(settings: Settings, space: Space, fingerprint: str) -> Me
 
 def of_files(report: FilesReport, platform: Platform, modality: str, source: str) -> Metadata:
     """Counts of the increment and of what was read."""
-    table = layout.rejected_items_url(platform.store, modality, source)
+    total = len(report.items) + len(report.rejected)
+    url = layout.rejected_items_url(platform.store, modality, source)
     return {
         **report.increment.counts(),
         "dagster/partition_row_count": len(report.items),
-        "dagster/uri": without_user(layout.items_url(platform.store, modality, source)),
+        "dagster/uri": without_password(layout.items_url(platform.store, modality, source)),
         "skipped": report.skipped,
         "hashed": report.hashed,
         "bytes": sum(item.size for item in report.items),
-        **_of_rejects(len(report.rejected), len(report.items) + len(report.rejected), table, modality, source),
+        **_of_rejects(report.rejected, total, url, modality, source),
         "seconds_total": round(report.seconds, 3),
+        "files_per_second": round((total + report.skipped) / max(report.seconds, 1e-9), 2),
         "explained": explained(platform.settings, "files"),
     }
 
@@ -102,14 +108,14 @@ def of_files(report: FilesReport, platform: Platform, modality: str, source: str
 def of_segments(report: SegmentsReport, platform: Platform, modality: str, source: str) -> Metadata:
     """Counts of items cut, and of live segments, and pictures of some that are new."""
     version = code_version(modality, platform.cutting)
-    table = layout.rejected_segments_url(platform.store, modality, source, version)
+    url = layout.rejected_segments_url(platform.store, modality, source, version)
     metadata: Metadata = {
         **report.increment.counts(),
         "dagster/partition_row_count": report.segments,
-        "dagster/uri": without_user(layout.segments_folder(platform.store, modality, source, version)),
+        "dagster/uri": without_password(layout.segments_folder(platform.store, modality, source, version)),
         "files": report.items,
         "bytes": report.bytes_read,
-        **_of_rejects(len(report.rejected), report.items, table, modality, source),
+        **_of_rejects(report.rejected, report.items, url, modality, source),
         **_seconds(report.seconds),
         "explained": explained(platform.settings, "segments"),
     }
@@ -126,18 +132,18 @@ def of_segments(report: SegmentsReport, platform: Platform, modality: str, sourc
 def of_embeddings(report: EmbeddingsReport, platform: Platform, space: Space, source: str) -> Metadata:
     """Counts, rates, device, and the norms of the partition's vectors."""
     fingerprint = platform.fingerprint(space)
-    table = layout.rejected_vectors_url(platform.store, space.key, fingerprint, source)
+    url = layout.rejected_vectors_url(platform.store, space.key, fingerprint, source)
     metadata: Metadata = {
         **report.increment.counts(),
-        "dagster/partition_row_count": report.contents,
-        "dagster/uri": without_user(layout.vectors_folder(platform.store, space.key, fingerprint, source)),
+        "dagster/partition_row_count": report.judged.judged,
+        "dagster/uri": without_password(layout.vectors_folder(platform.store, space.key, fingerprint, source)),
         "segments": report.segments,
         "duplicates": report.duplicates,
         "embedded": report.embedded,
         "reused": report.reused,
         "missing": len(report.missing),
         "bytes": report.bytes_stored,
-        **_of_rejects(len(report.rejected), report.contents, table, space.modality, source),
+        **_of_rejects(report.rejected, report.contents, url, space.modality, source),
         "dimension": space.model.dimension,
         "model": space.model.location,
         **_seconds(report.seconds),
@@ -160,17 +166,17 @@ def of_embeddings(report: EmbeddingsReport, platform: Platform, space: Space, so
 
 
 def of_collection(
-    report: CollectionReport, platform: Platform, target: Target, live: LiveRows, started: float | None
+    report: CollectionReport, platform: Platform, target: Target, live: LiveRows, requested: float | None
 ) -> Metadata:
     """Counts of the increment, what was written, and, where that is anything, pictures of the space.
 
-    `started` is when the run began, in seconds since 1970.
+    `requested` is when the run was asked for, in seconds since 1970.
     """
     sync, drift, space = report.sync, report.drift, target.space
     metadata: Metadata = {
         **sync.counts,
         "dagster/partition_row_count": report.rows,
-        "dagster/uri": without_user(f"{platform.settings.milvus_uri.rstrip('/')}/{report.collection}"),
+        "dagster/uri": without_password(f"{platform.settings.milvus_uri.rstrip('/')}/{report.collection}"),
         "dagster/table_name": report.collection,
         "published_as": dg.MetadataValue.asset(dg.AssetKey([space.modality, space.name, "published"])),
         "alias": target.alias,
@@ -190,10 +196,10 @@ def of_collection(
     }
     if report.written:
         metadata["rows_per_second"] = round(report.written / max(report.seconds["written"], 1e-9), 2)
-        if started is not None:
+        if requested is not None:
             # Recall is measured once rows are found.
             found = time.time() - report.seconds["recall"]
-            metadata["seconds_to_searchable"] = round(max(found - started, 0.0), 3)
+            metadata["seconds_to_searchable"] = round(max(found - requested, 0.0), 3)
     if report.recall is not None:
         metadata |= of_recall(report.recall)
     if report.is_changed:
@@ -212,10 +218,10 @@ def of_recall(recall: Recall) -> Metadata:
     return {name: value for name, value in figures.items() if value is not None}
 
 
-def of_published(report: PublicationReport, platform: Platform, space: Space) -> Metadata:
-    """Where the alias points, what it pointed to before, and what was measured before it moved."""
+def of_published(report: PublicationReport, platform: Platform, space: Space, seconds: float) -> Metadata:
+    """Where the alias points, what it pointed to before, what was measured before it moved, and how long all took."""
     metadata: Metadata = {
-        "dagster/uri": without_user(f"{platform.settings.milvus_uri.rstrip('/')}/{report.alias}"),
+        "dagster/uri": without_password(f"{platform.settings.milvus_uri.rstrip('/')}/{report.alias}"),
         "dagster/table_name": report.alias,
         "collection_asset": dg.MetadataValue.asset(dg.AssetKey([space.modality, space.name, "collection"])),
         "alias": report.alias,
@@ -227,6 +233,7 @@ def of_published(report: PublicationReport, platform: Platform, space: Space) ->
         "published": report.published,
         "waiting": len(report.waiting),
         "behind": len(report.behind),
+        "seconds_total": round(seconds, 3),
         "explained": explained(platform.settings, "published"),
     }
     if report.gate is not None:
@@ -242,9 +249,12 @@ def of_published(report: PublicationReport, platform: Platform, space: Space) ->
 
 
 def explained(settings: Settings, section: str) -> dg.MetadataValue:
-    """A link to the section of docs/metadata.md that explains the numbers."""
-    page = f"{without_user(settings.metadata_page)}#{section}"
-    return dg.MetadataValue.url(page) if "://" in page else dg.MetadataValue.path(page)
+    """A link to the section of docs/metadata.md that explains the numbers; its name where nobody says who serves it."""
+    if settings.metadata_page:
+        return dg.MetadataValue.url(f"{settings.metadata_page}#{section}")
+    return dg.MetadataValue.text(
+        f"Section {section} of metadata.md in the documentation. The setting metadata_page turns this into a link."
+    )
 
 
 def rejects_command(modality: str, source: str) -> str:
@@ -252,42 +262,40 @@ def rejects_command(modality: str, source: str) -> str:
     return f"embedding-platform rejects --modality {modality} --source {shlex.quote(source)}"
 
 
-def without_user(url: str) -> str:
-    """A URL without the user and password that it may hold, as a place to be opened."""
-    return re.sub(r"://[^/@]*@", "://", url)
-
-
 def _of_space(report: CollectionReport, platform: Platform, target: Target, live: LiveRows) -> Metadata:
     """A map of a sample of the space, and what search finds near some rows of the source."""
     sample = sample_of_source(live)
-    if len(sample.vectors) < FEWEST_POINTS:
+    if not len(sample.vectors):
         return {}
     try:
         near = neighbours(platform.milvus, target, live, sample, report.index)
-        shown = pictures.neighbours(
-            near, pictures.Decoder(target.space.modality, platform.settings.decoding), target.space.metric
-        )
+        decoder = pictures.Decoder(target.space.modality, platform.settings.decoding)
+        shown: Metadata = {**pictures.neighbours(near, decoder, target.space.metric)}
         sources = {live.source: sample.vectors, **samples_of_others(live)}
-        return {"map": pictures.space_map(sources), "neighbours": shown}
+        if sum(map(len, sources.values())) >= FEWEST_POINTS:
+            shown["map"] = pictures.space_map(sources)
+        return shown
     except PlatformError as error:
         # The rows are there and sound: what they look like is not worth a failure.
         return {"map": pictures.undrawn(error)}
 
 
-def _of_asset(settings: Settings, section: str, place: str, table: dg.TableSchema) -> Metadata:
+def _of_asset(settings: Settings, section: str, place: str, schema: dg.TableSchema) -> Metadata:
     return {
-        "dagster/uri": without_user(place),
-        "dagster/column_schema": dg.MetadataValue.table_schema(table),
+        "dagster/uri": without_password(place),
+        "dagster/column_schema": dg.MetadataValue.table_schema(schema),
         "explained": explained(settings, section),
     }
 
 
-def _of_rejects(rejected: int, total: int, table: str, modality: str, source: str) -> Metadata:
-    """How many were rejected, and where the list of them is."""
-    metadata: Metadata = {"rejected": rejected, "rejected_share": rejected / total if total else 0.0}
+def _of_rejects(rejected: Sequence[Reject], total: int, url: str, modality: str, source: str) -> Metadata:
+    """How many were rejected, the first of them, and where all are listed."""
+    metadata: Metadata = {"rejected": len(rejected), "rejected_share": len(rejected) / total if total else 0.0}
     if rejected:
+        shown = ((pictures.printable(path), pictures.printable(reason)) for path, _, _, reason in rejected)
+        metadata["rejects"] = table(("path", "reason"), islice(shown, MOST_REJECTS))
         metadata["rejects_list"] = dg.MetadataValue.md(f"`{_code(rejects_command(modality, source))}`")
-        metadata["rejects_table"] = dg.MetadataValue.path(without_user(table))
+        metadata["rejects_table"] = dg.MetadataValue.path(without_password(url))
     return metadata
 
 

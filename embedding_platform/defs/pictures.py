@@ -112,10 +112,17 @@ def new_segments(drawings: Sequence[Drawing]) -> dict[str, dg.MetadataValue]:
     return {name: dg.MetadataValue.md(picture) for name, picture in pictures.items() if picture}
 
 
-def neighbours(rows: Sequence[tuple[Near, Sequence[Near]]], decoder: Decoder, metric: Metric) -> dg.MetadataValue:
-    """A table: some rows, and beside each what search finds nearest to it, with its score under the metric."""
+def neighbours(
+    rows: Sequence[tuple[Near, Sequence[Near]]], decoder: Decoder, metric: Metric
+) -> dict[str, dg.MetadataValue]:
+    """A table: some rows, and beside each what search finds nearest to it, with its score under the metric.
+
+    There is none without rows: the source may have been listed anew meanwhile.
+    """
+    if not rows:
+        return {}
     columns = max(len(near) for _, near in rows)
-    cells = max(1, len(rows) * (1 + columns))
+    cells = len(rows) * (1 + columns)
     # What is left for one picture when all names and texts are as long as they may be.
     most = MOST_BYTES // cells - 6 * MOST_CHARACTERS
     lines = [
@@ -128,7 +135,7 @@ def neighbours(rows: Sequence[tuple[Near, Sequence[Near]]], decoder: Decoder, me
             source = "" if found.source == own.source else f"{plain(found.source, MOST_NAME_CHARACTERS)}/"
             shown.append(_cell(decoder.drawing(found.segment), f"**{found.score:.3f}** {source}", most))
         lines.append("| " + " | ".join([*shown, *[""] * (1 + columns - len(shown))]) + " |")
-    return dg.MetadataValue.md("\n".join(lines))
+    return {"neighbours": dg.MetadataValue.md("\n".join(lines))}
 
 
 def histogram(values: np.ndarray, band: tuple[float, float], what: str) -> dg.MetadataValue:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import dagster as dg
 
 from embedding_platform.defs.failures import Failure, failure_of
-from embedding_platform.defs.metadata import of_recall
+from embedding_platform.defs.metadata import explained, of_recall
 from embedding_platform.defs.resources import PlatformResource, clear_failures
 from embedding_platform.defs.runs_of_sources import SECONDS_OF_MEMORY, failed_lately, last_run
 from embedding_platform.defs.tables import table
@@ -20,8 +20,6 @@ from embedding_platform.spaces import Space
 
 GROUP = "upkeep"
 
-OWNERS = ("team:data-platform",)
-
 MOST_LISTED = 50
 """Rows of a table in metadata."""
 
@@ -29,9 +27,9 @@ MOST_NAMED = 3
 """Sources that a check's description names."""
 
 
-def upkeep_assets() -> list[dg.AssetsDefinition]:
+def upkeep_assets(owners: list[str]) -> list[dg.AssetsDefinition]:
     """The assets of the weekly maintenance."""
-    return [_compacted(), _prunable()]
+    return [_compacted(owners), _prunable(owners)]
 
 
 def space_probes(space: Space) -> dg.AssetChecksDefinition:
@@ -58,12 +56,12 @@ def space_probes(space: Space) -> dg.AssetChecksDefinition:
     return probes
 
 
-def _compacted() -> dg.AssetsDefinition:
+def _compacted(owners: list[str]) -> dg.AssetsDefinition:
     @dg.asset(
         key=[GROUP, "compacted"],
         group_name=GROUP,
         kinds={"parquet"},
-        owners=OWNERS,
+        owners=owners,
         tags={"stage": "upkeep"},
         description="The store with its small files joined into large ones. Nothing is dropped.",
     )
@@ -88,18 +86,19 @@ def _compacted() -> dg.AssetsDefinition:
                 "folders": compaction.folders,
                 "joined_shards": sum(compaction.joined.values()),
                 "joined": table(("what", "source", "shards"), rows),
+                "explained": explained(platform.settings, "upkeep"),
             }
         )
 
     return compacted
 
 
-def _prunable() -> dg.AssetsDefinition:
+def _prunable(owners: list[str]) -> dg.AssetsDefinition:
     @dg.asset(
         key=[GROUP, "prunable"],
         group_name=GROUP,
         kinds={"milvus", "parquet"},
-        owners=OWNERS,
+        owners=owners,
         tags={"stage": "upkeep"},
         description="What `embedding-platform prune` would remove after asking. Nothing is removed here.",
     )
@@ -118,6 +117,7 @@ def _prunable() -> dg.AssetsDefinition:
                 "rows": sum(thing.size for thing in things if thing.kind == "collection"),
                 "prunable": table(("kind", "name", "size", "reason"), kept),
                 "to_remove_them": "embedding-platform prune",
+                "explained": explained(platform.settings, "upkeep"),
             }
         )
 

@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from embedding_platform.errors import MilvusError, PlatformError
+from embedding_platform.settings import without_password
 
 if TYPE_CHECKING:
     from logging import LogRecord
@@ -168,7 +169,7 @@ def _names_server(uri: str) -> bool:
         return True
     if "://" in uri:
         raise PlatformError(
-            f"milvus uri {_public(uri)!r} has the scheme {scheme!r}; "
+            f"milvus uri {without_password(uri)!r} has the scheme {scheme!r}; "
             f"give a folder, or a uri that begins with {', '.join(SERVER_SCHEMES)}"
         )
     if not uri:
@@ -395,17 +396,17 @@ def _last_line(path: str) -> str:
 def _connect_failure(uri: str, token: str, error: Exception) -> str:
     # pymilvus says "server unavailable" to a wrong token too; the cause knows better.
     reason = _reason(error.__cause__ if isinstance(error.__cause__, _errors()) else error)
+    try:
+        _ = urlsplit(uri).port
+    except ValueError:
+        # The reason quotes what stands there, which may be half a password.
+        reason = "its port is no number"
     for secret in (token, token.partition(":")[2]):
         if secret:
             reason = reason.replace(secret, "***")
     if any(word in reason.lower() for word in ("auth", "credential", "token", "password", "permission")):
-        return f"Milvus at {_public(uri)} refuses the token: {reason}; give the right token"
-    return f"no Milvus answers at {_public(uri)}: {reason}; start it, or correct the uri"
-
-
-def _public(uri: str) -> str:
-    head, at, tail = uri.rpartition("@")
-    return f"{head.split('://', 1)[0]}://***@{tail}" if at and "://" in head else uri
+        return f"Milvus at {without_password(uri)} refuses the token: {reason}; give the right token"
+    return f"no Milvus answers at {without_password(uri)}: {reason}; start it, or correct the uri"
 
 
 def _reason(error: Exception) -> str:

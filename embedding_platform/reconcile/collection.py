@@ -40,8 +40,8 @@ class CollectionReport:
 
     `imported` rows went to Milvus through files, apart from those that `sync` upserted.
     `index` is the index that the collection has now, with the parameters that it is searched
-    with. `seconds` tells of each step how long it took: written, indexed, searchable, verified,
-    recall.
+    with. `seconds` tells how long all took (total), and each step: written, indexed, searchable,
+    verified, recall.
     """
 
     collection: str
@@ -88,6 +88,7 @@ def reconcile_collection(
             rejection, if Milvus does not hold the desired rows after the repairs, or does not
             find them in time.
     """
+    began = perf_counter()
     state = live.state()
     refuse_incomplete(live)
     space, partition, total = target.space, target.partition(live.source), len(live.versions)
@@ -135,6 +136,7 @@ def reconcile_collection(
         index_built=index_built,
         recall=recall,
         seconds={
+            "total": perf_counter() - began,
             "written": written.sync.write_seconds,
             "indexed": indexed - started,
             "searchable": searchable - indexed,

@@ -51,9 +51,9 @@ class EmbeddingsReport:
     contents and how many segments share each, the most frequent first, at most MOST_REPEATED.
     `bytes_stored` is the size of the vectors that this run made, at four bytes a value.
 
-    `seconds` tell where the time went: in all (total), to load the model (load), until the last
-    vector was stored (embedded), to write them (store), to judge what is stored (judge), and of
-    the threads that embed, summed over them: decode, prepare, model.
+    `seconds` tell where the time went: in all (total), to load the model (load), from then until
+    the last vector was stored (embedded), to write them (store), to judge what is stored (judge),
+    and of the threads that embed, summed over them: decode, prepare, model.
     """
 
     increment: Increment
@@ -91,13 +91,13 @@ def reconcile_embeddings(
     The model is loaded only if something has to be embedded. `progress` hears of contents
     done and contents to do.
     """
+    began = perf_counter()
     folder = layout.vectors_folder(store, space.key, fingerprint, source)
     desired, segments, repeated = _distinct(_contents(store, space, source, cutting))
     last_rejects = rejected_contents(store, space, source, fingerprint)
     lasting = _lasting(last_rejects, desired)
     increment = _increment(folder, fingerprint, desired, list(lasting))
 
-    started = perf_counter()
     reused: pd.Index = index_of(pa.array([], pa.string()))
     if len(increment.new):
         space_folder = layout.space_folder(store, space.key, fingerprint)
@@ -108,9 +108,10 @@ def reconcile_embeddings(
     rejects = lasting
     embedded, device, runtime, precision = 0, "", "", ""
     if len(needed):
+        loading = perf_counter()
         encoder = load_encoder()
+        loaded = perf_counter()
         device, precision = encoder.device, encoder.precision
-        seconds["load"] = perf_counter() - started
         files = _Files(store, space, source, cutting, needed)
         budgets = {role: getattr(batch, role) or encoder.budget(role) for role in space.roles}
         outcomes = embed_stream(files.groups(), files.read, encoder, budgets, batch.readers, watch)
@@ -127,7 +128,7 @@ def reconcile_embeddings(
                 _write_rejects(store, space, source, fingerprint, rejects)
         # Known now: a network that one runtime cannot take has gone to another when it started.
         runtime = encoder.runtime
-        seconds["embedded"] = perf_counter() - started - seconds["load"]
+        seconds |= {"load": loaded - loading, "embedded": perf_counter() - loaded}
         vector_store.compact(folder, space.model.dimension, fingerprint)
 
     storage.remove_leftovers(folder)
@@ -149,7 +150,7 @@ def reconcile_embeddings(
         rejected=sorted(rejects.values()),
         faults=faults,
         judged=judged,
-        seconds={"total": perf_counter() - started, **seconds, **watch.seconds},
+        seconds={"total": perf_counter() - began, **seconds, **watch.seconds},
         device=device,
         runtime=runtime,
         precision=precision,

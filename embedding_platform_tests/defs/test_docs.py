@@ -51,6 +51,14 @@ def test_numbers_of_checks_are_explained(function: ast.FunctionDef) -> None:
     assert set(shown_by(function)) - named(SECTIONS["Checks"]) == set()
 
 
+@pytest.mark.parametrize("name", ["_compacted", "_prunable"])
+def test_upkeep_is_explained(name: str) -> None:
+    (function,) = (function for function in functions_of("upkeep") if function.name == name)
+    shown = set(shown_by(function)) - {"stage"}
+    assert "explained" in shown
+    assert shown - named(SECTIONS["Every asset"]) - named(SECTIONS["upkeep"]) == set(), "a stage is a tag"
+
+
 def failures_with_numbers() -> Iterator[tuple[str, ast.Call]]:
     """Calls that make an UnsoundError, with the module that they stand in."""
     for path in sorted(PACKAGE.rglob("*.py")):
@@ -80,7 +88,7 @@ def test_checks_are_explained_with_what_to_do(stage: str, check) -> None:
     assert len(cells) == 6
 
 
-@pytest.mark.parametrize("section", ["files", "segments", "embeddings", "collection", "published"])
+@pytest.mark.parametrize("section", ["files", "segments", "embeddings", "collection", "published", "upkeep"])
 def test_every_link_of_a_materialization_leads_to_a_section(section: str) -> None:
     assert section in SECTIONS
 
@@ -88,6 +96,6 @@ def test_every_link_of_a_materialization_leads_to_a_section(section: str) -> Non
 def test_settings_that_are_named_exist() -> None:
     from embedding_platform.settings import Settings
 
-    for name in {name for name in named(PAGE) if re.fullmatch(r"(quality|milvus|batch)\.\w+", name)}:
+    for name in {name for name in named(PAGE) if re.fullmatch(r"(quality|milvus|batch|alerts)\.\w+", name)}:
         group, _, field = name.partition(".")
         assert field in type(Settings.model_fields[group].default).model_fields, name

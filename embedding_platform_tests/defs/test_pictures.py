@@ -136,12 +136,23 @@ def test_names_are_shown_as_they_are_and_mean_nothing_to_markdown(name: str) -> 
         assert len(re.findall(r"(?<!\\)!\[", str(picture.value))) == len(images_in(picture)) <= 1
 
 
-@pytest.mark.parametrize("content", [noise(4000, 10), noise(3000, 3000), "words " * 9000, "\U0001f600|" * 5000])
+@pytest.mark.parametrize(
+    "content",
+    [
+        noise(4000, 10),
+        noise(3000, 3000),
+        "words " * 9000,
+        "\U0001f600|" * 5000,
+        Sound(NOISE.uniform(-1, 1, 16_000 * 30).astype(np.float32)),
+        VideoClip(NOISE.integers(0, 256, (3, 720, 1280, 3), dtype=np.uint8), None),
+    ],
+    ids=["thin image", "image", "words", "signs", "sound", "clip"],
+)
 def test_neighbours_are_a_small_table_whatever_they_show(content, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Decoder, "drawing", lambda self, one: Drawing(one.path, content))
     near = [Near("\u0130|<b>" * 300, segment(path="|" * 300), 0.5)] * 3
     rows = [(Near("one", segment(), 1.0), near)] * 3
-    shown = pictures.neighbours(rows, Decoder("image", DecodingSettings()), "COSINE")
+    shown = pictures.neighbours(rows, Decoder("image", DecodingSettings()), "COSINE")["neighbours"]
     assert size_of(shown) < MOST_BYTES
     lines = str(shown.value).splitlines()
     assert len(lines) == 2 + 3
@@ -154,9 +165,14 @@ def test_neighbours_are_a_small_table_whatever_they_show(content, monkeypatch: p
 
 def test_a_row_without_neighbours_keeps_its_place() -> None:
     one = Near("one", segment("text", "a.txt", text="alone"), 1.0)
-    lines = str(pictures.neighbours([(one, [])], Decoder("text", DecodingSettings()), "IP").value).splitlines()
+    shown = pictures.neighbours([(one, [])], Decoder("text", DecodingSettings()), "IP")
+    lines = str(shown["neighbours"].value).splitlines()
     assert lines[0].startswith("| row |")
     assert "alone" in lines[2]
+
+
+def test_without_rows_there_is_no_table() -> None:
+    assert pictures.neighbours([], Decoder("text", DecodingSettings()), "IP") == {}
 
 
 @pytest.mark.parametrize(

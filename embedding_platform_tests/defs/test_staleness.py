@@ -107,3 +107,19 @@ def test_another_model_makes_what_it_decides_out_of_date_and_nothing_before(plac
 def test_another_index_makes_collections_out_of_date_and_no_vector(place: Place) -> None:
     other = build_definitions(open_platform(place.folder, spaces=[SPACE], indexes={SPACE: {"type": "FLAT"}}))
     assert place.stale(other) == {(f"{SPACE}/collection", source) for source in SOURCES}
+
+
+def test_search_by_words_makes_collections_of_text_another_and_no_vector_and_no_other_modality(tmp_path: Path) -> None:
+    def versions(search_words: bool) -> dict[str, str | None]:
+        platform = open_platform(
+            tmp_path, spaces=["text/minilm", "image_text/clip"], milvus={"search_words": search_words}
+        )
+        specs = build_definitions(platform).resolve_all_asset_specs()
+        return {spec.key.to_user_string(): spec.code_version for spec in specs}
+
+    with_words, without = versions(True), versions(False)
+    assert with_words.keys() == without.keys()
+    assert {key for key, version in with_words.items() if without[key] != version} == {
+        "text/minilm/collection",
+        "text/minilm/published",
+    }

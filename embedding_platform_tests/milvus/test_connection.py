@@ -117,7 +117,7 @@ def test_a_file_is_no_directory(tmp_path):
 
 def test_a_server_that_is_not_there_is_named_without_secrets(capfd):
     message = refusal(f"http://root:hush@127.0.0.1:{closed_port()}", "root:s3cret", timeout_seconds=2)
-    assert "no Milvus answers at http://***@127.0.0.1" in message
+    assert "no Milvus answers at http://*****@127.0.0.1" in message
     assert "start it" in message
     assert "hush" not in message
     assert "s3cret" not in message
@@ -135,7 +135,8 @@ def test_a_server_that_says_nothing_is_given_up_within_the_timeout(silent_port):
     [
         ("", "the milvus uri is empty"),
         ("ftp://u:pw@host/x", "scheme 'ftp'"),
-        ("http://host:port", "correct the uri"),
+        ("http://host:port", "its port is no number; start it, or correct the uri"),
+        ("http://root:hu/sh@host", "no Milvus answers at http://*****@host: its port is no number;"),
     ],
 )
 def test_uris_that_name_nothing_are_explained(uri, message):
