@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import takewhile
 
 import dagster as dg
 
@@ -18,7 +19,8 @@ SECONDS_OF_MEMORY = 24 * 3600.0
 """How far back a run that failed is looked for. While the daemon runs, a source that keeps failing has one that is
 younger; after a longer pause the nightly schedule meets it."""
 
-MOST_FAILURES_COUNTED = 8
+MOST_RUNS_READ = 8
+"""Runs of a source that are read to know of its last ones."""
 
 WAITING = (dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.QUEUED)
 UNFINISHED = (
@@ -28,33 +30,42 @@ UNFINISHED = (
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 )
-FAILED = (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
+STOPPED = (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
 
 
 @dataclass(frozen=True)
 class LastRun:
-    """What is known of the newest run of a source: when it failed, and how often in a row over the same media."""
+    """What is known of the newest runs of a source.
+
+    `run_id` and `state` are those of the newest, `stopped_at` is when it failed or was cancelled. Whoever cancels
+    a run takes nothing back that failed before: `failed` is the newest run but for cancelled ones, if it failed,
+    and `failures` is how many did in a row over the media of the newest.
+    """
 
     run_id: str = ""
     state: str = ""
-    failed_at: float | None = None
+    stopped_at: float | None = None
+    failed: str = ""
     failures: int = 0
 
 
 def last_run(instance: dg.DagsterInstance, modality: str, source: str) -> LastRun:
-    """The newest run of a modality's job for a source."""
+    """The newest runs of a modality's job for a source."""
     wanted = dg.RunsFilter(job_name=job_name(modality), tags={PARTITION_TAG: source})
-    records = instance.get_run_records(wanted, limit=MOST_FAILURES_COUNTED)
+    records = instance.get_run_records(wanted, limit=MOST_RUNS_READ)
     if not records:
         return LastRun()
-    newest = records[0].dagster_run
-    state = newest.tags.get(STATE_TAG, "")
-    failures = 0
-    for record in records:
-        if record.dagster_run.status not in FAILED or record.dagster_run.tags.get(STATE_TAG, "") != state:
-            break
-        failures += 1
-    return LastRun(newest.run_id, state, (records[0].end_time or 0.0) if failures else None, failures)
+    newest, state = records[0], records[0].dagster_run.tags.get(STATE_TAG, "")
+    ended = [record.dagster_run for record in records if record.dagster_run.status != dg.DagsterRunStatus.CANCELED]
+    failed = list(takewhile(lambda run: run.status == dg.DagsterRunStatus.FAILURE, ended))
+    over_the_same = list(takewhile(lambda run: run.tags.get(STATE_TAG, "") == state, failed))
+    return LastRun(
+        run_id=newest.dagster_run.run_id,
+        state=state,
+        stopped_at=(newest.end_time or 0.0) if newest.dagster_run.status in STOPPED else None,
+        failed=failed[0].run_id if failed else "",
+        failures=len(over_the_same),
+    )
 
 
 def under_way(instance: dg.DagsterInstance, modality: str) -> dict[str, float]:
@@ -68,10 +79,10 @@ def under_way(instance: dg.DagsterInstance, modality: str) -> dict[str, float]:
     return found
 
 
-def failed_lately(instance: dg.DagsterInstance, modality: str, since: float) -> set[str]:
+def stopped_lately(instance: dg.DagsterInstance, modality: str, since: float) -> set[str]:
     """The sources of which a run of the modality's job failed or was cancelled since then, whatever came after it."""
     wanted = dg.RunsFilter(
-        job_name=job_name(modality), statuses=list(FAILED), updated_after=datetime.fromtimestamp(since, UTC)
+        job_name=job_name(modality), statuses=list(STOPPED), updated_after=datetime.fromtimestamp(since, UTC)
     )
     return {run.tags[PARTITION_TAG] for run in instance.get_runs(wanted) if PARTITION_TAG in run.tags}
 

@@ -8,7 +8,7 @@ import dagster as dg
 from embedding_platform.defs.failures import Failure, failure_of
 from embedding_platform.defs.metadata import of_recall
 from embedding_platform.defs.resources import PlatformResource, clear_failures
-from embedding_platform.defs.runs_of_sources import SECONDS_OF_MEMORY, failed_lately, last_run
+from embedding_platform.defs.runs_of_sources import SECONDS_OF_MEMORY, last_run, stopped_lately
 from embedding_platform.defs.tables import table
 from embedding_platform.platform import Platform
 from embedding_platform.reconcile.files import listed_sources
@@ -208,9 +208,9 @@ def _failed_sources(instance: dg.DagsterInstance, space: Space) -> list[Failure]
     modality = space.modality
     mine = {f"{modality}/files", f"{modality}/segments", ""}
     failures = []
-    for source in sorted(failed_lately(instance, modality, time.time() - SECONDS_OF_MEMORY)):
+    for source in sorted(stopped_lately(instance, modality, time.time() - SECONDS_OF_MEMORY)):
         last = last_run(instance, modality, source)
-        run = instance.get_run_by_id(last.run_id) if last.failed_at is not None else None
+        run = instance.get_run_by_id(last.failed) if last.failed else None
         if run is None:
             continue
         failure = failure_of(instance, run)

@@ -225,6 +225,47 @@ def test_a_failed_run_is_requested_again_after_a_while_or_when_the_media_changed
     assert set(requested(tick(platform, instance))) == {"letters"}
 
 
+def cancel(instance: dg.DagsterInstance, job: str = "text_sync", **tags: str) -> None:
+    """A run of the letters that somebody cancels, as those of a backfill are."""
+    run = create_run_for_test(instance, job_name=job, tags={"dagster/partition": "letters", **tags})
+    instance.report_run_canceled(run)
+
+
+def test_a_cancelled_run_is_no_reason_for_another(
+    platform: Platform, texts: Path, instance: dg.DagsterInstance
+) -> None:
+    list(run_sources(platform, instance))
+    cancel(instance)
+    assert "1 as listed" in reason(tick(platform, instance))
+
+
+def test_what_was_cancelled_stays_so_for_a_while_though_it_is_still_to_be_done(
+    platform: Platform, texts: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instance.add_dynamic_partitions("text_sources", ["letters"])
+    cancel(instance)
+    assert "1 failed or cancelled, left for later" in reason(tick(platform, instance))
+    with monkeypatch.context() as later:
+        later.setattr(sensors, "SECONDS_TO_RETRY", 0.0)
+        assert set(requested(tick(platform, instance))) == {"letters"}
+    (texts / "two.txt").write_text("It came after that.")
+    assert set(requested(tick(platform, instance))) == {"letters"}
+
+
+def test_a_failure_is_not_mended_by_cancelling_the_next_run(
+    platform: Platform, texts: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list(run_sources(platform, instance))
+    instance.report_run_failed(
+        create_run_for_test(instance, job_name="text_sync", tags={"dagster/partition": "letters"})
+    )
+    cancel(instance)
+    assert "1 failed or cancelled, left for later" in reason(tick(platform, instance))
+    monkeypatch.setattr(sensors, "SECONDS_TO_RETRY", 0.0)
+    (request,) = tick(platform, instance).run_requests
+    assert request.tags["embedding_platform/background"] == "failed"
+
+
 def test_no_run_is_requested_beside_one_that_is_going(
     platform: Platform, texts: Path, instance: dg.DagsterInstance
 ) -> None:
