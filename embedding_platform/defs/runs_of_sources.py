@@ -1,14 +1,16 @@
 """What the instance knows of the runs of sources, asked in few questions however many sources there are."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import takewhile
 
 import dagster as dg
+from dagster._core.definitions.assets.job.asset_job import IMPLICIT_ASSET_JOB_NAME
 
 from embedding_platform.defs.jobs import PRIORITY_TAG, job_name
+from embedding_platform.spaces import MODALITIES
 
 STATE_TAG = "embedding_platform/state"
 """Tag of a requested run: a hash of the media that it was requested for."""
@@ -21,6 +23,10 @@ younger; after a longer pause the nightly schedule meets it."""
 
 MOST_RUNS_READ = 8
 """Runs of a source that are read to know of its last ones."""
+
+MOST_FAILURES_READ = 5000
+"""Failed runs, the newest, of which it is asked whether they are their source's last. Sources that keep failing have
+young ones among them."""
 
 WAITING = (dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.QUEUED)
 UNFINISHED = (
@@ -37,9 +43,9 @@ STOPPED = (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
 class LastRun:
     """What is known of the newest runs of a source.
 
-    `run_id` and `state` are those of the newest, `stopped_at` is when it failed or was cancelled. Whoever cancels
-    a run takes nothing back that failed before: `failed` is the newest run but for cancelled ones, if it failed,
-    and `failures` is how many did in a row over the media of the newest.
+    `run_id` and `state` are those of the newest, `stopped_at` is when it failed or was cancelled. `failed` is the
+    newest run that failed and that no later one made good by doing all that it was to do: neither a cancelled
+    run does, nor one over fewer assets. `failures` is how many failed so over the media of the newest.
     """
 
     run_id: str = ""
@@ -50,21 +56,33 @@ class LastRun:
 
 
 def last_run(instance: dg.DagsterInstance, modality: str, source: str) -> LastRun:
-    """The newest runs of a modality's job for a source."""
-    wanted = dg.RunsFilter(job_name=job_name(modality), tags={PARTITION_TAG: source})
-    records = instance.get_run_records(wanted, limit=MOST_RUNS_READ)
+    """The newest runs for a source: of the modality's job, and of the web UI over some of its assets."""
+    of_source = {PARTITION_TAG: source}
+    of_job = dg.RunsFilter(job_name=job_name(modality), tags=of_source)
+    of_graph = dg.RunsFilter(job_name=IMPLICIT_ASSET_JOB_NAME, tags=of_source)
+    found = [
+        *instance.get_run_records(of_job, limit=MOST_RUNS_READ),
+        # Sources of several modalities may have one name.
+        *instance.get_run_records(of_graph, limit=MOST_RUNS_READ * len(MODALITIES)),
+    ]
+    of_modality = (record for record in found if is_of(record.dagster_run, modality))
+    records = sorted(of_modality, key=lambda record: record.storage_id, reverse=True)
     if not records:
         return LastRun()
     newest, state = records[0], records[0].dagster_run.tags.get(STATE_TAG, "")
-    ended = [record.dagster_run for record in records if record.dagster_run.status != dg.DagsterRunStatus.CANCELED]
-    failed = list(takewhile(lambda run: run.status == dg.DagsterRunStatus.FAILURE, ended))
-    over_the_same = list(takewhile(lambda run: run.tags.get(STATE_TAG, "") == state, failed))
+    failed, done = [], []
+    for run in (record.dagster_run for record in records):
+        if run.status == dg.DagsterRunStatus.SUCCESS:
+            done.append(run)
+        elif run.status == dg.DagsterRunStatus.FAILURE and not any(_covers(later, run) for later in done):
+            failed.append(run)
+    over_the_same = takewhile(lambda run: run.tags.get(STATE_TAG, "") == state, failed)
     return LastRun(
         run_id=newest.dagster_run.run_id,
         state=state,
         stopped_at=(newest.end_time or 0.0) if newest.dagster_run.status in STOPPED else None,
         failed=failed[0].run_id if failed else "",
-        failures=len(over_the_same),
+        failures=sum(1 for _ in over_the_same),
     )
 
 
@@ -80,11 +98,15 @@ def under_way(instance: dg.DagsterInstance, modality: str) -> dict[str, float]:
 
 
 def stopped_lately(instance: dg.DagsterInstance, modality: str, since: float) -> set[str]:
-    """The sources of which a run of the modality's job failed or was cancelled since then, whatever came after it."""
-    wanted = dg.RunsFilter(
-        job_name=job_name(modality), statuses=list(STOPPED), updated_after=datetime.fromtimestamp(since, UTC)
-    )
-    return {run.tags[PARTITION_TAG] for run in instance.get_runs(wanted) if PARTITION_TAG in run.tags}
+    """The sources of which a run failed or was cancelled since then, whatever came after it."""
+    wanted = dg.RunsFilter(statuses=list(STOPPED), updated_after=datetime.fromtimestamp(since, UTC))
+    return _sources_of(instance.get_runs(wanted), modality)
+
+
+def ever_failed(instance: dg.DagsterInstance, modality: str) -> set[str]:
+    """The sources of which a run failed, however long ago, whatever came after it."""
+    wanted = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE])
+    return _sources_of(instance.get_runs(wanted, limit=MOST_FAILURES_READ), modality)
 
 
 def run_since(instance: dg.DagsterInstance, modality: str, since: float, assets: Sequence[dg.AssetKey]) -> set[str]:
@@ -105,6 +127,17 @@ def last_materialized(instance: dg.DagsterInstance, asset: dg.AssetKey) -> Mappi
 def is_of(run: dg.DagsterRun, modality: str) -> bool:
     """Whether a run is of the modality's job, or one of the web UI over some of its assets."""
     return run.job_name == job_name(modality) or any(key.path[0] == modality for key in run.asset_selection or ())
+
+
+def _covers(run: dg.DagsterRun, other: dg.DagsterRun) -> bool:
+    """Whether a run is over all assets that another was over; one of the modality's job is over all there are."""
+    if run.asset_selection is None:
+        return True
+    return other.asset_selection is not None and run.asset_selection >= other.asset_selection
+
+
+def _sources_of(runs: Iterable[dg.DagsterRun], modality: str) -> set[str]:
+    return {run.tags[PARTITION_TAG] for run in runs if PARTITION_TAG in run.tags and is_of(run, modality)}
 
 
 def _priority(run: dg.DagsterRun) -> int:

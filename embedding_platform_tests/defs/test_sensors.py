@@ -400,6 +400,22 @@ def test_a_run_of_the_web_ui_over_some_assets_of_a_source_is_waited_for(
     assert "1 at work" in reason(tick(platform, instance))
 
 
+def test_a_failed_run_of_the_graph_is_taken_up(
+    platform: Platform, texts: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list(run_sources(platform, instance))
+    run = create_run_for_test(
+        instance,
+        job_name="__ASSET_JOB",
+        tags={"dagster/partition": "letters"},
+        asset_selection=frozenset({dg.AssetKey(["text", "minilm", "collection"])}),
+    )
+    instance.report_run_failed(run)
+    assert "1 failed or cancelled, left for later" in reason(tick(platform, instance))
+    monkeypatch.setattr(sensors, "SECONDS_TO_RETRY", 0.0)
+    assert set(requested(tick(platform, instance))) == {"letters"}
+
+
 def test_a_failure_that_a_later_run_mended_is_no_reason_for_another(
     platform: Platform, texts: Path, instance: dg.DagsterInstance
 ) -> None:
