@@ -1,7 +1,7 @@
 """What the instance knows of the runs of sources, asked in few questions however many sources there are."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import takewhile
@@ -74,7 +74,7 @@ def last_run(instance: dg.DagsterInstance, modality: str, source: str) -> LastRu
     for run in (record.dagster_run for record in records):
         if run.status == dg.DagsterRunStatus.SUCCESS:
             done.append(run)
-        elif run.status == dg.DagsterRunStatus.FAILURE and not any(_covers(later, run) for later in done):
+        elif run.status == dg.DagsterRunStatus.FAILURE and not any(_is_over(later, run.asset_selection or set()) for later in done):
             failed.append(run)
     over_the_same = takewhile(lambda run: run.tags.get(STATE_TAG, "") == state, failed)
     return LastRun(
@@ -115,7 +115,7 @@ def run_since(instance: dg.DagsterInstance, modality: str, since: float, assets:
     return {
         run.tags[PARTITION_TAG]
         for run in instance.get_runs(wanted)
-        if PARTITION_TAG in run.tags and (run.asset_selection is None or run.asset_selection >= set(assets))
+        if PARTITION_TAG in run.tags and _is_over(run, set(assets))
     }
 
 
@@ -129,11 +129,12 @@ def is_of(run: dg.DagsterRun, modality: str) -> bool:
     return run.job_name == job_name(modality) or any(key.path[0] == modality for key in run.asset_selection or ())
 
 
-def _covers(run: dg.DagsterRun, other: dg.DagsterRun) -> bool:
-    """Whether a run is over all assets that another was over; one of the modality's job is over all there are."""
-    if run.asset_selection is None:
-        return True
-    return other.asset_selection is not None and run.asset_selection >= other.asset_selection
+def _is_over(run: dg.DagsterRun, assets: Set[dg.AssetKey]) -> bool:
+    """Whether a run is over all of the assets; one without a choice is over all that its job has.
+
+    Dagster leaves the choice None where the daemon launches such a run, and empty in a process of ours.
+    """
+    return not run.asset_selection or (bool(assets) and run.asset_selection >= assets)
 
 
 def _sources_of(runs: Iterable[dg.DagsterRun], modality: str) -> set[str]:

@@ -174,28 +174,26 @@ def _plan(
         why, priority = _case(look, source in stopped, is_new)
         if is_new and look.sight.holds:
             plan.added.append(source)
-        if not why:
-            plan.cases["as listed"] += 1
-            if not is_new and not look.sight.holds and source not in going:
-                plan.gone.append(source)
-            continue
         name = _short(source)
         waiting = _waiting(look, cursor.waiting.get(name), now, listing) if look.sight.differs else None
         if waiting is not None:
             plan.waiting[name] = waiting
             plan.cases["changing, left to be quiet"] += 1
-        elif source in going and going[source] >= priority:
+            continue
+        if why and source in going and going[source] >= priority:
             plan.cases["at work"] += 1
+            continue
+        # Of the others it is asked only when they may be chosen, since each question takes a while.
+        last = last_run(instance, modality, source) if why and source in stopped else LastRun()
+        if not why or (why == _FAILED and not last.failed):
+            plan.cases["as listed"] += 1
+            if not is_new and not look.sight.holds and source not in going:
+                plan.gone.append(source)
+        elif _is_too_early(last, look, now):
+            plan.cases["failed or cancelled, left for later"] += 1
         else:
-            # Of the others it is asked only when they are chosen, since each question takes a while.
-            last = last_run(instance, modality, source) if source in stopped else LastRun()
-            if why == _FAILED and not last.failed:
-                plan.cases["as listed"] += 1
-            elif _is_too_early(last, look, now):
-                plan.cases["failed or cancelled, left for later"] += 1
-            else:
-                plan.cases[why] += 1
-                candidates.append(_Candidate(source, look, priority, why))
+            plan.cases[why] += 1
+            candidates.append(_Candidate(source, look, priority, why))
     queued = sum(1 for priority in going.values() if priority in (FRESH, REPAIR))
     room = max(0, MOST_RUNS_WAITING - queued)
     ordered = _longest_without_a_run_first(instance, modality, candidates) if len(candidates) > room else candidates

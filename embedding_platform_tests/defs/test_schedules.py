@@ -83,10 +83,13 @@ def test_a_round_meets_each_source_once_a_few_at_a_time_those_first_that_were_li
 
 
 def test_a_source_that_the_sensor_ran_since_is_not_run_again(platform: Platform, instance: dg.DagsterInstance) -> None:
-    instance.add_dynamic_partitions("text_sources", ["early", "late"])
-    for source, at in (("early", NIGHT - timedelta(minutes=1)), ("late", NIGHT + timedelta(minutes=1))):
-        with freeze_time(at):
-            create_run_for_test(instance, job_name="text_sync", tags={"dagster/partition": source})
+    instance.add_dynamic_partitions("text_sources", ["early", "late", "by_hand"])
+    # The daemon makes a run without a choice of assets, the command line one with an empty choice.
+    for source, minutes, chosen in (("early", -1, None), ("late", 1, None), ("by_hand", 1, frozenset())):
+        with freeze_time(NIGHT + timedelta(minutes=minutes)):
+            create_run_for_test(
+                instance, job_name="text_sync", tags={"dagster/partition": source}, asset_selection=chosen
+            )
     requests = tick(platform, instance, "text_nightly", NIGHT + timedelta(minutes=10))
     assert [request.partition_key for request in requests] == ["early"]
 

@@ -171,6 +171,23 @@ def test_a_vanished_source_is_emptied_and_then_loses_its_partition(
     assert list(change.partition_keys) == ["letters"]
 
 
+def test_a_vanished_source_whose_failure_was_mended_loses_its_partition(
+    platform: Platform, texts: Path, instance: dg.DagsterInstance
+) -> None:
+    (texts.parent / "other").mkdir()
+    shutil.rmtree(texts)
+    instance.add_dynamic_partitions("text_sources", ["letters"])
+    instance.report_run_failed(
+        create_run_for_test(instance, job_name="text_sync", tags={"dagster/partition": "letters"})
+    )
+    assert "1 failed or cancelled, left for later" in reason(tick(platform, instance)), "not while it stands"
+    job = build_definitions(platform).resolve_job_def("text_sync")
+    assert job.execute_in_process(instance=instance, partition_key="letters").success
+    (change,) = tick(platform, instance).dynamic_partitions_requests
+    assert isinstance(change, dg.DeleteDynamicPartitionsRequest)
+    assert list(change.partition_keys) == ["letters"]
+
+
 def test_an_unreachable_media_root_is_a_reason_to_wait_and_to_remove_nothing(
     platform: Platform, texts: Path, instance: dg.DagsterInstance
 ) -> None:
