@@ -1,8 +1,8 @@
 """What the instance knows of the runs of sources, asked in few questions however many sources there are."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import takewhile
 
@@ -20,6 +20,9 @@ PARTITION_TAG = "dagster/partition"
 SECONDS_OF_MEMORY = 24 * 3600.0
 """How far back a run that failed is looked for. While the daemon runs, a source that keeps failing has one that is
 younger; after a longer pause the nightly schedule meets it."""
+
+SECONDS_OF_OVERLAP = 60.0
+"""How far before the newest run that it knows a round reads again: runs need not be stored in order of time."""
 
 MOST_RUNS_READ = 8
 """Runs of a source that are read to know of its last ones."""
@@ -74,7 +77,9 @@ def last_run(instance: dg.DagsterInstance, modality: str, source: str) -> LastRu
     for run in (record.dagster_run for record in records):
         if run.status == dg.DagsterRunStatus.SUCCESS:
             done.append(run)
-        elif run.status == dg.DagsterRunStatus.FAILURE and not any(_is_over(later, run.asset_selection or set()) for later in done):
+        elif run.status == dg.DagsterRunStatus.FAILURE and not any(
+            _is_over(later, run.asset_selection or set()) for later in done
+        ):
             failed.append(run)
     over_the_same = takewhile(lambda run: run.tags.get(STATE_TAG, "") == state, failed)
     return LastRun(
@@ -109,14 +114,31 @@ def ever_failed(instance: dg.DagsterInstance, modality: str) -> set[str]:
     return _sources_of(instance.get_runs(wanted, limit=MOST_FAILURES_READ), modality)
 
 
-def run_since(instance: dg.DagsterInstance, modality: str, since: float, assets: Sequence[dg.AssetKey]) -> set[str]:
-    """The sources of which a run of the modality's job, over all of the `assets`, was requested since then."""
-    wanted = dg.RunsFilter(job_name=job_name(modality), created_after=datetime.fromtimestamp(since, UTC))
-    return {
-        run.tags[PARTITION_TAG]
-        for run in instance.get_runs(wanted)
-        if PARTITION_TAG in run.tags and _is_over(run, set(assets))
-    }
+@dataclass
+class Met:
+    """The sources of which a round has met a run of the modality's job over all of the `assets`.
+
+    What it has read it keeps between the ticks of one round, so that each reads the runs since the last alone.
+    """
+
+    modality: str
+    assets: Set[dg.AssetKey]
+    began: float = 0.0
+    read_to: float = 0.0
+    sources: set[str] = field(default_factory=set)
+
+    def since(self, instance: dg.DagsterInstance, began: float) -> set[str]:
+        """The sources of which such a run was requested after `began`, in seconds since 1970."""
+        if began != self.began:
+            self.began, self.read_to, self.sources = began, began, set()
+        after = max(began, self.read_to - SECONDS_OF_OVERLAP)
+        wanted = dg.RunsFilter(job_name=job_name(self.modality), created_after=datetime.fromtimestamp(after, UTC))
+        for record in instance.get_run_records(wanted):
+            self.read_to = max(self.read_to, record.create_timestamp.timestamp())
+            run = record.dagster_run
+            if PARTITION_TAG in run.tags and _is_over(run, self.assets):
+                self.sources.add(run.tags[PARTITION_TAG])
+        return self.sources
 
 
 def last_materialized(instance: dg.DagsterInstance, asset: dg.AssetKey) -> Mapping[str, int]:

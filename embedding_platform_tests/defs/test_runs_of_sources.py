@@ -7,7 +7,7 @@ import pytest
 from dagster._core.definitions.assets.job.asset_job import IMPLICIT_ASSET_JOB_NAME
 from dagster._core.test_utils import create_run_for_test, freeze_time
 
-from embedding_platform.defs.runs_of_sources import LastRun, ever_failed, last_run, stopped_lately
+from embedding_platform.defs.runs_of_sources import LastRun, Met, ever_failed, last_run, stopped_lately
 
 SUCCESS, FAILURE, CANCELED = dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED
 
@@ -93,3 +93,30 @@ def test_a_failure_is_never_forgotten_by_the_inventory(instance: dg.DagsterInsta
         "letters",
         "cancelled",
     }
+
+
+def test_a_round_reads_each_run_once_however_long_it_lasts(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    get_run_records = dg.DagsterInstance.get_run_records
+
+    def counted(self: dg.DagsterInstance, *given: object) -> object:
+        records = get_run_records(self, *given)
+        read.extend(record.dagster_run.tags["dagster/partition"] for record in records)
+        return records
+
+    monkeypatch.setattr(dg.DagsterInstance, "get_run_records", counted)
+    night = datetime(2026, 1, 2, 2, tzinfo=UTC)
+    met = Met("text", set())
+    for hours, source in ((-1, "before"), (1, "a"), (2, "b")):
+        with freeze_time(night + timedelta(hours=hours)):
+            make_run(instance, SUCCESS, source=source)
+    assert met.since(instance, night.timestamp()) == {"a", "b"}
+    with freeze_time(night + timedelta(hours=3)):
+        make_run(instance, SUCCESS, source="c")
+    assert met.since(instance, night.timestamp()) == {"a", "b", "c"}
+    assert met.since(instance, night.timestamp()) == {"a", "b", "c"}
+    assert sorted(read) == ["a", "b", "b", "c", "c"], "but for the newest"
+    tomorrow = night + timedelta(days=1)
+    assert met.since(instance, tomorrow.timestamp()) == set()

@@ -104,6 +104,22 @@ def test_without_sources_there_is_nothing_to_do(platform: Platform, instance: dg
     assert tick(platform, instance, "text_nightly") == "no text sources yet"
 
 
+def test_a_source_that_is_not_there_is_named_in_every_reason(platform: Platform, instance: dg.DagsterInstance) -> None:
+    names = {"some": ["letters", "leters"], "none": ["leters"]}
+    rounds = [
+        {"name": name, "does": "reconcile", "cron": "0 2 * * *", "modalities": ["text"], "sources": sources}
+        for name, sources in names.items()
+    ]
+    more = open_platform(platform.settings.base, schedules=rounds)
+    told = "; no text source is called leters, as schedule {} names it"
+    assert tick(more, instance, "text_none") == "no text sources yet" + told.format("none")
+    instance.add_dynamic_partitions("text_sources", ["letters"])
+    assert tick(more, instance, "text_none") == "no text sources chosen" + told.format("none")
+    queue(instance, tick(more, instance, "text_some"), NIGHT + timedelta(seconds=1))
+    met = tick(more, instance, "text_some", NIGHT + timedelta(minutes=10))
+    assert met == "each of 1 sources has had a run since 2026-01-02 02:00 UTC" + told.format("some")
+
+
 def test_settings_add_rounds_of_some_sources_and_probes_of_some_spaces(
     platform: Platform, instance: dg.DagsterInstance
 ) -> None:
