@@ -199,6 +199,9 @@ def _plan(
     ordered = _longest_without_a_run_first(instance, modality, candidates) if len(candidates) > room else candidates
     plan.requests = [_request(one, last_run(instance, modality, one.source)) for one in ordered[:room]]
     plan.left_out = len(candidates) - len(plan.requests)
+    # One that is never quiet has had its wait, though there was no room for it.
+    left_out = (_short(one.source) for one in ordered[room:])
+    plan.waiting |= {name: cursor.waiting[name] for name in left_out if name in cursor.waiting}
     plan.added += [one.source for one in ordered[:room] if one.source not in existing and one.source not in plan.added]
     return plan
 

@@ -5,7 +5,9 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import dagster as dg
 import pytest
@@ -19,6 +21,7 @@ from embedding_platform.platform import Platform, Sight
 from embedding_platform.reconcile.files import reconcile_files
 from embedding_platform.runs import run_sources
 from embedding_platform.settings import ListingSettings
+from embedding_platform.storage import file_system
 from embedding_platform.watching import Look
 from embedding_platform_tests.conftest import open_platform
 
@@ -334,11 +337,13 @@ def queue(instance: dg.DagsterInstance, result: dg.SensorResult | dg.SkipReason)
 
 
 def test_a_thousand_new_sources_all_get_their_partition_and_the_first_of_them_a_run(
-    platform: Platform, instance: dg.DagsterInstance
+    platform: Platform, instance: dg.DagsterInstance, capfd: pytest.CaptureFixture[str]
 ) -> None:
     names = write_sources(platform, 1000)
     ticks = Ticks(platform, instance)
     runs = queue(instance, ticks())
+    logged = "1000 of 1000 sources looked at: 1000 new; 50 runs requested, 950 left to later ticks"
+    assert capfd.readouterr().err.count(f"INFO - {logged}\n") == 1
     assert instance.get_dynamic_partitions("text_sources") == names
     assert len(runs) == sensors.MOST_RUNS_WAITING
     assert len(ticks.cursor or "") < 1000
@@ -492,6 +497,90 @@ def test_a_copy_that_keeps_growing_waits_but_not_for_ever(
         # The clock of the sensor runs ahead of the file's, which is written just now.
         monkeypatch.setattr(Platform, "sight", lambda *_: Sight(str(clock.seconds), True, True, clock.seconds))
     assert waited == (180 if loses_its_cursor else 120)
+
+
+def test_a_copy_that_keeps_growing_has_waited_though_the_queue_had_no_room_for_it(
+    platform: Platform, texts: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patient = open_platform(platform.settings.base, listing={"quiet_seconds": 10, "longest_wait_seconds": 100})
+    instance.add_dynamic_partitions("text_sources", ["letters"])
+    clock = Clock(os.stat(texts / "one.txt").st_ctime)
+    monkeypatch.setattr(sensors, "time", clock)
+    monkeypatch.setattr(Platform, "sight", lambda *_: Sight(str(clock.seconds), True, True, clock.seconds))
+    monkeypatch.setattr(sensors, "MOST_RUNS_WAITING", 0)
+    ticks = Ticks(patient, instance)
+    assert "1 changing, left to be quiet" in reason(ticks())
+    clock.seconds += 120
+    assert "0 runs requested, 1 left to later ticks" in reason(ticks())
+    monkeypatch.setattr(sensors, "MOST_RUNS_WAITING", 1)
+    clock.seconds += 30
+    assert set(requested(ticks())) == {"letters"}
+    assert not json.loads(ticks.cursor or "")["waiting"]
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Media on an object store, which tells no time that copying does not carry over."""
+
+    root: str
+
+    def write(self, path: str, text: str) -> None:
+        fs, folder = file_system(self.root)
+        fs.pipe_file(f"{folder}/{path}", text.encode())
+
+    def remove(self, path: str) -> None:
+        fs, folder = file_system(self.root)
+        fs.rm(f"{folder}/{path}", recursive=True)
+
+
+@pytest.fixture
+def bucket() -> Bucket:
+    made = Bucket(f"memory://{uuid4().hex}/media")
+    made.write("letters/one.txt", "The harvest was good this year.")
+    made.write("notes/one.txt", "Sow in March.")
+    return made
+
+
+def test_on_an_object_store_media_that_come_change_and_go_are_noticed(
+    tmp_path: Path, bucket: Bucket, instance: dg.DagsterInstance
+) -> None:
+    platform = open_platform(tmp_path, spaces=["text/minilm"], media_root=bucket.root, listing=AT_ONCE)
+    ticks = Ticks(platform, instance)
+    assert set(requested(ticks())) == {"letters", "notes"}
+    list(run_sources(platform, instance))
+    assert "2 as listed" in reason(ticks())
+    for path, text in (("two.txt", "The winter came early."), ("one.txt", "The harvest was poor this year.")):
+        bucket.write(f"letters/{path}", text)
+        assert set(requested(ticks())) == {"letters"}, path
+        list(run_sources(platform, instance, sources=["letters"]))
+        assert "2 as listed" in reason(ticks())
+    bucket.remove("letters")
+    assert set(requested(ticks())) == {"letters"}
+    job = build_definitions(platform).resolve_job_def("text_sync")
+    assert job.execute_in_process(instance=instance, partition_key="letters").success
+    (change,) = ticks().dynamic_partitions_requests
+    assert isinstance(change, dg.DeleteDynamicPartitionsRequest)
+    assert list(change.partition_keys) == ["letters"]
+    close_directory(platform.settings.milvus_uri)
+
+
+def test_on_an_object_store_a_source_is_quiet_when_it_looks_the_same_for_long(
+    tmp_path: Path, bucket: Bucket, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listing = {"quiet_seconds": 60, "longest_wait_seconds": 600}
+    platform = open_platform(tmp_path, spaces=["text/minilm"], media_root=bucket.root, listing=listing)
+    instance.add_dynamic_partitions("text_sources", ["letters", "notes"])
+    clock = Clock(1_800_000_000.0)
+    monkeypatch.setattr(sensors, "time", clock)
+    ticks = Ticks(platform, instance)
+    assert "2 changing, left to be quiet" in reason(ticks())
+    clock.seconds += 30
+    bucket.write("letters/two.txt", "It is still being copied.")
+    assert "2 changing, left to be quiet" in reason(ticks())
+    clock.seconds += 30
+    assert set(requested(ticks())) == {"notes"}
+    clock.seconds += 30
+    assert set(requested(ticks())) == {"letters", "notes"}
 
 
 def look(state: str = "state", changed_at: float | None = None) -> Look:
