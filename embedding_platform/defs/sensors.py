@@ -206,15 +206,18 @@ def _plan(
     return plan
 
 
-def _case(look: Look, has_failed: bool, is_new: bool) -> tuple[str, int]:
-    """Why a source is to have a run, and with which priority; "" where there is nothing to do."""
+def _case(look: Look, was_stopped: bool, is_new: bool) -> tuple[str, int]:
+    """Why a source is to have a run, and with which priority; "" where there is nothing to do.
+
+    One that was stopped lately may have failed, or been cancelled, or been made good since: `last_run` tells.
+    """
     if look.sight.differs:
         return ("new" if is_new else "changed" if look.sight.holds else "vanished"), FRESH
     if look.is_left:
         return "vanished", FRESH
     if look.is_unplaced:
         return "not in a collection", REPAIR
-    if has_failed:
+    if was_stopped:
         return _FAILED, REPAIR
     return "", REPAIR
 
