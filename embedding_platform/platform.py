@@ -292,12 +292,15 @@ class Platform:
     def _sights(self) -> dict[tuple[str, str], tuple[str, Sight]]:
         return {}
 
-    def is_gone(self, modality: str, source: str) -> bool:
-        """Whether nothing of the source is left: no listing, and no partition in Milvus."""
-        listed = listed_sources(self.store, modality)
-        return source not in listed and not any(
-            holds_source(self.milvus, target, source) for target in self._targets(modality, len(listed))
-        )
+    def is_gone(self, modality: str, source: str, sources: int | None = None) -> bool:
+        """Whether nothing of the source is left: no listing, and no partition in Milvus.
+
+        `sources` is the number of listed ones, where it is known already: counting them opens the listings of all.
+        """
+        if not files_increment(self.store, modality, source, {}).is_empty:
+            return False
+        count = len(listed_sources(self.store, modality)) if sources is None else sources
+        return not any(holds_source(self.milvus, target, source) for target in self._targets(modality, count))
 
     def sources(self, only: Sequence[str] = ()) -> dict[str, list[str]]:
         """The sources of each modality, all or `only` some: those on disk that hold it and those listed last.

@@ -196,6 +196,19 @@ class ScheduleSettings(_Section):
                 raise ValueError(f"schedule {self.name} names no {field}, and would do nothing; leave {field} out")
         return self
 
+    def of(self, kept: Sequence[Space]) -> list[Space]:
+        """Those of the spaces kept that it is for."""
+        return [
+            space
+            for space in kept
+            if (self.spaces is None or space.key in self.spaces)
+            and (self.modalities is None or space.modality in self.modalities)
+        ]
+
+    def title(self, modality: str = "") -> str:
+        """The name under which Dagster knows it: one for each modality of a round."""
+        return f"{modality}_{self.name}" if self.does == "reconcile" else f"{self.name}_{self.does}"
+
 
 class ServingSettings(_Section):
     """The search page and its API: who may use them, and the most that one request may ask for.
@@ -459,6 +472,7 @@ class Settings(BaseSettings):
             "spaces": [space.key for space in self.active_spaces],
         }
         names = ["nightly", "hourly", "weekly"]
+        titles = {f"{modality}_{name}" for modality in kept["modalities"] for name in ("media", "nightly")}
         for schedule in self.schedules:
             if schedule.name in names:
                 raise ValueError(f"two schedules are called {schedule.name}; rename one of schedules")
@@ -468,6 +482,13 @@ class Settings(BaseSettings):
                     if one not in known:
                         mend = _closest(one, known)
                         raise ValueError(f"schedule {schedule.name} names {one!r}, none of the {field} kept; {mend}")
+            for title in dict.fromkeys(schedule.title(space.modality) for space in schedule.of(self.active_spaces)):
+                if title in titles:
+                    raise ValueError(
+                        f"schedule {schedule.name} would be {title} in the web UI, as a sensor or another schedule is; "
+                        "rename it"
+                    )
+                titles.add(title)
 
 
 def load_settings(file: str | Path | None = None, **overrides: Any) -> Settings:

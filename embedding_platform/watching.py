@@ -89,7 +89,8 @@ class Watch:
         try:
             current.at = platform.settings.media_url
             present = present_sources(store, platform.settings.media_url)
-            sources = sorted({*present, *known, *listed_sources(store, modality)})
+            listed = listed_sources(store, modality)
+            sources = sorted({*present, *known, *listed})
             current.sources = len(sources)
             unplaced = platform.unplaced(modality)
             for source in sources:
@@ -97,7 +98,8 @@ class Watch:
                 try:
                     age = listing_age(store, modality, source)
                     sight = platform.sight(modality, source)
-                    is_left = source in known and not sight.holds and not platform.is_gone(modality, source)
+                    is_missing = source in known and not sight.holds
+                    is_left = is_missing and not platform.is_gone(modality, source, len(listed))
                     current.looks[source] = Look(sight, age, source in unplaced, is_left)
                 except PlatformError as error:
                     current.problems[source] = str(error)

@@ -18,11 +18,14 @@ SPACE = [["text", "minilm", stage] for stage in ("embeddings", "collection", "pu
 SOURCES = [f"archive{number}" for number in range(5)]
 TEXTS = 3
 
+SECONDS_TO_CANCEL = 30
+"""From the click to the end of a run in the middle of a step, which goes on to the end of its batch."""
+
 
 @pytest.fixture(scope="module")
 def web_ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningPlatform]:
     """A running web UI without media, whose sensor was stopped by hand."""
-    with running_project(tmp_path_factory.mktemp("project")) as running:
+    with running_project(tmp_path_factory.mktemp("project"), batch="{chunk: 64}") as running:
         set_sensor(running, running=False)
         yield running
 
@@ -182,11 +185,39 @@ def test_a_backfill_lets_fresh_files_pass_and_is_cancelled_at_once_and_taken_up_
     assert SOURCES[-1] in web_ui.search(f"maps of {SOURCES[-1]}")
 
 
-def list_and_cut(web_ui: RunningPlatform, source: str) -> None:
-    """Do what comes before the assets of a space."""
+def test_a_run_is_cancelled_in_the_middle_of_embedding_and_keeps_what_it_has_embedded(
+    web_ui: RunningPlatform,
+) -> None:
+    lines = (f"Ledger line {number}: {number * 7} sacks of flour went to the mill.\n" for number in range(10_000))
+    web_ui.write("ledger", "flour.txt", "".join(lines))
+    platform = list_and_cut(web_ui, "ledger")
+    add_source(web_ui, "ledger")
+
+    def missing() -> int:
+        return platform.live(platform.space("text/minilm"), "ledger").missing
+
+    segments, before = missing(), web_ui.count(SPACE[0], "embedded")
+    run_id = web_ui.launch("__ASSET_JOB", "ledger", SPACE)
+    wait_until(lambda: missing() < segments, "some of it is embedded", every=0.1)
+    answer = web_ui.ask("mutation ($id: String!) { terminateRun(runId: $id) { __typename } }", id=run_id)
+    assert answer["__typename"] == "TerminateRunSuccess"
+    wait_until(lambda: web_ui.run(run_id)["status"] == "CANCELED", "the run has ended", seconds=SECONDS_TO_CANCEL)
+    left = missing()
+    assert 0 < left < segments
+    assert web_ui.count(SPACE[0], "embedded") == before
+
+    again = web_ui.await_run(web_ui.launch("__ASSET_JOB", "ledger", SPACE))
+    assert again["status"] == "SUCCESS", web_ui.log()[-3000:]
+    assert missing() == 0
+    assert web_ui.count(SPACE[0], "embedded") - before == left, "the rest alone"
+
+
+def list_and_cut(web_ui: RunningPlatform, source: str) -> Platform:
+    """Do what comes before the assets of a space; returns the platform that the web UI shows."""
     platform = Platform(load_settings(web_ui.folder / "embedding_platform.yaml"))
     reconcile_files(platform.store, platform.settings.media_url, "text", source)
     reconcile_segments(platform.store, "text", source, platform.cutting)
+    return platform
 
 
 def backfill(web_ui: RunningPlatform) -> str:

@@ -263,6 +263,15 @@ def test_a_mistake_in_the_file_is_one_line_with_key_value_and_mend(folder, text,
             ["two schedules are called nightly", "rename one"],
         ),
         (
+            "schedules: [{name: media, does: reconcile, cron: '0 2 * * *', modalities: [text]}]",
+            ["schedule media would be text_media in the web UI", "rename it"],
+        ),
+        (
+            "schedules: [{name: text, does: probe, cron: '0 2 * * *'}, {name: probe, does: reconcile, "
+            "cron: '0 2 * * *', modalities: [text]}]",
+            ["schedule probe would be text_probe in the web UI, as a sensor or another schedule is", "rename it"],
+        ),
+        (
             "schedules: [{name: a, does: reconcile, cron: '0 2 * * *', spaces: [image/clup]}]",
             ["schedule a names 'image/clup'", "did you mean image/clip?"],
         ),

@@ -1,12 +1,14 @@
 """Rounds over the sources of a modality, beside a caller who does not wait for ever."""
 
+import shutil
 import threading
 from pathlib import Path
 
 import pytest
+from pymilvus import DataType
 
 from embedding_platform.platform import Platform, Sight
-from embedding_platform.reconcile.files import reconcile_files
+from embedding_platform.reconcile.files import listed_sources, reconcile_files
 from embedding_platform.watching import Watch
 from embedding_platform_tests.conftest import open_platform
 
@@ -57,6 +59,46 @@ def test_a_root_that_is_away_is_the_error_of_the_round(platform: Platform) -> No
     seen = Watch("text").look(platform, {"letters"}, 60)
     assert "media_root" in seen.error
     assert seen.looks == {}
+
+
+def test_a_round_counts_the_listings_no_more_often_the_more_sources_have_vanished(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[str] = []
+
+    def counting(store: str, modality: str) -> list[str]:
+        counted.append(modality)
+        return listed_sources(store, modality)
+
+    monkeypatch.setattr("embedding_platform.platform.listed_sources", counting)
+    monkeypatch.setattr("embedding_platform.watching.listed_sources", counting)
+    times = []
+    for known in ({"a"}, {"a", "b", "c", "d"}):
+        counted.clear()
+        seen = Watch("text").look(platform, known, 60)
+        assert set(seen.looks) == known
+        times.append(len(counted))
+    assert times[0] == times[1]
+
+
+def test_a_source_that_vanished_is_left_until_it_is_unlisted_and_out_of_milvus(
+    platform: Platform, sources: list[str]
+) -> None:
+    def left() -> bool:
+        return Watch("text").look(platform, {"b"}, 60).looks["b"].is_left
+
+    reconcile_files(platform.store, platform.settings.media_url, "text", "b")
+    shutil.rmtree(Path(platform.settings.media_url) / "b")
+    assert left()
+    reconcile_files(platform.store, platform.settings.media_url, "text", "b")
+    assert not left()
+    schema = platform.milvus.create_schema()
+    schema.add_field("id", DataType.INT64, is_primary=True)
+    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=2)
+    target = platform.target(platform.space("text/minilm"))
+    platform.milvus.create_collection(target.collection, schema=schema)
+    platform.milvus.create_partition(target.collection, target.partition("b").name)
+    assert left()
 
 
 def test_a_source_that_cannot_be_read_is_a_problem_of_its_own(platform: Platform, sources: list[str]) -> None:

@@ -33,10 +33,11 @@ class Failure:
 
     @property
     def line(self) -> str:
-        """All of it in one line."""
+        """All of it in one line, whatever names of folders and reasons hold."""
         place = " ".join(part for part in (f"source {self.source}" if self.source else "", self.asset) if part)
         where = place or "before its first step"
-        return f"run {self.run_id[:8]} of {self.job} failed: {where}: {self.reason}; {self.mend}"
+        told = f"run {self.run_id[:8]} of {self.job} failed: {where}: {self.reason}; {self.mend}"
+        return " ".join(told.split())
 
 
 def failure_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Failure:

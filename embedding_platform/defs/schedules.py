@@ -8,12 +8,13 @@ from dagster._utils.schedules import get_latest_completed_cron_tick
 
 from embedding_platform.defs.jobs import BACKGROUND_TAG, MAINTENANCE, NIGHTLY, PRIORITY_TAG, PROBE, job_name
 from embedding_platform.defs.partitions import set_name
-from embedding_platform.defs.runs_of_sources import UNFINISHED, last_materialized, run_since
+from embedding_platform.defs.runs_of_sources import UNFINISHED, Met, last_materialized
 from embedding_platform.settings import ScheduleSettings, Settings
 from embedding_platform.spaces import Space
 
-MOST_RUNS_WAITING = 20
-"""Runs of one round that wait or work at a time. What is left of it follows at the next ticks."""
+MOST_RUNS_WAITING = 100
+"""Runs of one round that wait or work at a time; one after the other they last for about as long as the time between
+two ticks. What is left of the round follows at the next ones."""
 
 BETWEEN = "*/10 * * * *"
 """Ticks at which a round goes on."""
@@ -37,12 +38,7 @@ def schedules_of(settings: Settings) -> list[dg.ScheduleDefinition]:
 
 
 def _schedules(named: ScheduleSettings, kept: Sequence[Space], timezone: str) -> list[dg.ScheduleDefinition]:
-    spaces = [
-        space
-        for space in kept
-        if (named.spaces is None or space.key in named.spaces)
-        and (named.modalities is None or space.modality in named.modalities)
-    ]
+    spaces = named.of(kept)
     if named.does == "maintenance":
         return [_maintaining(named, timezone)]
     if named.does == "probe":
@@ -64,8 +60,9 @@ def _round(
     come first whose last listing is oldest. A source that the sensor's run has reconciled since has had its
     own. Where the machine was off, the round begins when it is on again.
     """
-    name = f"{modality}_{named.name}"
+    name = named.title(modality)
     assets = _assets(modality, spaces)
+    met = Met(modality, set(assets))
 
     @dg.schedule(
         name=name,
@@ -81,16 +78,17 @@ def _round(
     def schedule(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
         began = get_latest_completed_cron_tick(named.cron, context.scheduled_execution_time, timezone)
         instance = context.instance
-        sources = _chosen(instance.get_dynamic_partitions(set_name(modality)), named.sources)
+        there = instance.get_dynamic_partitions(set_name(modality))
+        sources, absent = _chosen(there, named.sources), _absent(named, modality, there)
         if not sources:
-            return dg.SkipReason(f"no {modality} sources yet")
-        due = set(sources) - run_since(instance, modality, began.timestamp(), assets)
+            return dg.SkipReason(f"no {modality} sources {'chosen' if there else 'yet'}{absent}")
+        due = set(sources) - met.since(instance, began.timestamp())
         if not due:
-            return dg.SkipReason(f"each of {len(sources)} sources has had a run since {_told(began)}")
+            return dg.SkipReason(f"each of {len(sources)} sources has had a run since {_told(began)}{absent}")
         waiting = instance.get_runs_count(dg.RunsFilter(tags={ROUND_TAG: name}, statuses=list(UNFINISHED)))
         room = max(0, MOST_RUNS_WAITING - waiting)
         if not room:
-            return dg.SkipReason(f"{waiting} runs are waiting or at work; {len(due)} sources follow")
+            return dg.SkipReason(f"{waiting} runs are waiting or at work; {len(due)} sources follow{absent}")
         listed = last_materialized(instance, dg.AssetKey([modality, "files"]))
         first = sorted(due, key=lambda source: (listed.get(source, 0), source))[:room]
         tags = {PRIORITY_TAG: str(NIGHTLY), BACKGROUND_TAG: named.name, ROUND_TAG: name}
@@ -136,7 +134,7 @@ def _single(
     """The schedule that asks for one run of a job at each of its times."""
 
     @dg.schedule(
-        name=f"{named.name}_{job}",
+        name=named.title(),
         job_name=job,
         cron_schedule=named.cron,
         execution_timezone=timezone,
@@ -159,6 +157,12 @@ def _assets(modality: str, spaces: Sequence[Space]) -> list[dg.AssetKey]:
 
 def _chosen(there: Collection[str], wanted: Sequence[str] | None) -> list[str]:
     return [source for source in there if wanted is None or source in wanted]
+
+
+def _absent(named: ScheduleSettings, modality: str, there: Collection[str]) -> str:
+    """What to add to a reason where the schedule names sources that are not there, or are misspelt."""
+    absent = [source for source in named.sources or () if source not in there]
+    return f"; no {modality} source is called {', '.join(absent)}, as schedule {named.name} names it" if absent else ""
 
 
 def _told(moment: datetime) -> str:

@@ -15,9 +15,9 @@ from embedding_platform.defs.runs_of_sources import (
     SECONDS_OF_MEMORY,
     STATE_TAG,
     LastRun,
-    failed_lately,
     last_materialized,
     last_run,
+    stopped_lately,
     under_way,
 )
 from embedding_platform.records import digest
@@ -32,8 +32,8 @@ SECONDS_TO_LOOK = 30.0
 """How long a tick waits for sources to be looked at; Dagster gives up a tick after 60 seconds."""
 
 SECONDS_TO_RETRY = 600.0
-"""A run that failed is requested again after so long, or at once when the media changed meanwhile. Each further
-failure over the same media doubles it."""
+"""Nothing is requested for so long after a run that failed or was cancelled, unless the media changed meanwhile.
+Each further failure over the same media doubles it."""
 
 MOST_SECONDS_TO_RETRY = 6 * 3600.0
 
@@ -166,54 +166,58 @@ def _plan(
 ) -> _Plan:
     now = time.time()
     going = under_way(instance, modality)
-    failed = failed_lately(instance, modality, now - SECONDS_OF_MEMORY)
+    stopped = stopped_lately(instance, modality, now - SECONDS_OF_MEMORY)
     looks, candidates = seen.take(), []
     plan = _Plan(waiting=_carried(cursor, looks, now))
     for source, look in sorted(looks.items()):
         is_new = source not in existing
-        why, priority = _case(look, source in failed, is_new)
+        why, priority = _case(look, source in stopped, is_new)
         if is_new and look.sight.holds:
             plan.added.append(source)
-        if not why:
-            plan.cases["as listed"] += 1
-            if not is_new and not look.sight.holds and source not in going:
-                plan.gone.append(source)
-            continue
         name = _short(source)
         waiting = _waiting(look, cursor.waiting.get(name), now, listing) if look.sight.differs else None
         if waiting is not None:
             plan.waiting[name] = waiting
             plan.cases["changing, left to be quiet"] += 1
-        elif source in going and going[source] >= priority:
+            continue
+        if why and source in going and going[source] >= priority:
             plan.cases["at work"] += 1
+            continue
+        # Of the others it is asked only when they may be chosen, since each question takes a while.
+        last = last_run(instance, modality, source) if why and source in stopped else LastRun()
+        if not why or (why == _FAILED and not last.failed):
+            plan.cases["as listed"] += 1
+            if not is_new and not look.sight.holds and source not in going:
+                plan.gone.append(source)
+        elif _is_too_early(last, look, now):
+            plan.cases["failed or cancelled, left for later"] += 1
         else:
-            # Of the others it is asked only when they are chosen, since each question takes a while.
-            last = last_run(instance, modality, source) if source in failed else LastRun()
-            if why == _FAILED and last.failed_at is None:
-                plan.cases["as listed"] += 1
-            elif _is_too_early(last, look, now):
-                plan.cases["failed, left for later"] += 1
-            else:
-                plan.cases[why] += 1
-                candidates.append(_Candidate(source, look, priority, why))
+            plan.cases[why] += 1
+            candidates.append(_Candidate(source, look, priority, why))
     queued = sum(1 for priority in going.values() if priority in (FRESH, REPAIR))
     room = max(0, MOST_RUNS_WAITING - queued)
     ordered = _longest_without_a_run_first(instance, modality, candidates) if len(candidates) > room else candidates
     plan.requests = [_request(one, last_run(instance, modality, one.source)) for one in ordered[:room]]
     plan.left_out = len(candidates) - len(plan.requests)
+    # One that is never quiet has had its wait, though there was no room for it.
+    left_out = (_short(one.source) for one in ordered[room:])
+    plan.waiting |= {name: cursor.waiting[name] for name in left_out if name in cursor.waiting}
     plan.added += [one.source for one in ordered[:room] if one.source not in existing and one.source not in plan.added]
     return plan
 
 
-def _case(look: Look, has_failed: bool, is_new: bool) -> tuple[str, int]:
-    """Why a source is to have a run, and with which priority; "" where there is nothing to do."""
+def _case(look: Look, was_stopped: bool, is_new: bool) -> tuple[str, int]:
+    """Why a source is to have a run, and with which priority; "" where there is nothing to do.
+
+    One that was stopped lately may have failed, or been cancelled, or been made good since: `last_run` tells.
+    """
     if look.sight.differs:
         return ("new" if is_new else "changed" if look.sight.holds else "vanished"), FRESH
     if look.is_left:
         return "vanished", FRESH
     if look.is_unplaced:
         return "not in a collection", REPAIR
-    if has_failed:
+    if was_stopped:
         return _FAILED, REPAIR
     return "", REPAIR
 
@@ -252,11 +256,19 @@ def _short(source: str) -> str:
 
 
 def _is_too_early(last: LastRun, look: Look, now: float) -> bool:
-    if last.failed_at is None or last.state != look.sight.state:
+    """Whether the last run was stopped so lately, over the same media, that another would only repeat it.
+
+    One that a person launched does not tell over which media: they count as changed where a file is younger.
+    """
+    if last.stopped_at is None:
         return False
-    wait = min(SECONDS_TO_RETRY * 2 ** (last.failures - 1), MOST_SECONDS_TO_RETRY)
-    # A failure in the future is one before the clock was set back.
-    return 0 <= now - last.failed_at < wait
+    changed_at = look.sight.changed_at
+    is_younger = changed_at is not None and changed_at > last.stopped_at
+    if last.state != look.sight.state and (last.state or is_younger):
+        return False
+    wait = min(SECONDS_TO_RETRY * 2 ** (max(last.failures, 1) - 1), MOST_SECONDS_TO_RETRY)
+    # What was stopped in the future was so before the clock was set back.
+    return 0 <= now - last.stopped_at < wait
 
 
 def _longest_without_a_run_first(

@@ -1,14 +1,14 @@
 """Upkeep: two assets that tidy the store and report what may be pruned, and the probes of what is published."""
 
-import time
 from collections.abc import Iterator, Sequence
 
 import dagster as dg
 
 from embedding_platform.defs.failures import Failure, failure_of
 from embedding_platform.defs.metadata import explained, of_recall
+from embedding_platform.defs.partitions import set_name
 from embedding_platform.defs.resources import PlatformResource, clear_failures
-from embedding_platform.defs.runs_of_sources import SECONDS_OF_MEMORY, failed_lately, last_run
+from embedding_platform.defs.runs_of_sources import ever_failed, last_run
 from embedding_platform.defs.tables import table
 from embedding_platform.platform import Platform
 from embedding_platform.reconcile.files import listed_sources
@@ -38,7 +38,7 @@ def space_probes(space: Space) -> dg.AssetChecksDefinition:
     described = {
         "probe_recall": "Searches through the alias find what exact search over the stored vectors finds.",
         "probe_freshness": "No listed source has been missing from the collection for over alerts.stale_seconds.",
-        "failed_sources": "No source's last run failed at an asset of this space, or upstream of it.",
+        "failed_sources": "No source's last run failed at an asset of this space, or upstream of it, however long ago.",
     }
 
     @dg.multi_asset_check(
@@ -204,13 +204,14 @@ def _of_failures(key: dg.AssetKey, failures: Sequence[Failure]) -> dg.AssetCheck
 
 
 def _failed_sources(instance: dg.DagsterInstance, space: Space) -> list[Failure]:
-    """Sources whose last run failed, but for failures at an asset of another space."""
+    """Sources of which a failed run was not made good yet, but for failures at an asset of another space."""
     modality = space.modality
     mine = {f"{modality}/files", f"{modality}/segments", ""}
     failures = []
-    for source in sorted(failed_lately(instance, modality, time.time() - SECONDS_OF_MEMORY)):
+    there = instance.get_dynamic_partitions(set_name(modality))
+    for source in sorted(ever_failed(instance, modality).intersection(there)):
         last = last_run(instance, modality, source)
-        run = instance.get_run_by_id(last.run_id) if last.failed_at is not None else None
+        run = instance.get_run_by_id(last.failed) if last.failed else None
         if run is None:
             continue
         failure = failure_of(instance, run)

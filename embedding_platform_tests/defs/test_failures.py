@@ -60,6 +60,15 @@ def test_a_fault_of_ours_is_told_in_one_line(
     assert "\n" not in failure.line
 
 
+def test_names_and_reasons_that_hold_line_breaks_are_told_in_one_line() -> None:
+    failure = Failure(
+        "1b2c3d4e5f", "text_sync", "old\nletters", "text/files", "it holds\r\n no\u2028file", "add\tone", False
+    )
+    assert failure.line == (
+        "run 1b2c3d4e of text_sync failed: source old letters text/files: it holds no file; add one"
+    )
+
+
 def test_a_run_whose_process_died_is_told_with_what_dagster_says(instance: dg.DagsterInstance) -> None:
     run = create_run_for_test(instance, job_name="text_sync", tags={"dagster/partition": "letters"})
     instance.report_run_failed(run, "the run's process is gone")

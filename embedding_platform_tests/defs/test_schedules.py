@@ -83,10 +83,13 @@ def test_a_round_meets_each_source_once_a_few_at_a_time_those_first_that_were_li
 
 
 def test_a_source_that_the_sensor_ran_since_is_not_run_again(platform: Platform, instance: dg.DagsterInstance) -> None:
-    instance.add_dynamic_partitions("text_sources", ["early", "late"])
-    for source, at in (("early", NIGHT - timedelta(minutes=1)), ("late", NIGHT + timedelta(minutes=1))):
-        with freeze_time(at):
-            create_run_for_test(instance, job_name="text_sync", tags={"dagster/partition": source})
+    instance.add_dynamic_partitions("text_sources", ["early", "late", "by_hand"])
+    # The daemon makes a run without a choice of assets, the command line one with an empty choice.
+    for source, minutes, chosen in (("early", -1, None), ("late", 1, None), ("by_hand", 1, frozenset())):
+        with freeze_time(NIGHT + timedelta(minutes=minutes)):
+            create_run_for_test(
+                instance, job_name="text_sync", tags={"dagster/partition": source}, asset_selection=chosen
+            )
     requests = tick(platform, instance, "text_nightly", NIGHT + timedelta(minutes=10))
     assert [request.partition_key for request in requests] == ["early"]
 
@@ -99,6 +102,22 @@ def test_a_round_that_was_missed_begins_at_the_next_tick(platform: Platform, ins
 
 def test_without_sources_there_is_nothing_to_do(platform: Platform, instance: dg.DagsterInstance) -> None:
     assert tick(platform, instance, "text_nightly") == "no text sources yet"
+
+
+def test_a_source_that_is_not_there_is_named_in_every_reason(platform: Platform, instance: dg.DagsterInstance) -> None:
+    names = {"some": ["letters", "leters"], "none": ["leters"]}
+    rounds = [
+        {"name": name, "does": "reconcile", "cron": "0 2 * * *", "modalities": ["text"], "sources": sources}
+        for name, sources in names.items()
+    ]
+    more = open_platform(platform.settings.base, schedules=rounds)
+    told = "; no text source is called leters, as schedule {} names it"
+    assert tick(more, instance, "text_none") == "no text sources yet" + told.format("none")
+    instance.add_dynamic_partitions("text_sources", ["letters"])
+    assert tick(more, instance, "text_none") == "no text sources chosen" + told.format("none")
+    queue(instance, tick(more, instance, "text_some"), NIGHT + timedelta(seconds=1))
+    met = tick(more, instance, "text_some", NIGHT + timedelta(minutes=10))
+    assert met == "each of 1 sources has had a run since 2026-01-02 02:00 UTC" + told.format("some")
 
 
 def test_settings_add_rounds_of_some_sources_and_probes_of_some_spaces(

@@ -5,7 +5,9 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import dagster as dg
 import pytest
@@ -19,6 +21,7 @@ from embedding_platform.platform import Platform, Sight
 from embedding_platform.reconcile.files import reconcile_files
 from embedding_platform.runs import run_sources
 from embedding_platform.settings import ListingSettings
+from embedding_platform.storage import file_system
 from embedding_platform.watching import Look
 from embedding_platform_tests.conftest import open_platform
 
@@ -171,6 +174,23 @@ def test_a_vanished_source_is_emptied_and_then_loses_its_partition(
     assert list(change.partition_keys) == ["letters"]
 
 
+def test_a_vanished_source_whose_failure_was_mended_loses_its_partition(
+    platform: Platform, texts: Path, instance: dg.DagsterInstance
+) -> None:
+    (texts.parent / "other").mkdir()
+    shutil.rmtree(texts)
+    instance.add_dynamic_partitions("text_sources", ["letters"])
+    instance.report_run_failed(
+        create_run_for_test(instance, job_name="text_sync", tags={"dagster/partition": "letters"})
+    )
+    assert "1 failed or cancelled, left for later" in reason(tick(platform, instance)), "not while it stands"
+    job = build_definitions(platform).resolve_job_def("text_sync")
+    assert job.execute_in_process(instance=instance, partition_key="letters").success
+    (change,) = tick(platform, instance).dynamic_partitions_requests
+    assert isinstance(change, dg.DeleteDynamicPartitionsRequest)
+    assert list(change.partition_keys) == ["letters"]
+
+
 def test_an_unreachable_media_root_is_a_reason_to_wait_and_to_remove_nothing(
     platform: Platform, texts: Path, instance: dg.DagsterInstance
 ) -> None:
@@ -225,6 +245,47 @@ def test_a_failed_run_is_requested_again_after_a_while_or_when_the_media_changed
     assert set(requested(tick(platform, instance))) == {"letters"}
 
 
+def cancel(instance: dg.DagsterInstance, job: str = "text_sync", **tags: str) -> None:
+    """A run of the letters that somebody cancels, as those of a backfill are."""
+    run = create_run_for_test(instance, job_name=job, tags={"dagster/partition": "letters", **tags})
+    instance.report_run_canceled(run)
+
+
+def test_a_cancelled_run_is_no_reason_for_another(
+    platform: Platform, texts: Path, instance: dg.DagsterInstance
+) -> None:
+    list(run_sources(platform, instance))
+    cancel(instance)
+    assert "1 as listed" in reason(tick(platform, instance))
+
+
+def test_what_was_cancelled_stays_so_for_a_while_though_it_is_still_to_be_done(
+    platform: Platform, texts: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instance.add_dynamic_partitions("text_sources", ["letters"])
+    cancel(instance)
+    assert "1 failed or cancelled, left for later" in reason(tick(platform, instance))
+    with monkeypatch.context() as later:
+        later.setattr(sensors, "SECONDS_TO_RETRY", 0.0)
+        assert set(requested(tick(platform, instance))) == {"letters"}
+    (texts / "two.txt").write_text("It came after that.")
+    assert set(requested(tick(platform, instance))) == {"letters"}
+
+
+def test_a_failure_is_not_mended_by_cancelling_the_next_run(
+    platform: Platform, texts: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list(run_sources(platform, instance))
+    instance.report_run_failed(
+        create_run_for_test(instance, job_name="text_sync", tags={"dagster/partition": "letters"})
+    )
+    cancel(instance)
+    assert "1 failed or cancelled, left for later" in reason(tick(platform, instance))
+    monkeypatch.setattr(sensors, "SECONDS_TO_RETRY", 0.0)
+    (request,) = tick(platform, instance).run_requests
+    assert request.tags["embedding_platform/background"] == "failed"
+
+
 def test_no_run_is_requested_beside_one_that_is_going(
     platform: Platform, texts: Path, instance: dg.DagsterInstance
 ) -> None:
@@ -276,11 +337,13 @@ def queue(instance: dg.DagsterInstance, result: dg.SensorResult | dg.SkipReason)
 
 
 def test_a_thousand_new_sources_all_get_their_partition_and_the_first_of_them_a_run(
-    platform: Platform, instance: dg.DagsterInstance
+    platform: Platform, instance: dg.DagsterInstance, capfd: pytest.CaptureFixture[str]
 ) -> None:
     names = write_sources(platform, 1000)
     ticks = Ticks(platform, instance)
     runs = queue(instance, ticks())
+    logged = "1000 of 1000 sources looked at: 1000 new; 50 runs requested, 950 left to later ticks"
+    assert capfd.readouterr().err.count(f"INFO - {logged}\n") == 1
     assert instance.get_dynamic_partitions("text_sources") == names
     assert len(runs) == sensors.MOST_RUNS_WAITING
     assert len(ticks.cursor or "") < 1000
@@ -359,6 +422,22 @@ def test_a_run_of_the_web_ui_over_some_assets_of_a_source_is_waited_for(
     assert "1 at work" in reason(tick(platform, instance))
 
 
+def test_a_failed_run_of_the_graph_is_taken_up(
+    platform: Platform, texts: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list(run_sources(platform, instance))
+    run = create_run_for_test(
+        instance,
+        job_name="__ASSET_JOB",
+        tags={"dagster/partition": "letters"},
+        asset_selection=frozenset({dg.AssetKey(["text", "minilm", "collection"])}),
+    )
+    instance.report_run_failed(run)
+    assert "1 failed or cancelled, left for later" in reason(tick(platform, instance))
+    monkeypatch.setattr(sensors, "SECONDS_TO_RETRY", 0.0)
+    assert set(requested(tick(platform, instance))) == {"letters"}
+
+
 def test_a_failure_that_a_later_run_mended_is_no_reason_for_another(
     platform: Platform, texts: Path, instance: dg.DagsterInstance
 ) -> None:
@@ -418,6 +497,90 @@ def test_a_copy_that_keeps_growing_waits_but_not_for_ever(
         # The clock of the sensor runs ahead of the file's, which is written just now.
         monkeypatch.setattr(Platform, "sight", lambda *_: Sight(str(clock.seconds), True, True, clock.seconds))
     assert waited == (180 if loses_its_cursor else 120)
+
+
+def test_a_copy_that_keeps_growing_has_waited_though_the_queue_had_no_room_for_it(
+    platform: Platform, texts: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patient = open_platform(platform.settings.base, listing={"quiet_seconds": 10, "longest_wait_seconds": 100})
+    instance.add_dynamic_partitions("text_sources", ["letters"])
+    clock = Clock(os.stat(texts / "one.txt").st_ctime)
+    monkeypatch.setattr(sensors, "time", clock)
+    monkeypatch.setattr(Platform, "sight", lambda *_: Sight(str(clock.seconds), True, True, clock.seconds))
+    monkeypatch.setattr(sensors, "MOST_RUNS_WAITING", 0)
+    ticks = Ticks(patient, instance)
+    assert "1 changing, left to be quiet" in reason(ticks())
+    clock.seconds += 120
+    assert "0 runs requested, 1 left to later ticks" in reason(ticks())
+    monkeypatch.setattr(sensors, "MOST_RUNS_WAITING", 1)
+    clock.seconds += 30
+    assert set(requested(ticks())) == {"letters"}
+    assert not json.loads(ticks.cursor or "")["waiting"]
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Media on an object store, which tells no time that copying does not carry over."""
+
+    root: str
+
+    def write(self, path: str, text: str) -> None:
+        fs, folder = file_system(self.root)
+        fs.pipe_file(f"{folder}/{path}", text.encode())
+
+    def remove(self, path: str) -> None:
+        fs, folder = file_system(self.root)
+        fs.rm(f"{folder}/{path}", recursive=True)
+
+
+@pytest.fixture
+def bucket() -> Bucket:
+    made = Bucket(f"memory://{uuid4().hex}/media")
+    made.write("letters/one.txt", "The harvest was good this year.")
+    made.write("notes/one.txt", "Sow in March.")
+    return made
+
+
+def test_on_an_object_store_media_that_come_change_and_go_are_noticed(
+    tmp_path: Path, bucket: Bucket, instance: dg.DagsterInstance
+) -> None:
+    platform = open_platform(tmp_path, spaces=["text/minilm"], media_root=bucket.root, listing=AT_ONCE)
+    ticks = Ticks(platform, instance)
+    assert set(requested(ticks())) == {"letters", "notes"}
+    list(run_sources(platform, instance))
+    assert "2 as listed" in reason(ticks())
+    for path, text in (("two.txt", "The winter came early."), ("one.txt", "The harvest was poor this year.")):
+        bucket.write(f"letters/{path}", text)
+        assert set(requested(ticks())) == {"letters"}, path
+        list(run_sources(platform, instance, sources=["letters"]))
+        assert "2 as listed" in reason(ticks())
+    bucket.remove("letters")
+    assert set(requested(ticks())) == {"letters"}
+    job = build_definitions(platform).resolve_job_def("text_sync")
+    assert job.execute_in_process(instance=instance, partition_key="letters").success
+    (change,) = ticks().dynamic_partitions_requests
+    assert isinstance(change, dg.DeleteDynamicPartitionsRequest)
+    assert list(change.partition_keys) == ["letters"]
+    close_directory(platform.settings.milvus_uri)
+
+
+def test_on_an_object_store_a_source_is_quiet_when_it_looks_the_same_for_long(
+    tmp_path: Path, bucket: Bucket, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listing = {"quiet_seconds": 60, "longest_wait_seconds": 600}
+    platform = open_platform(tmp_path, spaces=["text/minilm"], media_root=bucket.root, listing=listing)
+    instance.add_dynamic_partitions("text_sources", ["letters", "notes"])
+    clock = Clock(1_800_000_000.0)
+    monkeypatch.setattr(sensors, "time", clock)
+    ticks = Ticks(platform, instance)
+    assert "2 changing, left to be quiet" in reason(ticks())
+    clock.seconds += 30
+    bucket.write("letters/two.txt", "It is still being copied.")
+    assert "2 changing, left to be quiet" in reason(ticks())
+    for source in ("notes", "letters"):
+        clock.seconds += 30
+        (run,) = queue(instance, ticks())
+        assert run.tags["dagster/partition"] == source
 
 
 def look(state: str = "state", changed_at: float | None = None) -> Look:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.test_utils import create_run_for_test
 
 from embedding_platform.definitions import build_definitions
 from embedding_platform.milvus.connection import close_directory
@@ -91,6 +92,11 @@ def test_a_source_that_is_listed_and_not_placed_is_behind_and_stale_after_a_whil
         list(run_sources(platform, instance))
 
 
+def cancel(instance: dg.DagsterInstance) -> None:
+    run = create_run_for_test(instance, job_name="text_sync", tags={"dagster/partition": "letters"})
+    instance.report_run_canceled(run)
+
+
 def test_sources_whose_last_run_failed_are_listed_until_one_succeeds(indexed) -> None:
     platform, instance = indexed
     broken = open_platform(platform.settings.base, spaces=["text/minilm"], milvus={"uri": "http://127.0.0.1:9"})
@@ -102,8 +108,12 @@ def test_sources_whose_last_run_failed_are_listed_until_one_succeeds(indexed) ->
     assert row.data["source"] == "letters"
     assert row.data["asset"] == "text/minilm/collection"
     assert "127.0.0.1:9" in row.data["reason"]
+    cancel(instance)
+    assert probed(platform, instance)["failed_sources"].metadata["failed"].value == 1, "nothing is mended by that"
     list(run_sources(platform, instance))
     assert probed(platform, instance)["failed_sources"].passed
+    cancel(instance)
+    assert probed(platform, instance)["failed_sources"].passed, "somebody did not want it to go on"
 
 
 def test_the_modalitys_job_leaves_the_probes_to_their_own(indexed) -> None:

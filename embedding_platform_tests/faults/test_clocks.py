@@ -84,7 +84,7 @@ def test_a_failed_run_is_tried_again_whatever_the_clock_said_then(
 ) -> None:
     look = Look(Sight("state", holds=True, differs=True), age="", is_unplaced=False, is_left=False)
     now = time.time()
-    last = LastRun("run", "state", failed_at=now - seconds_ago, failures=failures)
+    last = LastRun("run", "state", stopped_at=now - seconds_ago, failures=failures)
     assert sensors._is_too_early(last, look, now) == waits
-    other = LastRun("run", "another state", failed_at=now - seconds_ago, failures=failures)
+    other = LastRun("run", "another state", stopped_at=now - seconds_ago, failures=failures)
     assert not sensors._is_too_early(other, look, now), "the media changed since"
