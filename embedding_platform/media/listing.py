@@ -92,13 +92,19 @@ def list_entries(media_root: str, source: str) -> list[Entry]:
     UTF-8 shows U+FFFD for each byte that could not be read.
 
     Raises:
-        PlatformError: if the root is not there, or a folder or what is known of a file cannot be
-            read. A disk that is not mounted, taken for an empty one, would drop its vectors.
+        PlatformError: if the root is not there, the source is a link that leads nowhere, or a folder
+            or what is known of a file cannot be read. A disk that is not mounted, taken for an empty
+            one, would drop its vectors.
     """
     fs, root = file_system(join(media_root, source))
     fs.invalidate_cache(root)
     if isinstance(fs, LocalFileSystem):
         status = _status(root)
+        if status is None and os.path.islink(root):
+            raise PlatformError(
+                f"source {source} under {media_root} is a link to {os.path.realpath(root)}, where nothing is; "
+                "mount what it leads to, or remove the link if all of its files are meant to go"
+            )
         if status is None or not stat.S_ISDIR(status.st_mode):
             _check_root(media_root)
             return []

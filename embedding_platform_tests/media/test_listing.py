@@ -49,6 +49,20 @@ def test_a_missing_source_is_empty(tmp_path: Path) -> None:
     assert list_entries(root, "s") == []
 
 
+def test_a_linked_source_that_leads_nowhere_is_not_a_removed_one(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "photos").mkdir(parents=True)
+    (tmp_path / "disk" / "photos" / "a.txt").write_text("words")
+    (tmp_path / "media").mkdir()
+    link = tmp_path / "media" / "s"
+    link.symlink_to(tmp_path / "disk" / "photos")
+    assert paths(tmp_path / "media") == ["a.txt"]
+    (tmp_path / "disk").rename(tmp_path / "away")
+    with pytest.raises(PlatformError, match=r"^source s under .*media is a link to .*photos, where nothing is; mount"):
+        paths(tmp_path / "media")
+    link.unlink()
+    assert paths(tmp_path / "media") == []
+
+
 def test_entries_are_sorted_and_carry_size_and_change_mark(tmp_path: Path) -> None:
     folder = tmp_path / "s" / "sub folder"
     folder.mkdir(parents=True)

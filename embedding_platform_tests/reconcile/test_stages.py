@@ -243,6 +243,22 @@ def test_a_large_source_is_emptied_when_its_folder_is_gone_or_one_file_is_left(l
     assert counts(reconcile_files(lake.store, str(lake.media), "text", "one", GUARD)) == (0, 0, 4, 0)
 
 
+def test_a_linked_source_whose_disk_is_away_keeps_its_last_listing_however_small(lake):
+    lake.write("a", 1)
+    lake.write("a", 1, "two")
+    disk = lake.root / "disk"
+    (lake.media / "one").rename(disk)
+    (lake.media / "one").symlink_to(disk)
+    assert counts(lake.files()) == (1, 0, 0, 0)
+    before = lake.stored_files()
+    disk.rename(lake.root / "unmounted")
+    with pytest.raises(PlatformError, match="source one under .*media is a link to .*disk, where nothing is"):
+        lake.files()
+    assert lake.stored_files() == before
+    (lake.media / "one").unlink()
+    assert counts(lake.files()) == (0, 0, 1, 0)
+
+
 def test_a_large_source_that_an_object_store_no_longer_shows_keeps_its_last_listing(tmp_path):
     place = f"memory://{tmp_path.name}-emptied"
     for name in ("one/a", "one/b", "one/c", "two/a"):
