@@ -161,9 +161,9 @@ def current_state(uri: str) -> tuple[int, str]:
 def _check_root(media_root: str) -> None:
     fs, root = file_system(media_root)
     if not fs.isdir(root):
-        raise PlatformError(
-            f"media_root {media_root} is not there; create the folder, or set media_root to where the media are"
-        )
+        # An object store has a folder as long as an object is in it, which may be a hidden one.
+        mend = "create the folder" if isinstance(fs, LocalFileSystem) else "put an object such as sources/.keep under it"
+        raise PlatformError(f"media_root {media_root} is not there; {mend}, or set media_root to where the media are")
 
 
 def _local_entries(root: str) -> Iterator[Entry]:

@@ -61,7 +61,7 @@ def reconcile_files(
         if listing_age(store, modality, source) == age:
             break
     if not (listing.items or listing.rejected):
-        present_sources(store, media_root)
+        present_sources(store, media_root, guard)
     if not listing.media:
         refuse_emptied(store, media_root, source, guard)
     increment = diff(_versions(listing.items), _versions(known[modality]))
@@ -74,20 +74,21 @@ def reconcile_files(
     return FilesReport(increment, listing.items, listing.rejected, listing.skipped, listing.hashed, seconds)
 
 
-def present_sources(store: str, media_root: str) -> list[str]:
+def present_sources(store: str, media_root: str, guard: ListingSettings = USUAL_GUARD) -> list[str]:
     """Names of the folders directly under the media root, sorted.
 
     Raises:
         PlatformError: if the root cannot be reached, or holds no folder although sources were
-            listed there: a disk that is not mounted leaves an empty folder in its place.
+            listed there that `guard` does not allow to be emptied: a disk that is not mounted
+            leaves an empty folder in its place.
     """
     present = list_sources(media_root)
     if not present:
         gone = {source for modality in MODALITIES for source in listed_sources(store, modality)}
-        if gone:
+        if not gone <= set(guard.allow_emptied):
             raise PlatformError(
                 f"media_root {media_root} holds no folder, but {len(gone)} sources were indexed from it; "
-                "mount it, or put an empty folder there if everything is meant to go"
+                "mount it, or name them all in listing.allow_emptied if everything is meant to go"
             )
     return present
 

@@ -9,6 +9,7 @@ import fsspec
 import pytest
 from fsspec.spec import AbstractFileSystem
 
+from embedding_platform import storage
 from embedding_platform.errors import PlatformError, RejectedError
 from embedding_platform.media import listing
 from embedding_platform.media.listing import Entry, current_state, list_entries, list_sources
@@ -27,14 +28,21 @@ def test_sources_are_the_visible_folders_of_the_root(tmp_path: Path) -> None:
     assert list_sources(str(tmp_path)) == ["linked", "zoo", "Ärger"]
 
 
-@pytest.mark.parametrize("root", ["{tmp}/nowhere", "memory://nowhere-{unique}"])
-def test_a_root_that_is_not_there_is_named_with_the_mend(tmp_path: Path, root: str) -> None:
+@pytest.mark.parametrize(
+    ("root", "mend"),
+    [("{tmp}/nowhere", "create the folder"), ("memory://nowhere-{unique}", r"put an object such as sources/\.keep")],
+)
+def test_a_root_that_is_not_there_is_named_with_the_mend(tmp_path: Path, root: str, mend: str) -> None:
     root = root.format(tmp=tmp_path, unique=uuid4().hex)
-    with pytest.raises(PlatformError, match=r"^media_root .* is not there; "):
+    with pytest.raises(PlatformError, match=rf"^media_root .* is not there; {mend}"):
         list_sources(root)
     # A disk that is not mounted is not a source that was emptied.
-    with pytest.raises(PlatformError, match=r"^media_root .* is not there; "):
+    with pytest.raises(PlatformError, match=rf"^media_root .* is not there; {mend}"):
         list_entries(root, "s")
+    if "://" in root:
+        storage.write_bytes(f"{root}/sources/.keep", b"")
+        assert list_sources(root) == ["sources"]
+        assert list_entries(root, "s") == []
 
 
 def test_an_unknown_protocol_is_the_users_mistake() -> None:

@@ -309,6 +309,12 @@ def test_a_media_root_without_any_folder_is_taken_for_a_disk_that_is_not_mounted
             look()
     assert lake.stored_files() == before
 
+    one, both = (ListingSettings(allow_emptied=names) for names in (["one"], ["one", "two"]))
+    with pytest.raises(PlatformError, match=r"2 sources were indexed from it; .* listing\.allow_emptied"):
+        reconcile_files(lake.store, str(lake.media), modality, "one", one)
+    assert present_sources(lake.store, str(lake.media), both) == []
+    assert counts(reconcile_files(lake.store, str(lake.media), modality, "two", both)) == (0, 0, 1, 0)
+
     (lake.media / "empty").mkdir()
     assert present_sources(lake.store, str(lake.media)) == ["empty"]
     assert counts(lake.files()) == (0, 0, 1, 0)
