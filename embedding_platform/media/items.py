@@ -4,10 +4,10 @@ import dataclasses
 import hashlib
 import json
 import posixpath
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, TypeAlias
+from functools import lru_cache, partial
+from typing import Any, TypeAlias, TypeVar
 
 from embedding_platform.errors import PlatformError, RejectedError, first_line
 from embedding_platform.media import recognition
@@ -24,6 +24,8 @@ CODE_VERSION = "1"
 
 RejectedRow: TypeAlias = tuple[str, str, str, str]
 """Path, uri, version and reason, as the table REJECTED has them."""
+
+_Read = TypeVar("_Read")
 
 MAX_CAPTION_CHARACTERS = 10_000
 """A longer text beside an image is a document of the same name; no model reads that much as a caption."""
@@ -284,12 +286,11 @@ def _captions_in_lines(
     for path, entry in entries.items():
         if posixpath.basename(path) != CAPTIONS_FILE:
             continue
-        try:
-            content = _content_of_captions(entry, limits)
-        except RejectedError as error:
-            faults[path] = _Sighting("image_text", entry, reason=str(error))
+        content, fault, entry = _read_whole(entry, partial(_content_of_captions, limits=limits))
+        if fault:
+            faults[path] = _Sighting("image_text", entry, reason=fault)
             continue
-        for number, line in enumerate(content.split(b"\n"), start=1):
+        for number, line in enumerate((content or b"").split(b"\n"), start=1):
             if not line.strip():
                 continue
             try:
@@ -301,20 +302,46 @@ def _captions_in_lines(
     return captions, faults
 
 
-def _content_of_captions(entry: Entry, limits: DecodingSettings) -> bytes:
-    """The bytes of a captions file; none if it went away since it was listed.
+def _read_whole(entry: Entry, read: Callable[[Entry], _Read]) -> tuple[_Read | None, str, Entry]:
+    """What a file of captions holds or why it is rejected, and the file in the state that was read.
+
+    One that went away since it was listed holds nothing, and is no longer rejected.
 
     Raises:
-        RejectedError: if it is too large.
-        PlatformError: if it cannot be read: its captions would be taken for removed.
+        PlatformError: if it cannot be read now, or changes whenever it is read: captions of
+            which only a part was seen would be taken for removed.
+    """
+    for _ in range(2):
+        content, fault = None, ""
+        try:
+            content = read(entry)
+        except RejectedError as error:
+            fault = str(error)
+        try:
+            size, modified = current_state(entry.uri)
+        except FileNotFoundError:
+            return None, "", entry
+        except RejectedError as error:
+            fault = str(error)
+        if not_readable_now(fault):
+            raise PlatformError(f"captions in {entry.uri}: the file {fault}")
+        if (size, modified) == (entry.size, entry.modified):
+            return content, fault, entry
+        entry = dataclasses.replace(entry, size=size, modified=modified)
+    raise PlatformError(
+        f"captions in {entry.uri}: the file changed while it was read, twice; run again when it has been written"
+    )
+
+
+def _content_of_captions(entry: Entry, limits: DecodingSettings) -> bytes:
+    """The bytes of a captions file.
+
+    Raises:
+        RejectedError: if it is too large, or cannot be read.
     """
     check_size(limits, "text", entry.size)
-    try:
-        with open_media(entry.uri) as file:
-            return file.read(limits.max_document_megabytes * 2**20)
-    except RejectedError as error:
-        _refuse_unread_captions(entry, str(error))
-        return b""
+    with open_media(entry.uri) as file:
+        return file.read(limits.max_document_megabytes * 2**20)
 
 
 def _captions_of_line(line: bytes, entry: Entry, images: Set[str], entries: Mapping[str, Entry]) -> list[_Caption]:
@@ -356,46 +383,48 @@ def _paired(
 ) -> Iterator[_Sighting]:
     """Yield the image as a pair if it has a caption, and the caption file if it holds none."""
     states = [line.state for line in lines]
-    if caption_file is not None:
-        states.insert(0, _file_state(caption_file))
-    modified = "+".join(dict.fromkeys(states))
+    modified = _joined([*([_file_state(caption_file)] if caption_file else []), *states])
     as_listed = next((item for item in listed if item.captions_modified == modified), None)
     if as_listed is not None:
         captions: Sequence[str] = as_listed.captions
     else:
         captions = [line.text for line in lines]
         if caption_file is not None:
-            text, fault = _caption_of_file(caption_file, reasons.get(caption_file.path), limits)
+            text, fault, caption_file = _caption_of_file(caption_file, reasons.get(caption_file.path), limits)
             if fault:
                 yield _Sighting("image_text", caption_file, reason=fault)
-                modified = "+".join(dict.fromkeys(states[1:]))
-            else:
+            if text:
                 captions = [text, *captions]
+                states = [_file_state(caption_file), *states]
+            modified = _joined(states)
     if captions:
         unique = tuple(dict.fromkeys(captions))
         yield dataclasses.replace(image, modality="image_text", captions=unique, captions_modified=modified)
 
 
-def _caption_of_file(entry: Entry, known_reason: tuple[str, str] | None, limits: DecodingSettings) -> tuple[str, str]:
-    """The caption that a text file holds, or why it holds none.
+def _joined(states: Iterable[str]) -> str:
+    """What an image's captions came from, as `captions_modified` has it."""
+    return "+".join(dict.fromkeys(states))
+
+
+def _caption_of_file(
+    entry: Entry, known_reason: tuple[str, str] | None, limits: DecodingSettings
+) -> tuple[str, str, Entry]:
+    """The caption that a text file holds or why it holds none, and the file in the state that was read.
 
     Raises:
-        PlatformError: if it cannot be read: its caption would be taken for removed.
+        PlatformError: as `_read_whole` does.
     """
     if known_reason is not None and known_reason[0] == "image_text":
-        return "", known_reason[1]
-    try:
-        text = modality_module("text").extract(entry.uri, limits).text.strip()
+        return "", known_reason[1], entry
+
+    def read(entry: Entry) -> str:
+        text: str = modality_module("text").extract(entry.uri, limits).text.strip()
         _check_caption(text)
-        return text, ""
-    except RejectedError as error:
-        _refuse_unread_captions(entry, str(error))
-        return "", f"is no caption: {error}"
+        return text
 
-
-def _refuse_unread_captions(entry: Entry, reason: str) -> None:
-    if not_readable_now(reason):
-        raise PlatformError(f"captions in {entry.uri}: the file {reason}")
+    text, fault, entry = _read_whole(entry, read)
+    return text or "", f"is no caption: {fault}" if fault else "", entry
 
 
 def _check_caption(text: str) -> None:

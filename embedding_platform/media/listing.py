@@ -161,8 +161,9 @@ def current_state(uri: str) -> tuple[int, str]:
 def _check_root(media_root: str) -> None:
     fs, root = file_system(media_root)
     if not fs.isdir(root):
-        # An object store has a folder as long as an object is in it, which may be a hidden one.
-        mend = "create the folder" if isinstance(fs, LocalFileSystem) else "put an object such as sources/.keep under it"
+        # On an object store a folder is there as long as an object is in it, which may be a hidden one.
+        is_local = isinstance(fs, LocalFileSystem)
+        mend = "create the folder" if is_local else "put an object such as sources/.keep under it"
         raise PlatformError(f"media_root {media_root} is not there; {mend}, or set media_root to where the media are")
 
 

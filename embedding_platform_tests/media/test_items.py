@@ -473,6 +473,39 @@ def test_captions_that_cannot_be_read_now_are_not_taken_for_removed(
         list_all(source)
 
 
+@pytest.mark.parametrize("name", ["captions.jsonl", "a.txt"])
+@pytest.mark.parametrize("times", [1, 2])
+def test_captions_that_are_rewritten_while_they_are_read_are_not_taken_for_removed(
+    source: Path, monkeypatch: pytest.MonkeyPatch, name: str, times: int
+) -> None:
+    def content(text: str) -> str:
+        return json.dumps({"file_name": "a.png", "text": text}) if name == "captions.jsonl" else text
+
+    (source / "a.png").write_bytes(picture())
+    (source / name).write_text(content("whole"))
+    known = list_all(source)
+    # A writer empties the file first, and is met at that; then it writes what it has to write.
+    (source / name).write_bytes(b"")
+    writes = [content("written"), content("written again")][:times]
+    real = items.current_state
+
+    def looking(uri: str) -> tuple[int, str]:
+        if uri == str(source / name) and writes:
+            (source / name).write_text(writes.pop(0))
+        return real(uri)
+
+    monkeypatch.setattr(items, "current_state", looking)
+    if times == 2:
+        with pytest.raises(PlatformError, match=rf"captions in .*{name}: the file changed while it was read, twice"):
+            list_items("image_text", str(source.parent), "s", {"image_text": known["image_text"].items}, {})
+        return
+    listed = list_all(source, known)
+    assert [item.captions for item in listed["image_text"].items] == [("written",)]
+    assert reasons(listed) == {}
+    assert (listed["image_text"].hashed, listed["image"].items) == (0, [])
+    assert classified(source, listed) == states(listed), "the state that was read is the one that is recorded"
+
+
 def test_a_file_that_grows_as_fast_as_it_is_read_comes_to_an_end(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = source / "a.png"
     path.write_bytes(picture())

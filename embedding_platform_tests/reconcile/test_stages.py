@@ -252,7 +252,7 @@ def test_a_linked_source_whose_disk_is_away_keeps_its_last_listing_however_small
     assert counts(lake.files()) == (1, 0, 0, 0)
     before = lake.stored_files()
     disk.rename(lake.root / "unmounted")
-    with pytest.raises(PlatformError, match="source one under .*media is a link to .*disk, where nothing is"):
+    with pytest.raises(PlatformError, match=r"source one under .*media is a link to .*disk, where nothing is"):
         lake.files()
     assert lake.stored_files() == before
     (lake.media / "one").unlink()
