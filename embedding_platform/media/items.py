@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import posixpath
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -29,6 +30,11 @@ _Read = TypeVar("_Read")
 
 MAX_CAPTION_CHARACTERS = 10_000
 """A longer text beside an image is a document of the same name; no model reads that much as a caption."""
+
+ITEMS_PER_CHUNK = 8192
+BYTES_PER_CHUNK = 2**30
+SECONDS_PER_CHUNK = 60.0
+"""Work that a killed run may lose: what was examined is kept when it is so many files, or so much media, or so old."""
 
 _HASH_BLOCK_BYTES = 1 << 20
 
@@ -78,6 +84,7 @@ def list_items(
     known: Mapping[str, Sequence[Item]],
     known_rejected: Mapping[str, Sequence[RejectedRow]],
     limits: DecodingSettings = USUAL_LIMITS,
+    keep: Callable[[list[Item], list[RejectedRow]], None] = lambda items, rejected: None,
 ) -> Listing:
     """All items of one modality in a source, and what had to be rejected.
 
@@ -85,6 +92,9 @@ def list_items(
     file that one of them shows with the size and change mark it has now is not opened, unless
     it was rejected by other code, by a lower limit, or because it could not be read. An item
     that changed but cannot be read now stays as it was, and is rejected besides.
+
+    `keep` is given what was read through, chunk by chunk and each time what is new, for a caller that
+    will not have it read again should this call not come to its end.
 
     Raises:
         PlatformError: if a folder of the source, or a file of captions, cannot be read.
@@ -94,6 +104,7 @@ def list_items(
     items: list[Item] = []
     rejected: list[RejectedRow] = []
     hashed = 0
+    examined = _Examined(keep)
     for sighting in sightings:
         if sighting.modality != modality:
             continue
@@ -109,6 +120,7 @@ def list_items(
         else:
             hashed += 1
             outcome = _examined(sighting, limits)
+            examined.add(outcome, sighting.entry.size)
         if isinstance(outcome, Item):
             items.append(outcome)
         else:
@@ -166,6 +178,35 @@ def verdict_code(modality: str) -> str:
     readers = ("image_text", "text") if modality == "image_text" else (modality,)
     code = digest(CODE_VERSION, recognition.CODE_VERSION, *(modality_module(name).CODE_VERSION for name in readers))
     return code[:8]
+
+
+class _Examined:
+    """What was read through since it was last given away to be kept."""
+
+    def __init__(self, keep: Callable[[list[Item], list[RejectedRow]], None]) -> None:
+        self._keep = keep
+        self._begin()
+
+    def add(self, outcome: Item | RejectedRow, size: int) -> None:
+        """Take what reading a file of `size` bytes gave, and give all away if that is a chunk."""
+        if isinstance(outcome, Item):
+            self._items.append(outcome)
+        else:
+            self._rejected.append(outcome)
+        self._bytes += size
+        if (
+            len(self._items) + len(self._rejected) >= ITEMS_PER_CHUNK
+            or self._bytes >= BYTES_PER_CHUNK
+            or time.monotonic() - self._begun > SECONDS_PER_CHUNK
+        ):
+            self._keep(self._items, self._rejected)
+            self._begin()
+
+    def _begin(self) -> None:
+        self._items: list[Item] = []
+        self._rejected: list[RejectedRow] = []
+        self._bytes = 0
+        self._begun = time.monotonic()
 
 
 def _survey(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 
 import pandas as pd
@@ -47,6 +48,9 @@ def reconcile_files(
 ) -> FilesReport:
     """List one modality of a source and replace its tables where something changed.
 
+    What has been read of new and changed files is durable chunk by chunk: a run that follows one
+    that was cut off does not read it again.
+
     Raises:
         PlatformError: if the media root cannot be reached, or holds no folder any more, or the
             source was large and is found empty; the last listing stays.
@@ -56,7 +60,17 @@ def reconcile_files(
         age = listing_age(store, modality, source)
         known = {name: stored_items(store, name, source) for name in MODALITIES}
         known_rejected = {name: stored_rejects(store, name, source) for name in MODALITIES}
-        listing: Listing = list_items(modality, media_root, source, known, known_rejected, limits)
+        examined, examined_rejects = _examined(store, modality, source)
+        listing: Listing = list_items(
+            modality,
+            media_root,
+            source,
+            # What was listed comes last: it is what an item that cannot be read now stays as.
+            {**known, modality: [*examined, *known[modality]]},
+            {**known_rejected, modality: [*examined_rejects, *known_rejected[modality]]},
+            limits,
+            partial(_keep_examined, store, modality, source),
+        )
         # A run that was held up must not put an older listing in the place of a newer one.
         if listing_age(store, modality, source) == age:
             break
@@ -70,6 +84,8 @@ def reconcile_files(
     if listing.rejected != known_rejected[modality]:
         url = layout.rejected_items_url(store, modality, source)
         storage.write_table(url, records.rejected_table(listing.rejected))
+    for folder in (layout.examined_folder, layout.rejected_examined_folder):
+        storage.remove(folder(store, modality, source))
     seconds = perf_counter() - started
     return FilesReport(increment, listing.items, listing.rejected, listing.skipped, listing.hashed, seconds)
 
@@ -177,6 +193,23 @@ def stored_rejects(store: str, modality: str, source: str) -> list[tuple[str, st
     """The rejected files of the last listing as (path, uri, version, reason)."""
     table = storage.read_table(layout.rejected_items_url(store, modality, source), REJECTED)
     return records.rejected_rows(table)
+
+
+def _examined(store: str, modality: str, source: str) -> tuple[list[Item], list[tuple[str, str, str, str]]]:
+    """What listings that did not come to their end have read of the source's files."""
+    items = storage.read_shards(layout.examined_folder(store, modality, source), ITEMS)
+    rejected = storage.read_shards(layout.rejected_examined_folder(store, modality, source), REJECTED)
+    return records.items(items), records.rejected_rows(rejected)
+
+
+def _keep_examined(
+    store: str, modality: str, source: str, items: list[Item], rejected: list[tuple[str, str, str, str]]
+) -> None:
+    if items:
+        storage.append_shard(layout.examined_folder(store, modality, source), records.items_table(items))
+    if rejected:
+        url = layout.rejected_examined_folder(store, modality, source)
+        storage.append_shard(url, records.rejected_table(rejected))
 
 
 def _versions(items: list[Item]) -> pd.Series:

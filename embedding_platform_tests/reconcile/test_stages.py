@@ -39,6 +39,7 @@ from embedding_platform.records import SEGMENTS, row_version, segments
 from embedding_platform.settings import BatchSettings, DecodingSettings, ListingSettings
 from embedding_platform.vectors import store as vector_store
 from embedding_platform.vectors.judged import judge_stored
+from embedding_platform_tests.convergence.crash_points import BY_NAME, Crash, armed
 from embedding_platform_tests.inference.small_encoder import DIMENSION, SmallEncoder
 from embedding_platform_tests.reconcile.small_lake import CUTTING, FINGERPRINT, Lake, counts, space_of, write_text
 
@@ -115,6 +116,30 @@ def test_each_stage_tells_its_increment_beforehand_without_doing_it(lake):
     assert list(segments_increment(lake.store, "text", "one", lake.cutting).new) == ["c.txt"]
     lake.segments()
     assert len(embeddings_increment(lake.store, lake.space, "one", FINGERPRINT, lake.cutting).new) == 2
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "repeated"),
+    [("ITEMS_PER_CHUNK", 3, 2), ("BYTES_PER_CHUNK", 1, 1), ("SECONDS_PER_CHUNK", -1.0, 1)],
+)
+def test_a_listing_that_was_killed_reads_at_most_a_chunk_of_files_again(lake, monkeypatch, limit, value, repeated):
+    monkeypatch.setattr(f"embedding_platform.media.items.{limit}", value)
+    for number in range(9):
+        lake.write(f"n{number}", number)
+    lake.path("n1").write_bytes(b" ")
+    with armed([BY_NAME["after hashing a file"]], 8), pytest.raises(Crash):
+        lake.files()
+    lake.write("n2", 100)
+    resumed = lake.files()
+    assert resumed.hashed == repeated + 2, (
+        "besides what was not kept, the one that was not reached and the one that changed"
+    )
+    assert (counts(resumed), len(resumed.rejected)) == ((8, 0, 0, 0), 1)
+    assert not [path for path in lake.stored_files() if "examined" in path]
+    assert lake.files().hashed == 0
+    (lake.root / "again").mkdir()
+    fresh = reconcile_files(str(lake.root / "again"), str(lake.media), "text", "one")
+    assert (fresh.items, fresh.rejected) == (resumed.items, resumed.rejected)
 
 
 def test_touching_a_file_changes_its_listing_and_nothing_else(lake):
