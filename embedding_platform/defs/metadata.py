@@ -88,12 +88,12 @@ def of_files(report: FilesReport, platform: Platform, modality: str, source: str
     table = layout.rejected_items_url(platform.store, modality, source)
     return {
         **report.increment.counts(),
-        "dagster/partition_row_count": len(report.items),
+        "dagster/partition_row_count": report.table.num_rows,
         "dagster/uri": without_user(layout.items_url(platform.store, modality, source)),
         "skipped": report.skipped,
         "hashed": report.hashed,
-        "bytes": sum(item.size for item in report.items),
-        **_of_rejects(len(report.rejected), len(report.items) + len(report.rejected), table, modality, source),
+        "bytes": report.bytes_listed,
+        **_of_rejects(len(report.rejected), report.table.num_rows + len(report.rejected), table, modality, source),
         "seconds_total": round(report.seconds, 3),
         "explained": explained(platform.settings, "files"),
     }

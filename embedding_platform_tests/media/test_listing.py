@@ -2,6 +2,7 @@ import errno
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from uuid import uuid4
 
@@ -226,9 +227,9 @@ def test_what_the_disk_does_not_tell_is_an_error_not_an_absence(
             fail_if_named(self.path)
             return self.entry.stat()
 
-    def scandir(path: str) -> list[Child]:
+    def scandir(path: str) -> AbstractContextManager[list[Child]]:
         fail_if_named(path)
-        return [Child(entry) for entry in real_scandir(path)]
+        return nullcontext([Child(entry) for entry in real_scandir(path)])
 
     assert paths(tmp_path) == ["a.txt", "sub/b.txt"]
     monkeypatch.setattr(os, "stat", stat)
@@ -250,7 +251,7 @@ def test_a_listing_that_fails_in_the_middle_is_no_shorter_listing(
         yield next(iter(real(path)))
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(os, "scandir", failing)
+    monkeypatch.setattr(os, "scandir", lambda path: nullcontext(failing(path)))
     with pytest.raises(PlatformError, match="cannot be listed: Input/output error; "):
         list_entries(str(tmp_path), "s")
 
