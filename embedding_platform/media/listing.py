@@ -71,9 +71,13 @@ ENTRIES = pa.schema([("path", pa.string()), ("uri", pa.string()), ("size", pa.in
 
 _ENTRIES_AT_ONCE = 8192
 
+_REPLACEMENT = "\ufffd"
+
 
 def list_sources(media_root: str) -> list[str]:
     """Names of the folders directly under `media_root`, sorted, hidden ones left out.
+
+    A name that is not UTF-8 shows U+FFFD for each byte that could not be read; its files cannot be listed.
 
     Raises:
         PlatformError: if the root cannot be reached.
@@ -87,11 +91,7 @@ def list_sources(media_root: str) -> list[str]:
         raise PlatformError(
             f"media_root {media_root} cannot be listed: {error.strerror or error}; permit reading it, or set another"
         ) from error
-    names = sorted(name for name in map(posixpath.basename, folders) if not _is_passing(name))
-    for name in names:
-        if _is_undecodable(name):
-            raise PlatformError(f"source {name!r} under {media_root} has a name that is not UTF-8; rename the folder")
-    return names
+    return sorted({_shown(name) for name in map(posixpath.basename, folders) if not _is_passing(name)})
 
 
 def list_entries(media_root: str, source: str) -> list[Entry]:
@@ -102,9 +102,9 @@ def list_entries(media_root: str, source: str) -> list[Entry]:
     UTF-8 shows U+FFFD for each byte that could not be read.
 
     Raises:
-        PlatformError: if the root is not there, the source is a link that leads nowhere, or a folder
-            or what is known of a file cannot be read. A disk that is not mounted, taken for an empty
-            one, would drop its vectors.
+        PlatformError: if the root is not there, the name of the source is not UTF-8, it is a link that
+            leads nowhere, or a folder or what is known of a file cannot be read. A disk that is not
+            mounted, taken for an empty one, would drop its vectors.
     """
     return entries(entries_table(media_root, source))
 
@@ -150,6 +150,10 @@ def _entries(media_root: str, source: str) -> Iterator[Entry]:
             )
         if status is None or not stat.S_ISDIR(status.st_mode):
             _check_root(media_root)
+            if _REPLACEMENT in source and source in _undecodable_names(media_root):
+                raise PlatformError(
+                    f"source {source} under {media_root} has a name that is not UTF-8; rename the folder"
+                )
             return
         yield from _local_entries(root)
         return
@@ -331,8 +335,9 @@ def _is_passing(name: str) -> bool:
     return name.startswith(_TEMPORARY_PREFIXES) or name.lower().endswith(_TEMPORARY_SUFFIXES)
 
 
-def _is_undecodable(name: str) -> bool:
-    return _shown(name) != name
+def _undecodable_names(folder: str) -> set[str]:
+    """What the names in a local folder that are not UTF-8 are shown as."""
+    return {_shown(name) for name in os.listdir(file_system(folder)[1]) if _shown(name) != name}
 
 
 def _shown(name: str) -> str:

@@ -153,6 +153,17 @@ def test_a_name_that_is_not_utf8_is_shown_with_replacement_characters(tmp_path: 
     assert paths(tmp_path) == ["caf\ufffd.txt"]
 
 
+def test_a_source_whose_name_is_not_utf8_keeps_no_other_from_being_listed(tmp_path: Path) -> None:
+    for name in (os.fsdecode(b"caf\xe9"), "real \ufffd", "s"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text("x")
+    assert list_sources(str(tmp_path)) == ["caf\ufffd", "real \ufffd", "s"]
+    assert paths(tmp_path) == paths(tmp_path, "real \ufffd") == ["a.txt"]
+    with pytest.raises(PlatformError, match=r"^source caf\ufffd under .* has a name that is not UTF-8; rename"):
+        paths(tmp_path, "caf\ufffd")
+    assert paths(tmp_path, "gone \ufffd") == []
+
+
 @pytest.mark.parametrize("name", ["a::b.txt", "[x]*.txt", "file#1?.txt", "100%.txt"])
 def test_odd_local_names_can_be_opened(tmp_path: Path, name: str) -> None:
     (tmp_path / "s").mkdir()
