@@ -7,13 +7,23 @@ from pathlib import Path
 from uuid import uuid4
 
 import fsspec
+import pyarrow as pa
 import pytest
 from fsspec.spec import AbstractFileSystem
 
 from embedding_platform import storage
 from embedding_platform.errors import PlatformError, RejectedError
 from embedding_platform.media import listing
-from embedding_platform.media.listing import Entry, current_state, list_entries, list_sources
+from embedding_platform.media.listing import (
+    ENTRIES,
+    Entry,
+    current_state,
+    entries,
+    entries_table,
+    list_entries,
+    list_sources,
+    newest_change,
+)
 from embedding_platform.media.reading import open_media
 
 
@@ -180,10 +190,15 @@ def test_a_local_file_tells_when_it_was_put_there_whatever_time_it_carries(tmp_p
     os.utime(file, (1, 1))
     (entry,) = list_entries(str(tmp_path), "s")
     assert entry.changed_at == pytest.approx(file.stat().st_ctime)
+    (tmp_path / "s" / "newer.txt").write_text("x")
+    table = entries_table(str(tmp_path), "s")
+    assert newest_change(table) == max(one.changed_at or 0 for one in entries(table)) >= entry.changed_at
+    assert newest_change(table.slice(0, 0)) is None
 
 
 def test_elsewhere_no_time_is_known() -> None:
     assert Entry("a.txt", "s3://bucket/s/a.txt", 1, "1700000000.5").changed_at is None
+    assert newest_change(pa.table([["a.txt"], ["s3://bucket/s/a.txt"], [1], ["0123abc"]], ENTRIES.names)) is None
 
 
 def test_remote_entries_change_their_mark_with_their_content() -> None:
