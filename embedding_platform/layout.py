@@ -29,6 +29,16 @@ def rejected_items_folder(store: str, modality: str) -> str:
     return join(store, "rejected", "files", modality)
 
 
+def examined_folder(store: str, modality: str, source: str) -> str:
+    """The shards of files that a listing which has not ended yet has read through."""
+    return join(store, "examined", modality, _safe(source))
+
+
+def rejected_examined_folder(store: str, modality: str, source: str) -> str:
+    """The shards of those that it could not use."""
+    return join(store, "rejected", "examined", modality, _safe(source))
+
+
 def source_name(table: str) -> str:
     """The source whose table is named `table`."""
     return unquote(table.removesuffix(".parquet"))

@@ -309,7 +309,7 @@ class Platform:
             PlatformError: if the media root, or a folder of a source, cannot be read.
         """
         found: dict[str, set[str]] = {modality: set() for modality in self.modalities}
-        for source in present_sources(self.store, self.settings.media_url):
+        for source in present_sources(self.store, self.settings.media_url, self.settings.listing):
             if only and source not in only:
                 continue
             for modality, entries in self._classified(source).items():

@@ -120,14 +120,16 @@ class DecodingSettings(_Section):
     """The most that decoding one file may take. Above it a file is rejected, and tried again when the limit is raised.
 
     A document is text, HTML or a PDF; `max_document_memory_megabytes` bounds each process that
-    parses PDF, and HTML and text above 16 KiB: one process for each reader at work. Sound and
-    video have `max_seconds` again for every minute that they play.
+    parses PDF, and HTML and text above 16 KiB: one process for each reader at work.
+    `max_image_memory_megabytes` bounds what each reader holds to decode an image. Sound and video
+    have `max_seconds` again for every minute that they play.
     """
 
     max_seconds: float = Field(default=120.0, gt=0)
     max_megabytes: int = Field(default=4096, ge=1)
     max_document_megabytes: int = Field(default=64, ge=1)
     max_document_memory_megabytes: int = Field(default=2048, ge=256)
+    max_image_memory_megabytes: int = Field(default=2048, ge=1)
     max_pixels: int = Field(default=178_956_970, ge=1)
     max_frame_pixels: int = Field(default=2**26, ge=1)
     max_hours: float = Field(default=24.0, gt=0)

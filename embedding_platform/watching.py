@@ -88,7 +88,7 @@ class Watch:
         modality, store = self._modality, platform.store
         try:
             current.at = platform.settings.media_url
-            present = present_sources(store, platform.settings.media_url)
+            present = present_sources(store, platform.settings.media_url, platform.settings.listing)
             listed = listed_sources(store, modality)
             sources = sorted({*present, *known, *listed})
             current.sources = len(sources)

@@ -1,5 +1,6 @@
 """Rounds over the sources of a modality, beside a caller who does not wait for ever."""
 
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -52,6 +53,13 @@ def test_a_round_that_takes_long_goes_on_between_calls_and_is_followed_by_anothe
     assert watch.look(platform, set(), 60) is first
     assert set(first.looks) == set(sources)
     assert watch.look(platform, set(), 60) is not first
+
+
+def test_a_source_whose_name_cannot_be_read_is_a_problem_of_its_own(platform: Platform, sources: list[str]) -> None:
+    (Path(platform.settings.media_url) / os.fsdecode(b"caf\xe9")).mkdir()
+    seen = Watch("text").look(platform, set(), 60)
+    assert (seen.error, set(seen.looks)) == ("", set(sources))
+    assert "is not UTF-8; rename the folder" in seen.problems["caf\ufffd"]
 
 
 def test_a_root_that_is_away_is_the_error_of_the_round(platform: Platform) -> None:

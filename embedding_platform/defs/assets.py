@@ -78,7 +78,7 @@ def _files(modality: Modality, settings: Settings) -> dg.AssetsDefinition:
                 platform.settings.listing,
                 platform.settings.decoding,
             )
-            total = len(report.items) + len(report.rejected)
+            total = report.table.num_rows + len(report.rejected)
             return dg.MaterializeResult(
                 metadata=metadata.of_files(report, platform, modality.name, source),
                 data_version=dg.DataVersion(report.data_version),

@@ -89,15 +89,15 @@ def of_published_asset(settings: Settings, space: Space, fingerprint: str) -> Me
 
 def of_files(report: FilesReport, platform: Platform, modality: str, source: str) -> Metadata:
     """Counts of the increment and of what was read."""
-    total = len(report.items) + len(report.rejected)
+    total = report.table.num_rows + len(report.rejected)
     url = layout.rejected_items_url(platform.store, modality, source)
     return {
         **report.increment.counts(),
-        "dagster/partition_row_count": len(report.items),
+        "dagster/partition_row_count": report.table.num_rows,
         "dagster/uri": without_password(layout.items_url(platform.store, modality, source)),
         "skipped": report.skipped,
         "hashed": report.hashed,
-        "bytes": sum(item.size for item in report.items),
+        "bytes": report.bytes_listed,
         **_of_rejects(report.rejected, total, url, modality, source),
         "seconds_total": round(report.seconds, 3),
         "files_per_second": round((total + report.skipped) / max(report.seconds, 1e-9), 2),

@@ -2,7 +2,7 @@
 
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, BinaryIO, cast
 
@@ -24,6 +24,19 @@ Image.MAX_IMAGE_PIXELS = None
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF")
 """What PIL may take a file for; others of its formats run programs (EPS) or are not images."""
 
+_TILE = 1024
+"""Pixels along each side of what is converted at once."""
+
+_TILE_BYTES = 40
+"""Bytes that converting takes for a pixel of a tile: float64 in a few steps."""
+
+_STORED_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2}
+"""Bytes in which PIL stores a pixel of a mode; of all others 4, RGB included (Pillow's documentation, "Modes")."""
+
+_DECODER_BYTES = {"JPEG": 6, "WEBP": 12, "AVIF": 14, "TIFF": 4}
+"""Bytes of a pixel that decoders hold besides: coefficients of a progressive JPEG, a canvas and a copy of it for WebP,
+planes of 16 bits and a copy for AVIF, a strip for TIFF."""
+
 _ORIENTATION_TAG = 0x0112
 _MALFORMED = (
     SyntaxError,
@@ -43,7 +56,7 @@ def probe(uri: str, limits: DecodingSettings = USUAL_LIMITS) -> dict[str, Any]:
     """Width and height in pixels as seen, format and mode, from the header alone.
 
     Raises:
-        RejectedError: if the header is unreadable or claims too many pixels.
+        RejectedError: if the header is unreadable, or claims too many pixels or too much memory.
     """
     with _opened(uri, limits) as image:
         width, height = image.size
@@ -108,6 +121,12 @@ def _opened(uri: str, limits: DecodingSettings) -> Iterator[Image.Image]:
                 width, height = image.size
                 if width * height > limits.max_pixels:
                     raise over(limits, "max_pixels", f"has too many pixels, {width} x {height}")
+                needed = _needed_bytes(image)
+                if needed > limits.max_image_memory_megabytes * 2**20:
+                    megabytes = f"{needed / 2**20:.0f} MiB for {width} x {height}"
+                    raise over(
+                        limits, "max_image_memory_megabytes", f"needs too much memory to be decoded, {megabytes}"
+                    )
                 yield image
         except UnidentifiedImageError as error:
             raise RejectedError("is damaged, or an image of a format that cannot be decoded here") from error
@@ -119,6 +138,19 @@ def _opened(uri: str, limits: DecodingSettings) -> Iterator[Image.Image]:
             raise RejectedError(f"is damaged: {first_line(error)}") from error
 
 
+def _needed_bytes(image: Image.Image) -> int:
+    """Most bytes that `open_image` holds at once, by the header: while it decodes, or while it makes RGB of that."""
+    width, height = image.size
+    stored = _STORED_BYTES.get(image.mode[:4], 4)
+    is_baseline = image.format == "JPEG" and "progressive" not in image.info
+    decoding = stored + (0 if is_baseline else _DECODER_BYTES.get(str(image.format), 0))
+    # That of a PNG may stand behind its pixels, and asking for it decodes them.
+    may_be_turned = image.format == "PNG" or _needs_turning(image)
+    converting = stored * (2 if may_be_turned else 1) + 4
+    tile = _TILE_BYTES * min(width, _TILE) * min(height, _TILE)
+    return width * height * max(decoding, converting) + tile
+
+
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
@@ -126,7 +158,13 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
+def _needs_turning(image: Image.Image) -> bool:
+    return 2 <= _orientation(image) <= 8
+
+
 def _upright(image: Image.Image) -> Image.Image:
+    if not _needs_turning(image):
+        return image
     try:
         return ImageOps.exif_transpose(image)
     except (*_MALFORMED, OSError):
@@ -135,20 +173,47 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
-        return _scaled_to_8_bits(image).convert("RGB")
+        return _tiled(image, _scaling_to_8_bits(image))
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
+        return _tiled(image, _on_white)
     return image.convert("RGB")
 
 
-def _scaled_to_8_bits(image: Image.Image) -> Image.Image:
-    pixels = np.asarray(image).astype(np.float64)
-    pixels = np.nan_to_num(pixels, posinf=0.0, neginf=0.0)
-    low, high = pixels.min(), pixels.max()
+def _tiled(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """The image in RGB, converted tile by tile, so that what lies between takes memory for one of them."""
+    rgb = Image.new("RGB", image.size)
+    for box in _tiles(image):
+        rgb.paste(convert(image.crop(box)).convert("RGB"), box)
+    return rgb
+
+
+def _tiles(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    width, height = image.size
+    for top in range(0, height, _TILE):
+        for left in range(0, width, _TILE):
+            yield left, top, min(left + _TILE, width), min(top + _TILE, height)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+
+
+def _scaling_to_8_bits(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
+    """What scales a tile of an image of integer or float pixels, by the range of the whole image."""
+    ranges = [(pixels.min(), pixels.max()) for pixels in (_numbers(image.crop(box)) for box in _tiles(image))]
+    low, high = min(least for least, _ in ranges), max(most for _, most in ranges)
     if image.mode != "F" and low >= 0 and high <= 65_535:
         low, high = 0.0, 65_535.0
     span = high - low
-    scaled = (pixels - low) * (255.0 / span) if span else np.zeros_like(pixels)
-    return Image.fromarray(np.rint(scaled).astype(np.uint8))
+
+    def scale(tile: Image.Image) -> Image.Image:
+        pixels = _numbers(tile)
+        scaled = (pixels - low) * (255.0 / span) if span else np.zeros_like(pixels)
+        return Image.fromarray(np.rint(scaled).astype(np.uint8))
+
+    return scale
+
+
+def _numbers(image: Image.Image) -> np.ndarray:
+    return np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0.0, neginf=0.0)

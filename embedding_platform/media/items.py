@@ -4,20 +4,27 @@ import dataclasses
 import hashlib
 import json
 import posixpath
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, TypeAlias
+from functools import lru_cache, partial
+from typing import Any, TypeAlias, TypeVar
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from embedding_platform import records
 from embedding_platform.errors import PlatformError, RejectedError, first_line
 from embedding_platform.media import recognition
 from embedding_platform.media.cutting import modality_module
 from embedding_platform.media.documents import storable
 from embedding_platform.media.limits import USUAL_LIMITS, check_size, not_readable_now, stands
-from embedding_platform.media.listing import Entry, current_state, list_entries
+from embedding_platform.media.listing import Entry, current_state, entries_table
+from embedding_platform.media.listing import entries as entries_of
 from embedding_platform.media.reading import open_media
 from embedding_platform.media.recognition import CAPTIONS_FILE, claimed, recognise
-from embedding_platform.records import Item, digest
+from embedding_platform.records import ITEMS, Item, digest
 from embedding_platform.settings import DecodingSettings
 
 CODE_VERSION = "1"
@@ -25,8 +32,15 @@ CODE_VERSION = "1"
 RejectedRow: TypeAlias = tuple[str, str, str, str]
 """Path, uri, version and reason, as the table REJECTED has them."""
 
+_Read = TypeVar("_Read")
+
 MAX_CAPTION_CHARACTERS = 10_000
 """A longer text beside an image is a document of the same name; no model reads that much as a caption."""
+
+ITEMS_PER_CHUNK = 8192
+BYTES_PER_CHUNK = 2**30
+SECONDS_PER_CHUNK = 60.0
+"""Work that a killed run may lose: what was examined is kept when it is so many files, or so much media, or so old."""
 
 _HASH_BLOCK_BYTES = 1 << 20
 
@@ -35,15 +49,21 @@ _HASH_BLOCK_BYTES = 1 << 20
 class Listing:
     """The items of one modality in a source, and what was done to know them.
 
-    `skipped` counts the source's files of no known kind, `hashed` the files that had to be
-    read because they are new or changed, and `media` the files of all modalities.
+    `table` has them by path, of schema ITEMS. `skipped` counts the source's files of no known
+    kind, `hashed` the files that had to be read because they are new or changed, and `media` the
+    files of all modalities.
     """
 
-    items: list[Item]
+    table: pa.Table
     rejected: list[RejectedRow]
     skipped: int
     hashed: int
     media: int = 0
+
+    @property
+    def items(self) -> list[Item]:
+        """The rows of `table`, each as an object."""
+        return records.items(self.table)
 
 
 @dataclass(frozen=True)
@@ -61,6 +81,23 @@ class _Sighting:
 
 
 @dataclass(frozen=True)
+class _Survey:
+    """What there is in a source.
+
+    `settled` has by modality the rows of former listings that hold for the files as they are now, and
+    `sightings` all other files of a known kind, sorted by path. `skipped` counts those of none.
+    """
+
+    settled: Mapping[str, pa.Table]
+    sightings: list[_Sighting]
+    skipped: int
+
+    @property
+    def media(self) -> int:
+        return len(self.sightings) + sum(table.num_rows for table in self.settled.values())
+
+
+@dataclass(frozen=True)
 class _Caption:
     """A caption that a line of a captions file gives to the image at `path`."""
 
@@ -73,62 +110,78 @@ def list_items(
     modality: str,
     media_root: str,
     source: str,
-    known: Mapping[str, Sequence[Item]],
+    known: Mapping[str, pa.Table],
     known_rejected: Mapping[str, Sequence[RejectedRow]],
     limits: DecodingSettings = USUAL_LIMITS,
+    keep: Callable[[pa.Table, list[RejectedRow]], None] = lambda items, rejected: None,
 ) -> Listing:
     """All items of one modality in a source, and what had to be rejected.
 
-    `known` and `known_rejected` map modality names to the last listings of this source. A
-    file that one of them shows with the size and change mark it has now is not opened, unless
-    it was rejected by other code, by a lower limit, or because it could not be read. An item
-    that changed but cannot be read now stays as it was, and is rejected besides.
+    `known` and `known_rejected` map modality names to what is known of this source, the former to
+    tables of schema ITEMS. A file that one of them shows with the size and change mark it has now
+    is not opened, unless it was rejected by other code, by a lower limit, or because it could not
+    be read. An item that changed but cannot be read now stays as it was, and is rejected besides.
+    A table may name a path again below its last listing, in another state. What has not changed
+    passes from table to table; only the other files are held as objects.
+
+    `keep` is given what was read through, chunk by chunk and each time what is new, for a caller that
+    will not have it read again should this call not come to its end.
 
     Raises:
         PlatformError: if a folder of the source, or a file of captions, cannot be read.
     """
     standing = {name: [row for row in rows if stands(row[3], limits)] for name, rows in known_rejected.items()}
-    sightings, skipped = _survey(media_root, source, known, standing, limits)
-    items: list[Item] = []
+    survey = _survey(media_root, source, known, standing, limits)
+    tables = [survey.settled.get(modality, ITEMS.empty_table())]
+    examined = _Examined(keep)
+    others: list[Item] = []
     rejected: list[RejectedRow] = []
     hashed = 0
-    for sighting in sightings:
+    for sighting in survey.sightings:
         if sighting.modality != modality:
             continue
         if sighting.reason:
-            outcome: Item | RejectedRow = _rejected_row(modality, sighting.entry, sighting.reason)
+            rejected.append(_rejected_row(modality, sighting.entry, sighting.reason))
+            if sighting.last is not None and not_readable_now(sighting.reason):
+                others.append(dataclasses.replace(sighting.last, uri=sighting.entry.uri))
         elif sighting.item is not None:
-            outcome = dataclasses.replace(
-                sighting.item,
-                uri=sighting.entry.uri,
-                captions=sighting.captions,
-                captions_modified=sighting.captions_modified,
+            others.append(
+                dataclasses.replace(
+                    sighting.item,
+                    uri=sighting.entry.uri,
+                    captions=sighting.captions,
+                    captions_modified=sighting.captions_modified,
+                )
             )
         else:
             hashed += 1
             outcome = _examined(sighting, limits)
-        if isinstance(outcome, Item):
-            items.append(outcome)
-        else:
-            rejected.append(outcome)
-            if sighting.last is not None and not_readable_now(outcome[3]):
-                items.append(dataclasses.replace(sighting.last, uri=sighting.entry.uri))
-    return Listing(items, rejected, skipped, hashed, len(sightings))
+            if not isinstance(outcome, Item):
+                rejected.append(outcome)
+                if sighting.last is not None and not_readable_now(outcome[3]):
+                    others.append(dataclasses.replace(sighting.last, uri=sighting.entry.uri))
+            tables += examined.add(outcome, sighting.entry.size)
+    tables += [examined.rest(), records.items_table(others)]
+    table = pa.concat_tables(tables)
+    paths = table["path"]
+    if not pc.all(pc.less(paths.slice(0, max(0, len(paths) - 1)), paths.slice(1)), min_count=0).as_py():
+        table = table.sort_by("path")
+    return Listing(table, rejected, survey.skipped, hashed, survey.media)
 
 
 def classify(
     media_root: str,
     source: str,
-    known: Mapping[str, Sequence[Item]],
+    known: Mapping[str, pa.Table],
     known_rejected: Mapping[str, Sequence[RejectedRow]],
     limits: DecodingSettings = USUAL_LIMITS,
 ) -> dict[str, dict[str, str]]:
     """The state of every file of a source by modality and path, without hashing any.
 
-    Only files that are new or changed are opened, to recognise what they hold, and those
-    rejected by other code or a lower limit; one that could not be read waits for the next
-    listing. Compare with `item_state` and `rejected_state` of the last listing to see what
-    has changed.
+    `known` and `known_rejected` are those of `list_items`. Only files that are new or changed are
+    opened, to recognise what they hold, and those rejected by other code or a lower limit; one that
+    could not be read waits for the next listing. Compare with `item_states` and `rejected_state` of
+    the last listing to see what has changed.
 
     Raises:
         PlatformError: if a folder of the source, or a file of captions, cannot be read.
@@ -137,9 +190,13 @@ def classify(
         name: [row for row in rows if not_readable_now(row[3]) or stands(row[3], limits)]
         for name, rows in known_rejected.items()
     }
-    sightings, _ = _survey(media_root, source, known, standing, limits)
-    states: dict[str, dict[str, str]] = {}
-    for sighting in sightings:
+    survey = _survey(media_root, source, known, standing, limits)
+    states = {
+        modality: dict(zip(table["path"].to_pylist(), item_states(table).to_pylist(), strict=True))
+        for modality, table in survey.settled.items()
+        if table.num_rows
+    }
+    for sighting in survey.sightings:
         if sighting.reason:
             state = f"{_rejected_version(sighting.modality, sighting.entry)}-"
         else:
@@ -148,9 +205,9 @@ def classify(
     return states
 
 
-def item_state(item: Item) -> str:
-    """The state of a listed item, in the form that `classify` has it."""
-    return f"{_file_state(item)}-{item.captions_modified}"
+def item_states(table: pa.Table) -> pa.ChunkedArray:
+    """The states of the listed items of a table with these columns of ITEMS, in the form that `classify` has them."""
+    return pc.binary_join_element_wise(_file_states(table), table["captions_modified"], "-")
 
 
 def rejected_state(row: RejectedRow) -> str:
@@ -166,65 +223,218 @@ def verdict_code(modality: str) -> str:
     return code[:8]
 
 
+class _Examined:
+    """What was read through since it was last given away to be kept."""
+
+    def __init__(self, keep: Callable[[pa.Table, list[RejectedRow]], None]) -> None:
+        self._keep = keep
+        self._begin()
+
+    def add(self, outcome: Item | RejectedRow, size: int) -> list[pa.Table]:
+        """Take what reading a file of `size` bytes gave; if that makes a chunk, give it away, and return its items."""
+        if isinstance(outcome, Item):
+            self._items.append(outcome)
+        else:
+            self._rejected.append(outcome)
+        self._bytes += size
+        if (
+            len(self._items) + len(self._rejected) >= ITEMS_PER_CHUNK
+            or self._bytes >= BYTES_PER_CHUNK
+            or time.monotonic() - self._begun > SECONDS_PER_CHUNK
+        ):
+            items = self.rest()
+            self._keep(items, self._rejected)
+            self._begin()
+            return [items]
+        return []
+
+    def rest(self) -> pa.Table:
+        """The items that are in no chunk yet, as a table of schema ITEMS."""
+        return records.items_table(self._items)
+
+    def _begin(self) -> None:
+        self._items: list[Item] = []
+        self._rejected: list[RejectedRow] = []
+        self._bytes = 0
+        self._begun = time.monotonic()
+
+
 def _survey(
     media_root: str,
     source: str,
-    known: Mapping[str, Sequence[Item]],
+    known: Mapping[str, pa.Table],
     known_rejected: Mapping[str, Sequence[RejectedRow]],
     limits: DecodingSettings,
-) -> tuple[list[_Sighting], int]:
-    """What every file of the source is, sorted by path, and how many are of no known kind."""
-    entries = {entry.path: entry for entry in list_entries(media_root, source)}
-    items: dict[str, list[tuple[str, Item]]] = {}
+) -> _Survey:
+    """What every file of the source is."""
+    listed = entries_table(media_root, source)
+    unchanged = {modality: _unchanged(table, listed) for modality, table in known.items()}
+    unknown = listed.filter(pc.invert(_is_in(listed["path"], *(table["path"] for table in unchanged.values()))))
+    entries = {entry.path: entry for entry in entries_of(unknown)}
+    last = _last_items(known, unknown["path"])
+    reasons = _reasons(known_rejected, listed)
+
+    def look(paths: Iterable[str]) -> dict[str, _Sighting | None]:
+        return {path: _sighting(entries[path], reasons.get(path), last.get(path), limits) for path in paths}
+
+    documents = set(filter(_may_caption, entries))
+    looked = look(entries.keys() - documents)
+    images = _images(unchanged, [path for path, found in looked.items() if found and found.modality == "image"])
+    beside = _captions_beside(listed, images)
+    looked |= look(documents - set(beside["document"].filter(_is_in(beside["document"], unknown["path"])).to_pylist()))
+    skipped = sum(found is None and posixpath.basename(path) != CAPTIONS_FILE for path, found in looked.items())
+    sightings = {path: found for path, found in looked.items() if found is not None}
+
+    lines, faults = _captions_in_lines(listed, images, limits)
+    settled = _settled(unchanged, beside, lines)
+    as_before = _unsettled_images(unchanged, settled)
+    for entry in _entries_at(listed, as_before):
+        item = as_before[entry.path][0]
+        sightings[entry.path] = _Sighting("image", entry, item.media_type, item=item)
+    sightings |= faults
+    if "image_text" in settled:
+        beside = beside.filter(pc.invert(_is_in(beside["image"], settled["image_text"]["path"])))
+    caption_of = dict(zip(beside["image"].to_pylist(), beside["document"].to_pylist(), strict=True))
+    caption_files = {entry.path: entry for entry in _entries_at(listed, caption_of.values())}
+    for path in caption_of.keys() | lines.keys():
+        file = caption_files.get(caption_of.get(path, ""))
+        before = as_before.get(path, ())
+        for found in _paired(sightings[path], before, file, reasons, lines.get(path, ()), limits):
+            sightings[found.entry.path] = found
+    return _Survey(
+        {name: table.filter(pc.invert(_is_in(table["path"], _strings(sightings)))) for name, table in settled.items()}
+        if sightings
+        else settled,
+        sorted(sightings.values(), key=lambda sighting: sighting.entry.path),
+        skipped,
+    )
+
+
+def _unchanged(table: pa.Table, listed: pa.Table) -> pa.Table:
+    """The rows of files that are as they were, each path once, with the URLs that they have now."""
+    places = pc.index_in(table["path"], listed["path"])
+    same = pc.and_(
+        pc.equal(table["size"], listed["size"].take(places)),
+        pc.equal(table["modified"], listed["modified"].take(places)),
+    ).fill_null(False)
+    if not pc.all(same, min_count=0).as_py():
+        table, places = table.filter(same), places.filter(same)
+    if pc.count_distinct(places).as_py() < len(places):
+        # Of a path that is named again the later row is the newer one.
+        row_of = dict(zip(places.to_pylist(), range(len(places)), strict=True))
+        rows = pa.array(sorted(row_of.values()), pa.int64())
+        table, places = table.take(rows), places.take(rows)
+    uris = listed["uri"].take(places)
+    if table["uri"].equals(uris):
+        return table
+    return table.set_column(table.schema.get_field_index("uri"), "uri", uris)
+
+
+def _last_items(known: Mapping[str, pa.Table], paths: pa.ChunkedArray) -> dict[str, tuple[str, Item]]:
+    """Modality and item of the last listing by path, of those paths."""
     last: dict[str, tuple[str, Item]] = {}
-    for modality, listed in known.items():
-        for item in listed:
+    for modality, table in known.items():
+        for item in reversed(records.items(table.filter(_is_in(table["path"], paths)))):
             last[item.path] = (modality, item)
-            entry = entries.get(item.path)
-            if entry is not None and _file_state(entry) == _file_state(item):
-                items.setdefault(item.path, []).append((modality, item))
-    reasons = {
+    return last
+
+
+def _reasons(known_rejected: Mapping[str, Sequence[RejectedRow]], listed: pa.Table) -> dict[str, tuple[str, str]]:
+    """Modality and reason by path of the files that were rejected as they are now, by the code that is here."""
+    rejected = {row[0] for rows in known_rejected.values() for row in rows}
+    entries = {entry.path: entry for entry in _entries_at(listed, rejected)}
+    return {
         row[0]: (modality, row[3])
         for modality, rows in known_rejected.items()
         for row in rows
         if row[0] in entries and _rejected_version(modality, entries[row[0]]) == row[2]
     }
-    documents = set(filter(_may_caption, entries))
 
-    def look(paths: Iterable[str]) -> dict[str, _Sighting | None]:
-        return {
-            path: _sighting(entries[path], items.get(path, ()), reasons.get(path), last.get(path), limits)
-            for path in paths
+
+def _images(unchanged: Mapping[str, pa.Table], new: Sequence[str]) -> pa.ChunkedArray:
+    """The paths of all images, each once. One that is named like a document is none that has captions."""
+    known = [unchanged[name]["path"] for name in ("image", "image_text") if name in unchanged]
+    paths = pa.chunked_array([chunk for column in (*known, _strings(new)) for chunk in column.chunks], pa.string())
+    return pa.chunked_array([pc.unique(paths.filter(pc.invert(_is_text_file(paths))))])
+
+
+def _captions_beside(listed: pa.Table, images: pa.ChunkedArray) -> pa.Table:
+    """Each image that has a text file of the same name beside it, that document, and its state."""
+    documents = listed.filter(_is_text_file(listed["path"]))
+    # Where several have that name in other letters, the last counts.
+    documents = documents.take(pa.array(range(documents.num_rows - 1, -1, -1), pa.int64()))
+    places = pc.index_in(_stems(images), _stems(documents["path"]))
+    images, places = images.filter(places.is_valid()), places.drop_null()
+    return pa.table(
+        {
+            "image": images,
+            "document": documents["path"].take(places),
+            "state": _file_states(documents).take(places),
         }
+    )
 
-    looked = look(entries.keys() - documents)
-    images = {path for path, found in looked.items() if found is not None and found.modality == "image"}
-    beside = _captions_beside(documents, images)
-    looked |= look(documents - set(beside.values()))
-    skipped = sum(found is None and posixpath.basename(path) != CAPTIONS_FILE for path, found in looked.items())
-    sightings = {path: found for path, found in looked.items() if found is not None}
 
-    lines, faults = _captions_in_lines(entries, images, limits)
-    sightings |= faults
-    for path in beside.keys() | lines.keys():
-        caption_file = entries.get(beside.get(path, ""))
-        as_before = [item for _, item in items.get(path, ())]
-        for found in _paired(sightings[path], as_before, caption_file, reasons, lines.get(path, ()), limits):
-            sightings[found.entry.path] = found
-    return sorted(sightings.values(), key=lambda sighting: sighting.entry.path), skipped
+def _settled(unchanged: Mapping[str, pa.Table], beside: pa.Table, lines: Iterable[str]) -> dict[str, pa.Table]:
+    """The rows that hold, captions included. Captions in lines are compared elsewhere."""
+    captioned, lined = beside["image"], _strings(lines)
+    settled = {
+        modality: table.filter(pc.invert(_is_in(table["path"], beside["document"]))) if beside.num_rows else table
+        for modality, table in unchanged.items()
+    }
+    if "image_text" in settled:
+        pairs = settled["image_text"]
+        states = beside["state"].take(pc.index_in(pairs["path"], captioned))
+        holds = pc.equal(pairs["captions_modified"], states).fill_null(False)
+        settled["image_text"] = pairs.filter(pc.and_(holds, pc.invert(_is_in(pairs["path"], lined))))
+    if "image" in settled and (len(captioned) or len(lined)):
+        alone = pc.invert(_is_in(settled["image"]["path"], captioned, lined))
+        settled["image"] = settled["image"].filter(alone)
+    return settled
+
+
+def _unsettled_images(unchanged: Mapping[str, pa.Table], settled: Mapping[str, pa.Table]) -> dict[str, list[Item]]:
+    """The known items by path of images that are as they were, but whose captions have to be looked at."""
+    held = [settled[name]["path"] for name in ("image", "image_text") if name in settled]
+    items: dict[str, list[Item]] = {}
+    for name in ("image", "image_text"):
+        if name in unchanged:
+            table = unchanged[name]
+            for item in records.items(table.filter(pc.invert(_is_in(table["path"], *held)))):
+                items.setdefault(item.path, []).append(item)
+    return items
+
+
+def _entries_at(listed: pa.Table, paths: Iterable[str]) -> list[Entry]:
+    """The entries of those paths that are listed."""
+    return entries_of(listed.filter(_is_in(listed["path"], _strings(paths))))
+
+
+def _is_in(column: pa.ChunkedArray, *values: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.is_in(column, pa.chunked_array([chunk for part in values for chunk in part.chunks], pa.string()))
+
+
+def _strings(values: Iterable[str]) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.array(list(values), pa.string())])
+
+
+def _is_text_file(paths: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.ends_with(pc.utf8_lower(paths), ".txt")
+
+
+def _stems(paths: pa.ChunkedArray) -> pa.ChunkedArray:
+    # What `posixpath.splitext` leaves: no name here begins with a dot.
+    return pc.replace_substring_regex(paths, r"\.[^./]*$", "")
+
+
+def _file_states(table: pa.Table) -> pa.ChunkedArray:
+    """`_file_state` of the rows of a table of entries or items."""
+    return pc.binary_join_element_wise(table["size"].cast(pa.string()), table["modified"], "-")
 
 
 def _sighting(
-    entry: Entry,
-    listed: Sequence[tuple[str, Item]],
-    known_reason: tuple[str, str] | None,
-    last: tuple[str, Item] | None,
-    limits: DecodingSettings,
+    entry: Entry, known_reason: tuple[str, str] | None, last: tuple[str, Item] | None, limits: DecodingSettings
 ) -> _Sighting | None:
-    """What a file is by itself, captions apart."""
-    if listed:
-        modality, item = listed[0]
-        return _Sighting(_unpaired(modality), entry, item.media_type, item=item)
+    """What a file that is not as it was listed is by itself, captions apart."""
     # A text file that was rejected as a caption may be a good document now that its image is gone.
     if known_reason is not None and not (known_reason[0] == "image_text" and _may_caption(entry.path)):
         modality, reason = known_reason
@@ -268,32 +478,26 @@ def _claimed_modality(entry: Entry) -> str:
     return claim[0]
 
 
-def _captions_beside(documents: Iterable[str], images: Iterable[str]) -> dict[str, str]:
-    """Image path -> path of the text file of the same name beside it."""
-    by_stem = {posixpath.splitext(path)[0]: path for path in sorted(documents)}
-    stems = ((path, posixpath.splitext(path)[0]) for path in images)
-    return {path: by_stem[stem] for path, stem in stems if stem in by_stem}
-
-
 def _captions_in_lines(
-    entries: Mapping[str, Entry], images: Set[str], limits: DecodingSettings
+    listed: pa.Table, images: pa.ChunkedArray, limits: DecodingSettings
 ) -> tuple[dict[str, list[_Caption]], dict[str, _Sighting]]:
     """Image path -> captions from captions files; and the lines of those that are faulty."""
     captions: dict[str, list[_Caption]] = {}
     faults: dict[str, _Sighting] = {}
-    for path, entry in entries.items():
-        if posixpath.basename(path) != CAPTIONS_FILE:
+    files = entries_of(listed.filter(pc.match_substring_regex(listed["path"], rf"(^|/){re.escape(CAPTIONS_FILE)}$")))
+    paths = set(listed["path"].to_pylist()) if files else set()
+    image_paths = set(images.to_pylist()) if files else set()
+    for entry in files:
+        path = entry.path
+        content, fault, entry = _read_whole(entry, partial(_content_of_captions, limits=limits))
+        if fault:
+            faults[path] = _Sighting("image_text", entry, reason=fault)
             continue
-        try:
-            content = _content_of_captions(entry, limits)
-        except RejectedError as error:
-            faults[path] = _Sighting("image_text", entry, reason=str(error))
-            continue
-        for number, line in enumerate(content.split(b"\n"), start=1):
+        for number, line in enumerate((content or b"").split(b"\n"), start=1):
             if not line.strip():
                 continue
             try:
-                for caption in _captions_of_line(line, entry, images, entries):
+                for caption in _captions_of_line(line, entry, image_paths, paths):
                     captions.setdefault(caption.path, []).append(caption)
             except RejectedError as error:
                 place = dataclasses.replace(entry, path=f"{path}:{number}")
@@ -301,23 +505,49 @@ def _captions_in_lines(
     return captions, faults
 
 
-def _content_of_captions(entry: Entry, limits: DecodingSettings) -> bytes:
-    """The bytes of a captions file; none if it went away since it was listed.
+def _read_whole(entry: Entry, read: Callable[[Entry], _Read]) -> tuple[_Read | None, str, Entry]:
+    """What a file of captions holds or why it is rejected, and the file in the state that was read.
+
+    One that went away since it was listed holds nothing, and is no longer rejected.
 
     Raises:
-        RejectedError: if it is too large.
-        PlatformError: if it cannot be read: its captions would be taken for removed.
+        PlatformError: if it cannot be read now, or changes whenever it is read: captions of
+            which only a part was seen would be taken for removed.
+    """
+    for _ in range(2):
+        content, fault = None, ""
+        try:
+            content = read(entry)
+        except RejectedError as error:
+            fault = str(error)
+        try:
+            size, modified = current_state(entry.uri)
+        except FileNotFoundError:
+            return None, "", entry
+        except RejectedError as error:
+            fault = str(error)
+        if not_readable_now(fault):
+            raise PlatformError(f"captions in {entry.uri}: the file {fault}")
+        if (size, modified) == (entry.size, entry.modified):
+            return content, fault, entry
+        entry = dataclasses.replace(entry, size=size, modified=modified)
+    raise PlatformError(
+        f"captions in {entry.uri}: the file changed while it was read, twice; run again when it has been written"
+    )
+
+
+def _content_of_captions(entry: Entry, limits: DecodingSettings) -> bytes:
+    """The bytes of a captions file.
+
+    Raises:
+        RejectedError: if it is too large, or cannot be read.
     """
     check_size(limits, "text", entry.size)
-    try:
-        with open_media(entry.uri) as file:
-            return file.read(limits.max_document_megabytes * 2**20)
-    except RejectedError as error:
-        _refuse_unread_captions(entry, str(error))
-        return b""
+    with open_media(entry.uri) as file:
+        return file.read(limits.max_document_megabytes * 2**20)
 
 
-def _captions_of_line(line: bytes, entry: Entry, images: Set[str], entries: Mapping[str, Entry]) -> list[_Caption]:
+def _captions_of_line(line: bytes, entry: Entry, images: Set[str], paths: Set[str]) -> list[_Caption]:
     try:
         row = json.loads(line.decode("utf-8-sig"))
     except ValueError as error:
@@ -330,7 +560,7 @@ def _captions_of_line(line: bytes, entry: Entry, images: Set[str], entries: Mapp
     if not isinstance(name, str) or not name:
         raise RejectedError('has no "file_name"')
     path = posixpath.normpath(posixpath.join(posixpath.dirname(entry.path), name))
-    if path not in entries:
+    if path not in paths:
         raise RejectedError(f"names {name}, which is not there")
     if path not in images:
         raise RejectedError(f"names {name}, which is not an image")
@@ -356,46 +586,48 @@ def _paired(
 ) -> Iterator[_Sighting]:
     """Yield the image as a pair if it has a caption, and the caption file if it holds none."""
     states = [line.state for line in lines]
-    if caption_file is not None:
-        states.insert(0, _file_state(caption_file))
-    modified = "+".join(dict.fromkeys(states))
+    modified = _joined([*([_file_state(caption_file)] if caption_file else []), *states])
     as_listed = next((item for item in listed if item.captions_modified == modified), None)
     if as_listed is not None:
         captions: Sequence[str] = as_listed.captions
     else:
         captions = [line.text for line in lines]
         if caption_file is not None:
-            text, fault = _caption_of_file(caption_file, reasons.get(caption_file.path), limits)
+            text, fault, caption_file = _caption_of_file(caption_file, reasons.get(caption_file.path), limits)
             if fault:
                 yield _Sighting("image_text", caption_file, reason=fault)
-                modified = "+".join(dict.fromkeys(states[1:]))
-            else:
+            if text:
                 captions = [text, *captions]
+                states = [_file_state(caption_file), *states]
+            modified = _joined(states)
     if captions:
         unique = tuple(dict.fromkeys(captions))
         yield dataclasses.replace(image, modality="image_text", captions=unique, captions_modified=modified)
 
 
-def _caption_of_file(entry: Entry, known_reason: tuple[str, str] | None, limits: DecodingSettings) -> tuple[str, str]:
-    """The caption that a text file holds, or why it holds none.
+def _joined(states: Iterable[str]) -> str:
+    """What an image's captions came from, as `captions_modified` has it."""
+    return "+".join(dict.fromkeys(states))
+
+
+def _caption_of_file(
+    entry: Entry, known_reason: tuple[str, str] | None, limits: DecodingSettings
+) -> tuple[str, str, Entry]:
+    """The caption that a text file holds or why it holds none, and the file in the state that was read.
 
     Raises:
-        PlatformError: if it cannot be read: its caption would be taken for removed.
+        PlatformError: as `_read_whole` does.
     """
     if known_reason is not None and known_reason[0] == "image_text":
-        return "", known_reason[1]
-    try:
-        text = modality_module("text").extract(entry.uri, limits).text.strip()
+        return "", known_reason[1], entry
+
+    def read(entry: Entry) -> str:
+        text: str = modality_module("text").extract(entry.uri, limits).text.strip()
         _check_caption(text)
-        return text, ""
-    except RejectedError as error:
-        _refuse_unread_captions(entry, str(error))
-        return "", f"is no caption: {error}"
+        return text
 
-
-def _refuse_unread_captions(entry: Entry, reason: str) -> None:
-    if not_readable_now(reason):
-        raise PlatformError(f"captions in {entry.uri}: the file {reason}")
+    text, fault, entry = _read_whole(entry, read)
+    return text or "", f"is no caption: {fault}" if fault else "", entry
 
 
 def _check_caption(text: str) -> None:

@@ -7,8 +7,12 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractFileSystem
@@ -62,8 +66,18 @@ class Entry:
         return int(self.modified.partition(".")[2]) / 1e9 if self.uri.startswith("/") else None
 
 
+ENTRIES = pa.schema([("path", pa.string()), ("uri", pa.string()), ("size", pa.int64()), ("modified", pa.string())])
+"""One row per file of a source; the columns are the fields of `Entry`."""
+
+_ENTRIES_AT_ONCE = 8192
+
+_REPLACEMENT = "\ufffd"
+
+
 def list_sources(media_root: str) -> list[str]:
     """Names of the folders directly under `media_root`, sorted, hidden ones left out.
+
+    A name that is not UTF-8 shows U+FFFD for each byte that could not be read; its files cannot be listed.
 
     Raises:
         PlatformError: if the root cannot be reached.
@@ -77,11 +91,7 @@ def list_sources(media_root: str) -> list[str]:
         raise PlatformError(
             f"media_root {media_root} cannot be listed: {error.strerror or error}; permit reading it, or set another"
         ) from error
-    names = sorted(name for name in map(posixpath.basename, folders) if not _is_passing(name))
-    for name in names:
-        if _is_undecodable(name):
-            raise PlatformError(f"source {name!r} under {media_root} has a name that is not UTF-8; rename the folder")
-    return names
+    return sorted({_shown(name) for name in map(posixpath.basename, folders) if not _is_passing(name)})
 
 
 def list_entries(media_root: str, source: str) -> list[Entry]:
@@ -92,33 +102,75 @@ def list_entries(media_root: str, source: str) -> list[Entry]:
     UTF-8 shows U+FFFD for each byte that could not be read.
 
     Raises:
-        PlatformError: if the root is not there, or a folder or what is known of a file cannot be
-            read. A disk that is not mounted, taken for an empty one, would drop its vectors.
+        PlatformError: if the root is not there, the name of the source is not UTF-8, it is a link that
+            leads nowhere, or a folder or what is known of a file cannot be read. A disk that is not
+            mounted, taken for an empty one, would drop its vectors.
     """
+    return entries(entries_table(media_root, source))
+
+
+def entries_table(media_root: str, source: str) -> pa.Table:
+    """What `list_entries` lists as a table of schema ENTRIES, each path once; a local file takes some 200 bytes of it.
+
+    Raises:
+        PlatformError: as `list_entries` does.
+    """
+    found, pieces = _entries(media_root, source), [ENTRIES.empty_table()]
+    while piece := list(islice(found, _ENTRIES_AT_ONCE)):
+        columns = [[getattr(entry, name) for entry in piece] for name in ENTRIES.names]
+        pieces.append(pa.table(columns, schema=ENTRIES))
+    table = pa.concat_tables(pieces).sort_by([("path", "ascending"), ("modified", "ascending")])
+    # Two names that are not UTF-8 may be shown as one.
+    paths = table["path"]
+    repeated = pc.equal(paths.slice(1), paths.slice(0, max(0, len(paths) - 1))).to_numpy(zero_copy_only=False)
+    return table.filter(pa.array(np.append(~repeated.astype(bool), True))) if repeated.any() else table
+
+
+def entries(table: pa.Table) -> list[Entry]:
+    """The entries of a table of schema ENTRIES."""
+    return [Entry(*row) for row in zip(*(table[name].to_pylist() for name in ENTRIES.names), strict=True)]
+
+
+def newest_change(table: pa.Table) -> float | None:
+    """When the newest of the files of a table of schema ENTRIES was written or put there; see `Entry.changed_at`."""
+    local = table["modified"].filter(pc.starts_with(table["uri"], "/"))
+    times = pc.list_element(pc.split_pattern(local, "."), 1).cast(pa.int64()) if len(local) else local
+    return pc.max(times).as_py() / 1e9 if len(times) else None
+
+
+def _entries(media_root: str, source: str) -> Iterator[Entry]:
     fs, root = file_system(join(media_root, source))
     fs.invalidate_cache(root)
     if isinstance(fs, LocalFileSystem):
         status = _status(root)
+        if status is None and os.path.islink(root):
+            raise PlatformError(
+                f"source {source} under {media_root} is a link to {os.path.realpath(root)}, where nothing is; "
+                "mount what it leads to, or remove the link if all of its files are meant to go"
+            )
         if status is None or not stat.S_ISDIR(status.st_mode):
             _check_root(media_root)
-            return []
-        return sorted(_local_entries(root), key=lambda entry: entry.path)
+            if _REPLACEMENT in source and source in _undecodable_names(media_root):
+                raise PlatformError(
+                    f"source {source} under {media_root} has a name that is not UTF-8; rename the folder"
+                )
+            return
+        yield from _local_entries(root)
+        return
     try:
         if not _is_there(fs, root):
             _check_root(media_root)
-            return []
+            return
         found = _found(fs, root)
     except OSError as error:
         raise PlatformError(
             f"source {source} under {media_root} cannot be listed: {error.strerror or error}; "
             "permit reading it, or see to the network"
         ) from error
-    entries = []
     for name, info in found.items():
         path = name[len(root.rstrip("/")) + 1 :]
         if info["type"] == "file" and path and not path.endswith("/") and not any(map(_is_passing, path.split("/"))):
-            entries.append(Entry(path, join(media_root, source, path), int(info["size"] or 0), _change_mark(info)))
-    return sorted(entries, key=lambda entry: entry.path)
+            yield Entry(path, join(media_root, source, path), int(info["size"] or 0), _change_mark(info))
 
 
 def may_be_emptied(media_root: str, source: str) -> bool:
@@ -155,9 +207,10 @@ def current_state(uri: str) -> tuple[int, str]:
 def _check_root(media_root: str) -> None:
     fs, root = file_system(media_root)
     if not fs.isdir(root):
-        raise PlatformError(
-            f"media_root {media_root} is not there; create the folder, or set media_root to where the media are"
-        )
+        # On an object store a folder is there as long as an object is in it, which may be a hidden one.
+        is_local = isinstance(fs, LocalFileSystem)
+        mend = "create the folder" if is_local else "put an object such as sources/.keep under it"
+        raise PlatformError(f"media_root {media_root} is not there; {mend}, or set media_root to where the media are")
 
 
 def _local_entries(root: str) -> Iterator[Entry]:
@@ -171,10 +224,11 @@ def _local_entries(root: str) -> Iterator[Entry]:
     yield from _walk(root, "", walked, links)
     while links:
         # After the real folders, so that a linked folder goes by its own name where it has one.
-        folder, prefix = links.pop(0)
-        status = _status(folder)
-        if status is not None and _identity(status) not in walked:
-            yield from _walk(folder, prefix, walked, links)
+        waiting, links = sorted(links), []
+        for folder, prefix in waiting:
+            status = _status(folder)
+            if status is not None and _identity(status) not in walked:
+                yield from _walk(folder, prefix, walked, links)
 
 
 def _walk(folder: str, prefix: str, walked: set[tuple[int, int]], links: list[tuple[str, str]]) -> Iterator[Entry]:
@@ -183,7 +237,17 @@ def _walk(folder: str, prefix: str, walked: set[tuple[int, int]], links: list[tu
         folder, prefix = pending.pop()
         try:
             walked.add(_identity(os.stat(folder)))
-            children = sorted(os.scandir(folder), key=lambda child: child.name)
+            with os.scandir(folder) as children:
+                for child in children:
+                    status = None if _is_passing(child.name) else _status(child)
+                    if status is None:
+                        continue
+                    path = prefix + child.name
+                    if stat.S_ISDIR(status.st_mode):
+                        (links if child.is_symlink() else pending).append((child.path, path + "/"))
+                    elif stat.S_ISREG(status.st_mode):
+                        shown = (_shown(path), _shown(child.path))
+                        yield Entry(*shown, size=status.st_size, modified=_times(status))
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
@@ -191,18 +255,6 @@ def _walk(folder: str, prefix: str, walked: set[tuple[int, int]], links: list[tu
                 f"folder {folder} cannot be listed: {error.strerror}; "
                 "permit reading it or mount it again, or hide it by a leading dot"
             ) from error
-        for child in children:
-            if _is_passing(child.name):
-                continue
-            status = _status(child)
-            if status is None:
-                continue
-            path = prefix + child.name
-            if stat.S_ISDIR(status.st_mode):
-                (links if child.is_symlink() else pending).append((child.path, path + "/"))
-            elif stat.S_ISREG(status.st_mode):
-                shown = (_shown(path), _shown(child.path))
-                yield Entry(*shown, size=status.st_size, modified=_times(status))
 
 
 def _status(place: "str | os.DirEntry[str]") -> os.stat_result | None:
@@ -283,8 +335,9 @@ def _is_passing(name: str) -> bool:
     return name.startswith(_TEMPORARY_PREFIXES) or name.lower().endswith(_TEMPORARY_SUFFIXES)
 
 
-def _is_undecodable(name: str) -> bool:
-    return _shown(name) != name
+def _undecodable_names(folder: str) -> set[str]:
+    """What the names in a local folder that are not UTF-8 are shown as."""
+    return {_shown(name) for name in os.listdir(file_system(folder)[1]) if _shown(name) != name}
 
 
 def _shown(name: str) -> str:

@@ -2,39 +2,53 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from embedding_platform import layout, records, storage
 from embedding_platform.errors import PlatformError
-from embedding_platform.increments import Increment, diff
-from embedding_platform.media.items import Listing, classify, item_state, list_items, rejected_state
+from embedding_platform.increments import Increment, diff, series_of
+from embedding_platform.media.items import Listing, classify, item_states, list_items, rejected_state
 from embedding_platform.media.limits import USUAL_LIMITS
-from embedding_platform.media.listing import list_entries, list_sources, may_be_emptied
+from embedding_platform.media.listing import entries_table, list_sources, may_be_emptied, newest_change
 from embedding_platform.records import ITEMS, REJECTED, Item
 from embedding_platform.settings import DecodingSettings, ListingSettings
 from embedding_platform.spaces import MODALITIES
 
 USUAL_GUARD = ListingSettings()
 
+_STATES = ["path", "state"]
+
 
 @dataclass(frozen=True)
 class FilesReport:
-    """What a listing found and changed, and how many seconds it took."""
+    """What a listing found and changed, and how many seconds it took. `table` is its items, of schema ITEMS."""
 
     increment: Increment
-    items: list[Item]
+    table: pa.Table
     rejected: list[tuple[str, str, str, str]]
     skipped: int
     hashed: int
     seconds: float
 
     @property
+    def items(self) -> list[Item]:
+        """The items, each as an object."""
+        return records.items(self.table)
+
+    @property
+    def bytes_listed(self) -> int:
+        """The size of all items."""
+        return pc.sum(self.table["size"], min_count=0).as_py()
+
+    @property
     def data_version(self) -> str:
         """A hash of all paths and contents, equal for equal listings."""
-        return records.digest(*(part for item in self.items for part in (item.path, item.version)))
+        return records.column_digest(self.table["path"], self.table["version"])
 
 
 def reconcile_files(
@@ -47,6 +61,9 @@ def reconcile_files(
 ) -> FilesReport:
     """List one modality of a source and replace its tables where something changed.
 
+    What has been read of new and changed files is durable chunk by chunk: a run that follows one
+    that was cut off does not read it again.
+
     Raises:
         PlatformError: if the media root cannot be reached, or holds no folder any more, or the
             source was large and is found empty; the last listing stays.
@@ -54,40 +71,51 @@ def reconcile_files(
     started = perf_counter()
     while True:
         age = listing_age(store, modality, source)
-        known = {name: stored_items(store, name, source) for name in MODALITIES}
-        known_rejected = {name: stored_rejects(store, name, source) for name in MODALITIES}
-        listing: Listing = list_items(modality, media_root, source, known, known_rejected, limits)
+        known, known_rejected = _last_listings(store, source)
+        examined, examined_rejects = _examined(store, modality, source)
+        listing: Listing = list_items(
+            modality,
+            media_root,
+            source,
+            {**known, modality: pa.concat_tables([known[modality], examined])},
+            {**known_rejected, modality: [*examined_rejects, *known_rejected[modality]]},
+            limits,
+            partial(_keep_examined, store, modality, source),
+        )
         # A run that was held up must not put an older listing in the place of a newer one.
         if listing_age(store, modality, source) == age:
             break
-    if not (listing.items or listing.rejected):
-        present_sources(store, media_root)
+    if not (listing.table.num_rows or listing.rejected):
+        present_sources(store, media_root, guard)
     if not listing.media:
         refuse_emptied(store, media_root, source, guard)
-    increment = diff(_versions(listing.items), _versions(known[modality]))
-    if listing.items != known[modality]:
-        storage.write_table(layout.items_url(store, modality, source), records.items_table(listing.items))
+    increment = diff(_versions(listing.table), _versions(known[modality]))
+    if not listing.table.equals(known[modality]):
+        storage.write_table(layout.items_url(store, modality, source), listing.table)
     if listing.rejected != known_rejected[modality]:
         url = layout.rejected_items_url(store, modality, source)
         storage.write_table(url, records.rejected_table(listing.rejected))
+    for folder in (layout.examined_folder, layout.rejected_examined_folder):
+        storage.remove(folder(store, modality, source))
     seconds = perf_counter() - started
-    return FilesReport(increment, listing.items, listing.rejected, listing.skipped, listing.hashed, seconds)
+    return FilesReport(increment, listing.table, listing.rejected, listing.skipped, listing.hashed, seconds)
 
 
-def present_sources(store: str, media_root: str) -> list[str]:
+def present_sources(store: str, media_root: str, guard: ListingSettings = USUAL_GUARD) -> list[str]:
     """Names of the folders directly under the media root, sorted.
 
     Raises:
         PlatformError: if the root cannot be reached, or holds no folder although sources were
-            listed there: a disk that is not mounted leaves an empty folder in its place.
+            listed there that `guard` does not allow to be emptied: a disk that is not mounted
+            leaves an empty folder in its place.
     """
     present = list_sources(media_root)
     if not present:
         gone = {source for modality in MODALITIES for source in listed_sources(store, modality)}
-        if gone:
+        if not gone <= set(guard.allow_emptied):
             raise PlatformError(
                 f"media_root {media_root} holds no folder, but {len(gone)} sources were indexed from it; "
-                "mount it, or put an empty folder there if everything is meant to go"
+                "mount it, or name them all in listing.allow_emptied if everything is meant to go"
             )
     return present
 
@@ -103,7 +131,8 @@ def refuse_emptied(store: str, media_root: str, source: str, guard: ListingSetti
     """
     if source in guard.allow_emptied or not may_be_emptied(media_root, source):
         return
-    files = {item.path for modality in MODALITIES for item in stored_items(store, modality, source)}
+    tables = [items_table(store, modality, source, ["path"]) for modality in MODALITIES]
+    files = {path for table in tables for path in table["path"].to_pylist()}
     files |= {row[0] for modality in MODALITIES for row in stored_rejects(store, modality, source)}
     if len(files) >= guard.large_source:
         raise PlatformError(
@@ -116,17 +145,18 @@ def classify_source(
     store: str, media_root: str, source: str, limits: DecodingSettings = USUAL_LIMITS
 ) -> dict[str, dict[str, str]]:
     """State by path by modality of the files that a source holds now, without hashing known ones."""
-    known = {name: stored_items(store, name, source) for name in MODALITIES}
-    rejected = {name: stored_rejects(store, name, source) for name in MODALITIES}
-    return classify(media_root, source, known, rejected, limits)
+    return classify(media_root, source, *_last_listings(store, source), limits)
 
 
 def files_increment(store: str, modality: str, source: str, seen: Mapping[str, str]) -> Increment:
     """What changed since the last listing; `seen` is the state by path now, and nothing is hashed."""
-    last = {item.path: item_state(item) for item in stored_items(store, modality, source)}
+    listed = items_table(store, modality, source, ["path", "size", "modified", "captions_modified"])
+    rejected = {row[0]: rejected_state(row) for row in stored_rejects(store, modality, source)}
     # An item that changed and cannot be read now is among both.
-    last |= {row[0]: rejected_state(row) for row in stored_rejects(store, modality, source)}
-    return diff(pd.Series(dict(seen), dtype=object), pd.Series(last, dtype=object))
+    listed = listed.filter(pc.invert(pc.is_in(listed["path"], pa.array(rejected.keys(), pa.string()))))
+    last = pa.table([listed["path"], item_states(listed)], _STATES)
+    last = pa.concat_tables([last, _states_table(rejected)])
+    return diff(*(series_of(states["path"], states["state"]) for states in (_states_table(seen), last)))
 
 
 def listing_age(store: str, modality: str, source: str) -> str:
@@ -145,10 +175,11 @@ def source_mark(store: str, media_root: str, source: str) -> tuple[str, float | 
         PlatformError: if a folder of the source may not be read.
     """
     ages = (listing_age(store, modality, source) for modality in MODALITIES)
-    entries = list_entries(media_root, source)
-    parts = (part for entry in entries for part in (entry.path, str(entry.size), entry.modified))
-    changes = [entry.changed_at for entry in entries if entry.changed_at is not None]
-    return records.digest(*ages, *parts), max(changes, default=None)
+    entries = entries_table(media_root, source)
+    sizes = entries["size"].cast(pa.string())
+    return records.digest(*ages, records.column_digest(entries["path"], sizes, entries["modified"])), newest_change(
+        entries
+    )
 
 
 def listed_sources(store: str, modality: str) -> list[str]:
@@ -178,5 +209,33 @@ def stored_rejects(store: str, modality: str, source: str) -> list[tuple[str, st
     return records.rejected_rows(table)
 
 
-def _versions(items: list[Item]) -> pd.Series:
-    return pd.Series([item.version for item in items], index=[item.path for item in items], dtype=object)
+def _last_listings(store: str, source: str) -> tuple[dict[str, pa.Table], dict[str, list[tuple[str, str, str, str]]]]:
+    """The items of the last listing of each modality, of schema ITEMS, and what each rejected."""
+    known = {name: items_table(store, name, source, ITEMS.names) for name in MODALITIES}
+    return known, {name: stored_rejects(store, name, source) for name in MODALITIES}
+
+
+def _examined(store: str, modality: str, source: str) -> tuple[pa.Table, list[tuple[str, str, str, str]]]:
+    """What listings that did not come to their end have read of the source's files."""
+    items = storage.read_shards(layout.examined_folder(store, modality, source), ITEMS)
+    rejected = storage.read_shards(layout.rejected_examined_folder(store, modality, source), REJECTED)
+    return items, records.rejected_rows(rejected)
+
+
+def _keep_examined(
+    store: str, modality: str, source: str, items: pa.Table, rejected: list[tuple[str, str, str, str]]
+) -> None:
+    if items.num_rows:
+        storage.append_shard(layout.examined_folder(store, modality, source), items)
+    if rejected:
+        url = layout.rejected_examined_folder(store, modality, source)
+        storage.append_shard(url, records.rejected_table(rejected))
+
+
+def _states_table(states: Mapping[str, str]) -> pa.Table:
+    columns = (pa.array(part, pa.string()) for part in (states.keys(), states.values()))
+    return pa.table(list(columns), _STATES)
+
+
+def _versions(items: pa.Table) -> pd.Series:
+    return series_of(items["path"], items["version"])

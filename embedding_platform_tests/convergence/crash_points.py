@@ -182,6 +182,7 @@ _INDEXED = "milvus_lite.storage.segment:Segment.build_or_load_index"
 
 POINTS: tuple[CrashPoint, ...] = (
     CrashPoint("after hashing a file", "embedding_platform.media.items:_examined", "after"),
+    _write("mid write of what was examined", "examined"),
     _write("mid listing write", "files"),
     CrashPoint("after the listing", f"{_STAGES}files", "after"),
     CrashPoint("after decode", "embedding_platform.reconcile.segments:_cut_one", "after"),

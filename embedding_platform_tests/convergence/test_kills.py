@@ -38,6 +38,7 @@ IN_FLIGHT = 16
 
 FIRST = (
     "after hashing a file",
+    "mid write of what was examined",
     "mid listing write",
     "after the listing",
     "after decode",

@@ -103,6 +103,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         patch.setattr(grpc_handler, "time", hurried)
         patch.setattr("embedding_platform.milvus.sync.BATCH_ROWS", 3)
         patch.setattr("embedding_platform.reconcile.segments.ITEMS_PER_CHUNK", 2)
+        patch.setattr("embedding_platform.media.items.ITEMS_PER_CHUNK", 2)
         patch.setattr(storage, "compact_shards", compacting_from(4))
         yield Place(client, rebuilding, folder, writes, itertools.count(), Counter())
     for directory in directories:

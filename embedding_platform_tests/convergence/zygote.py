@@ -204,6 +204,7 @@ def _make_small(stack: ExitStack, compacts: bool) -> None:
 
     patch = stack.enter_context(pytest.MonkeyPatch.context())
     patch.setattr("embedding_platform.milvus.sync.BATCH_ROWS", 2)
+    patch.setattr("embedding_platform.media.items.ITEMS_PER_CHUNK", 2)
     if compacts:
         patch.setattr(storage, "compact_shards", compacting_from(3))
 

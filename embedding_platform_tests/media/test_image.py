@@ -1,4 +1,6 @@
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 from uuid import uuid4
@@ -133,6 +135,83 @@ def test_the_pixel_limit_can_be_set(tmp_path: Path) -> None:
     with pytest.raises(RejectedError, match=r"^has too many pixels, 40 x 30: the limit is decoding.max_pixels = 1199$"):
         image.open_image(str(path), DecodingSettings(max_pixels=40 * 30 - 1))
     assert image.open_image(str(path), DecodingSettings(max_pixels=40 * 30)).size == (40, 30)
+
+
+_TURNED = Image.Exif()
+_TURNED[0x0112] = 6
+
+MADE: dict[str, tuple[str, dict[str, object]]] = {
+    "16 bits": ("I;16", {"format": "PNG"}),
+    "float": ("F", {"format": "TIFF"}),
+    "transparent": ("RGBA", {"format": "PNG"}),
+    "progressive": ("RGB", {"format": "JPEG", "progressive": True, "subsampling": 0}),
+    "WebP": ("RGB", {"format": "WEBP"}),
+    "AVIF": ("RGB", {"format": "AVIF", "speed": 10}),
+    "turned": ("RGB", {"format": "JPEG", "exif": _TURNED}),
+}
+
+_PEAK = """
+import pathlib, sys
+from embedding_platform.media import image
+
+def told(name):
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+small, large = sys.argv[1:]
+image.open_image(small)
+before = told("VmRSS")
+image.open_image(large)
+print(told("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="tells a peak of memory on Linux alone")
+@pytest.mark.parametrize("kind", ["16 bits", *(pytest.param(kind, marks=pytest.mark.long) for kind in list(MADE)[1:])])
+def test_decoding_takes_no_more_memory_than_the_header_is_judged_by(tmp_path: Path, kind: str) -> None:
+    mode, options = MADE[kind]
+    width, height = 3000, 2000
+    ramp = np.linspace(0, 65_535, width * height).reshape(height, width)
+    whole = {"I;16": ramp.astype(np.uint16), "F": ramp.astype(np.float32)}
+    large = Image.fromarray(whole[mode]) if mode in whole else Image.fromarray((ramp / 257).astype(np.uint8))
+    path, small = tmp_path / "large", tmp_path / "small"
+    path.write_bytes(encoded(large if mode in whole else large.convert(mode), **options))
+    small.write_bytes(picture())
+    with Image.open(path) as header:
+        claimed = image._needed_bytes(header)
+    command = [sys.executable, "-c", _PEAK, str(small), str(path)]
+    taken = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert 0.25 * claimed < taken < claimed + 16 * 2**20
+    with pytest.raises(RejectedError, match=rf"^needs too much memory to be decoded, {claimed / 2**20:.0f} MiB for .*"):
+        image.probe(str(path), DecodingSettings(max_image_memory_megabytes=claimed // 2**20))
+    image.probe(str(path), DecodingSettings(max_image_memory_megabytes=claimed // 2**20 + 1))
+
+
+def test_an_image_that_would_take_too_much_memory_is_not_decoded(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(png_claiming(8000, 8000))
+    told = (
+        r"^needs too much memory to be decoded, .* MiB for 8000 x 8000: .* decoding.max_image_memory_megabytes = 512$"
+    )
+    for attempt in (image.probe, image.open_image):
+        with pytest.raises(RejectedError, match=told):
+            attempt(str(path), DecodingSettings(max_image_memory_megabytes=512))
+
+
+@pytest.mark.parametrize("mode", ["I;16", "F", "RGBA"])
+def test_an_image_of_several_tiles_is_scaled_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    drawn = np.random.default_rng(0)
+    made = {
+        "I;16": drawn.integers(0, 2**16, (30, 40)).astype(np.uint16),
+        "F": drawn.normal(size=(30, 40)).astype(np.float32),
+        "RGBA": drawn.integers(0, 256, (30, 40, 4)).astype(np.uint8),
+    }[mode]
+    payload = encoded(Image.fromarray(made), format="TIFF")
+    whole = opened(tmp_path, payload)
+    monkeypatch.setattr(image, "_TILE", 16)
+    assert np.array_equal(np.asarray(opened(tmp_path, payload)), np.asarray(whole))
 
 
 @pytest.mark.parametrize("payload", [b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n" + bytes(50), b"GIF89a", b"II*\x00" * 9])

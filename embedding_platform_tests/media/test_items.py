@@ -11,17 +11,18 @@ from uuid import uuid4
 
 import fsspec
 import pytest
+from pyarrow import concat_tables
 
 from embedding_platform.errors import PlatformError
 from embedding_platform.media import image, items, listing, reading, recognition
 from embedding_platform.media.items import (
     Listing,
     classify,
-    item_state,
+    item_states,
     list_items,
     rejected_state,
 )
-from embedding_platform.records import Item, items_table, rejected_table
+from embedding_platform.records import ITEMS, Item, items_table, rejected_table
 from embedding_platform.records import items as items_of_table
 from embedding_platform.settings import DecodingSettings
 from embedding_platform.spaces import MODALITIES
@@ -39,7 +40,7 @@ def source(tmp_path: Path) -> Path:
 
 def list_all(source: Path, known: Known | None = None) -> Known:
     """List every modality, each with what the last listing of all knew."""
-    listed = {name: found.items for name, found in (known or {}).items()}
+    listed = {name: found.table for name, found in (known or {}).items()}
     rejected = {name: found.rejected for name, found in (known or {}).items()}
     return {
         modality: list_items(modality, str(source.parent), source.name, listed, rejected) for modality in MODALITIES
@@ -50,14 +51,14 @@ def classified(source: Path, known: Known | None = None) -> dict[str, dict[str, 
     return classify(
         str(source.parent),
         source.name,
-        {name: found.items for name, found in (known or {}).items()},
+        {name: found.table for name, found in (known or {}).items()},
         {name: found.rejected for name, found in (known or {}).items()},
     )
 
 
 def states(known: Known) -> dict[str, dict[str, str]]:
     found = {
-        modality: {item.path: item_state(item) for item in listed.items}
+        modality: dict(zip(listed.table["path"].to_pylist(), item_states(listed.table).to_pylist(), strict=True))
         | {row[0]: rejected_state(row) for row in listed.rejected}
         for modality, listed in known.items()
     }
@@ -114,8 +115,40 @@ def test_every_file_is_listed_once_under_its_modality(source: Path) -> None:
 def test_a_listing_survives_its_table(source: Path) -> None:
     fill(source)
     for listed in list_all(source).values():
-        assert items_of_table(items_table(listed.items)) == listed.items
+        assert items_table(items_of_table(listed.table)) == listed.table
         assert rejected_table(listed.rejected).num_rows == len(listed.rejected)
+
+
+def test_what_has_not_changed_passes_from_table_to_table(source: Path) -> None:
+    fill(source)
+    known = list_all(source)
+    tables = {modality: listed.table for modality, listed in known.items()}
+    survey = items._survey(str(source.parent), "s", tables, {}, DecodingSettings())
+    assert [found.entry.path for found in survey.sightings] == ["broken.png"], "rejected files are few"
+    assert {modality: table for modality, table in survey.settled.items() if table.num_rows} == tables
+    (source / "pair.txt").write_text("another caption")
+    survey = items._survey(str(source.parent), "s", tables, {}, DecodingSettings())
+    assert [found.entry.path for found in survey.sightings] == ["broken.png", "pair.jpg"]
+    assert survey.settled["image_text"].num_rows == 0
+
+
+def test_of_two_documents_beside_an_image_the_last_is_its_caption(source: Path) -> None:
+    (source / "a.png").write_bytes(picture())
+    for name in ("a.TXT", "a.txt"):
+        (source / name).write_text(name)
+    known = list_all(source)
+    assert [item.captions for item in known["image_text"].items] == [("a.txt",)]
+    assert paths(known) == {"image_text": ["a.png"], "text": ["a.TXT"]}
+
+
+def test_known_files_in_any_order_are_listed_by_path(source: Path) -> None:
+    for name in ("a.png", "b.png", "c.png"):
+        (source / name).write_bytes(picture())
+    listed = list_all(source)["image"]
+    later = listed.table.take([2, 0, 1])
+    older = later.set_column(later.schema.get_field_index("modified"), "modified", [["0.0"] * 3])
+    again = list_items("image", str(source.parent), "s", {"image": concat_tables([older, later])}, {})
+    assert (again.hashed, again.table) == (0, listed.table)
 
 
 @pytest.fixture
@@ -353,7 +386,7 @@ def test_a_name_that_is_not_utf8_is_rejected_in_a_form_that_can_be_stored(source
 
 
 def test_a_source_that_is_gone_has_nothing(tmp_path: Path) -> None:
-    assert list_items("image", str(tmp_path), "gone", {}, {}) == Listing([], [], 0, 0)
+    assert list_items("image", str(tmp_path), "gone", {}, {}) == Listing(ITEMS.empty_table(), [], 0, 0)
     assert classify(str(tmp_path), "gone", {}, {}) == {}
 
 
@@ -365,10 +398,10 @@ def test_any_file_system_serves() -> None:
     fs.pipe_file(f"{root}/s/b.txt", b"document")
     known = {modality: list_items(modality, root, "s", {}, {}) for modality in ("text", "image", "image_text")}
     assert paths(known) == {"text": ["b.txt"], "image_text": ["a.png"]}
-    again = list_items("image_text", root, "s", {"image_text": known["image_text"].items}, {})
+    again = list_items("image_text", root, "s", {"image_text": known["image_text"].table}, {})
     assert (again.hashed, again.items) == (0, known["image_text"].items)
     fs.pipe_file(f"{root}/s/a.png", picture(size=(10, 10)))
-    assert list_items("image_text", root, "s", {"image_text": again.items}, {}).hashed == 1
+    assert list_items("image_text", root, "s", {"image_text": again.table}, {}).hashed == 1
 
 
 @pytest.mark.parametrize("place", [items, recognition, image], ids=lambda module: module.__name__)
@@ -471,6 +504,39 @@ def test_captions_that_cannot_be_read_now_are_not_taken_for_removed(
     Locked(monkeypatch, name, errno.EIO)
     with pytest.raises(PlatformError, match=rf"captions in .*{name}: the file cannot be read now: Input/output error"):
         list_all(source)
+
+
+@pytest.mark.parametrize("name", ["captions.jsonl", "a.txt"])
+@pytest.mark.parametrize("times", [1, 2])
+def test_captions_that_are_rewritten_while_they_are_read_are_not_taken_for_removed(
+    source: Path, monkeypatch: pytest.MonkeyPatch, name: str, times: int
+) -> None:
+    def content(text: str) -> str:
+        return json.dumps({"file_name": "a.png", "text": text}) if name == "captions.jsonl" else text
+
+    (source / "a.png").write_bytes(picture())
+    (source / name).write_text(content("whole"))
+    known = list_all(source)
+    # A writer empties the file first, and is met at that; then it writes what it has to write.
+    (source / name).write_bytes(b"")
+    writes = [content("written"), content("written again")][:times]
+    real = items.current_state
+
+    def looking(uri: str) -> tuple[int, str]:
+        if uri == str(source / name) and writes:
+            (source / name).write_text(writes.pop(0))
+        return real(uri)
+
+    monkeypatch.setattr(items, "current_state", looking)
+    if times == 2:
+        with pytest.raises(PlatformError, match=rf"captions in .*{name}: the file changed while it was read, twice"):
+            list_items("image_text", str(source.parent), "s", {"image_text": known["image_text"].table}, {})
+        return
+    listed = list_all(source, known)
+    assert [item.captions for item in listed["image_text"].items] == [("written",)]
+    assert reasons(listed) == {}
+    assert (listed["image_text"].hashed, listed["image"].items) == (0, [])
+    assert classified(source, listed) == states(listed), "the state that was read is the one that is recorded"
 
 
 def test_a_file_that_grows_as_fast_as_it_is_read_comes_to_an_end(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,16 +2,28 @@ import errno
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from uuid import uuid4
 
 import fsspec
+import pyarrow as pa
 import pytest
 from fsspec.spec import AbstractFileSystem
 
+from embedding_platform import storage
 from embedding_platform.errors import PlatformError, RejectedError
 from embedding_platform.media import listing
-from embedding_platform.media.listing import Entry, current_state, list_entries, list_sources
+from embedding_platform.media.listing import (
+    ENTRIES,
+    Entry,
+    current_state,
+    entries,
+    entries_table,
+    list_entries,
+    list_sources,
+    newest_change,
+)
 from embedding_platform.media.reading import open_media
 
 
@@ -27,14 +39,21 @@ def test_sources_are_the_visible_folders_of_the_root(tmp_path: Path) -> None:
     assert list_sources(str(tmp_path)) == ["linked", "zoo", "Ärger"]
 
 
-@pytest.mark.parametrize("root", ["{tmp}/nowhere", "memory://nowhere-{unique}"])
-def test_a_root_that_is_not_there_is_named_with_the_mend(tmp_path: Path, root: str) -> None:
+@pytest.mark.parametrize(
+    ("root", "mend"),
+    [("{tmp}/nowhere", "create the folder"), ("memory://nowhere-{unique}", r"put an object such as sources/\.keep")],
+)
+def test_a_root_that_is_not_there_is_named_with_the_mend(tmp_path: Path, root: str, mend: str) -> None:
     root = root.format(tmp=tmp_path, unique=uuid4().hex)
-    with pytest.raises(PlatformError, match=r"^media_root .* is not there; "):
+    with pytest.raises(PlatformError, match=rf"^media_root .* is not there; {mend}"):
         list_sources(root)
     # A disk that is not mounted is not a source that was emptied.
-    with pytest.raises(PlatformError, match=r"^media_root .* is not there; "):
+    with pytest.raises(PlatformError, match=rf"^media_root .* is not there; {mend}"):
         list_entries(root, "s")
+    if "://" in root:
+        storage.write_bytes(f"{root}/sources/.keep", b"")
+        assert list_sources(root) == ["sources"]
+        assert list_entries(root, "s") == []
 
 
 def test_an_unknown_protocol_is_the_users_mistake() -> None:
@@ -47,6 +66,20 @@ def test_a_missing_source_is_empty(tmp_path: Path) -> None:
     root = f"memory://{uuid4().hex}"
     fsspec.url_to_fs(root)[0].pipe_file(f"{root}/other/a.txt", b"x")
     assert list_entries(root, "s") == []
+
+
+def test_a_linked_source_that_leads_nowhere_is_not_a_removed_one(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "photos").mkdir(parents=True)
+    (tmp_path / "disk" / "photos" / "a.txt").write_text("words")
+    (tmp_path / "media").mkdir()
+    link = tmp_path / "media" / "s"
+    link.symlink_to(tmp_path / "disk" / "photos")
+    assert paths(tmp_path / "media") == ["a.txt"]
+    (tmp_path / "disk").rename(tmp_path / "away")
+    with pytest.raises(PlatformError, match=r"^source s under .*media is a link to .*photos, where nothing is; mount"):
+        paths(tmp_path / "media")
+    link.unlink()
+    assert paths(tmp_path / "media") == []
 
 
 def test_entries_are_sorted_and_carry_size_and_change_mark(tmp_path: Path) -> None:
@@ -130,6 +163,17 @@ def test_a_name_that_is_not_utf8_is_shown_with_replacement_characters(tmp_path: 
     assert paths(tmp_path) == ["caf\ufffd.txt"]
 
 
+def test_a_source_whose_name_is_not_utf8_keeps_no_other_from_being_listed(tmp_path: Path) -> None:
+    for name in (os.fsdecode(b"caf\xe9"), "real \ufffd", "s"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text("x")
+    assert list_sources(str(tmp_path)) == ["caf\ufffd", "real \ufffd", "s"]
+    assert paths(tmp_path) == paths(tmp_path, "real \ufffd") == ["a.txt"]
+    with pytest.raises(PlatformError, match=r"^source caf\ufffd under .* has a name that is not UTF-8; rename"):
+        paths(tmp_path, "caf\ufffd")
+    assert paths(tmp_path, "gone \ufffd") == []
+
+
 @pytest.mark.parametrize("name", ["a::b.txt", "[x]*.txt", "file#1?.txt", "100%.txt"])
 def test_odd_local_names_can_be_opened(tmp_path: Path, name: str) -> None:
     (tmp_path / "s").mkdir()
@@ -146,10 +190,15 @@ def test_a_local_file_tells_when_it_was_put_there_whatever_time_it_carries(tmp_p
     os.utime(file, (1, 1))
     (entry,) = list_entries(str(tmp_path), "s")
     assert entry.changed_at == pytest.approx(file.stat().st_ctime)
+    (tmp_path / "s" / "newer.txt").write_text("x")
+    table = entries_table(str(tmp_path), "s")
+    assert newest_change(table) == max(one.changed_at or 0 for one in entries(table)) >= entry.changed_at
+    assert newest_change(table.slice(0, 0)) is None
 
 
 def test_elsewhere_no_time_is_known() -> None:
     assert Entry("a.txt", "s3://bucket/s/a.txt", 1, "1700000000.5").changed_at is None
+    assert newest_change(pa.table([["a.txt"], ["s3://bucket/s/a.txt"], [1], ["0123abc"]], ENTRIES.names)) is None
 
 
 def test_remote_entries_change_their_mark_with_their_content() -> None:
@@ -204,9 +253,9 @@ def test_what_the_disk_does_not_tell_is_an_error_not_an_absence(
             fail_if_named(self.path)
             return self.entry.stat()
 
-    def scandir(path: str) -> list[Child]:
+    def scandir(path: str) -> AbstractContextManager[list[Child]]:
         fail_if_named(path)
-        return [Child(entry) for entry in real_scandir(path)]
+        return nullcontext([Child(entry) for entry in real_scandir(path)])
 
     assert paths(tmp_path) == ["a.txt", "sub/b.txt"]
     monkeypatch.setattr(os, "stat", stat)
@@ -228,7 +277,7 @@ def test_a_listing_that_fails_in_the_middle_is_no_shorter_listing(
         yield next(iter(real(path)))
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(os, "scandir", failing)
+    monkeypatch.setattr(os, "scandir", lambda path: nullcontext(failing(path)))
     with pytest.raises(PlatformError, match="cannot be listed: Input/output error; "):
         list_entries(str(tmp_path), "s")
 

@@ -39,6 +39,7 @@ from embedding_platform.records import SEGMENTS, row_version, segments
 from embedding_platform.settings import BatchSettings, DecodingSettings, ListingSettings
 from embedding_platform.vectors import store as vector_store
 from embedding_platform.vectors.judged import judge_stored
+from embedding_platform_tests.convergence.crash_points import BY_NAME, Crash, armed
 from embedding_platform_tests.inference.small_encoder import DIMENSION, SmallEncoder
 from embedding_platform_tests.reconcile.small_lake import CUTTING, FINGERPRINT, Lake, counts, space_of, write_text
 
@@ -115,6 +116,30 @@ def test_each_stage_tells_its_increment_beforehand_without_doing_it(lake):
     assert list(segments_increment(lake.store, "text", "one", lake.cutting).new) == ["c.txt"]
     lake.segments()
     assert len(embeddings_increment(lake.store, lake.space, "one", FINGERPRINT, lake.cutting).new) == 2
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "repeated"),
+    [("ITEMS_PER_CHUNK", 3, 2), ("BYTES_PER_CHUNK", 1, 1), ("SECONDS_PER_CHUNK", -1.0, 1)],
+)
+def test_a_listing_that_was_killed_reads_at_most_a_chunk_of_files_again(lake, monkeypatch, limit, value, repeated):
+    monkeypatch.setattr(f"embedding_platform.media.items.{limit}", value)
+    for number in range(9):
+        lake.write(f"n{number}", number)
+    lake.path("n1").write_bytes(b" ")
+    with armed([BY_NAME["after hashing a file"]], 8), pytest.raises(Crash):
+        lake.files()
+    lake.write("n2", 100)
+    resumed = lake.files()
+    assert resumed.hashed == repeated + 2, (
+        "besides what was not kept, the one that was not reached and the one that changed"
+    )
+    assert (counts(resumed), len(resumed.rejected)) == ((8, 0, 0, 0), 1)
+    assert not [path for path in lake.stored_files() if "examined" in path]
+    assert lake.files().hashed == 0
+    (lake.root / "again").mkdir()
+    fresh = reconcile_files(str(lake.root / "again"), str(lake.media), "text", "one")
+    assert (fresh.items, fresh.rejected) == (resumed.items, resumed.rejected)
 
 
 def test_touching_a_file_changes_its_listing_and_nothing_else(lake):
@@ -243,6 +268,22 @@ def test_a_large_source_is_emptied_when_its_folder_is_gone_or_one_file_is_left(l
     assert counts(reconcile_files(lake.store, str(lake.media), "text", "one", GUARD)) == (0, 0, 4, 0)
 
 
+def test_a_linked_source_whose_disk_is_away_keeps_its_last_listing_however_small(lake):
+    lake.write("a", 1)
+    lake.write("a", 1, "two")
+    disk = lake.root / "disk"
+    (lake.media / "one").rename(disk)
+    (lake.media / "one").symlink_to(disk)
+    assert counts(lake.files()) == (1, 0, 0, 0)
+    before = lake.stored_files()
+    disk.rename(lake.root / "unmounted")
+    with pytest.raises(PlatformError, match=r"source one under .*media is a link to .*disk, where nothing is"):
+        lake.files()
+    assert lake.stored_files() == before
+    (lake.media / "one").unlink()
+    assert counts(lake.files()) == (0, 0, 1, 0)
+
+
 def test_a_large_source_that_an_object_store_no_longer_shows_keeps_its_last_listing(tmp_path):
     place = f"memory://{tmp_path.name}-emptied"
     for name in ("one/a", "one/b", "one/c", "two/a"):
@@ -292,6 +333,12 @@ def test_a_media_root_without_any_folder_is_taken_for_a_disk_that_is_not_mounted
         with pytest.raises(PlatformError, match=r"media holds no folder, but 2 sources were indexed from it; mount it"):
             look()
     assert lake.stored_files() == before
+
+    one, both = (ListingSettings(allow_emptied=names) for names in (["one"], ["one", "two"]))
+    with pytest.raises(PlatformError, match=r"2 sources were indexed from it; .* listing\.allow_emptied"):
+        reconcile_files(lake.store, str(lake.media), modality, "one", one)
+    assert present_sources(lake.store, str(lake.media), both) == []
+    assert counts(reconcile_files(lake.store, str(lake.media), modality, "two", both)) == (0, 0, 1, 0)
 
     (lake.media / "empty").mkdir()
     assert present_sources(lake.store, str(lake.media)) == ["empty"]
