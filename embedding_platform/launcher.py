@@ -1,8 +1,8 @@
 """The run launcher that notices runs whose process died.
 
 Dagster's default launcher cannot tell, so a run whose worker was killed stays STARTED for
-ever. This one asks the run's code server whether the worker is still there, so that run
-monitoring fails a dead run within seconds and run retries take it up again.
+ever. This one asks the run's code server (see `code_server`) whether the worker is still there, so
+that run monitoring fails a dead run within seconds and run retries take it up again.
 """
 
 import os

@@ -190,9 +190,10 @@ def _parts(host: str, port: int, address: str, sockets: str) -> Iterator[Part]:
     for number, (name, arguments, entry) in enumerate(_code_locations()):
         if arguments is not None:
             path = os.path.join(sockets, f"{number}.sock")
-            server = ("code-server", "start", "--socket", path, "--location-name", name, *arguments)
+            server = ("--socket", path, "--location-name", name, *arguments)
             quiet = ("--log-level", "warning", "--inject-env-vars-from-instance")
-            yield Part(f"code location {name}", "dagster", (*server, *quiet), partial(_code_is_served, path))
+            module = "embedding_platform.code_server"
+            yield Part(f"code location {name}", module, (*server, *quiet), partial(_code_is_served, path))
             entry = {"socket": path, "location_name": name}
         locations.append({"grpc_server": entry})
     with open(workspace, "w", encoding="utf-8") as file:

@@ -175,6 +175,15 @@ class RunningPlatform:
         assert answer["__typename"] == "LaunchRunSuccess", answer
         return str(answer["run"]["runId"])
 
+    def reload(self) -> None:
+        """Load the code anew, as the button of the web UI does."""
+        answer = self.ask(
+            """mutation ($name: String!) { reloadRepositoryLocation(repositoryLocationName: $name) {
+                __typename ... on WorkspaceLocationEntry { loadStatus } } }""",
+            name=LOCATION["repositoryLocationName"],
+        )
+        assert answer == {"__typename": "WorkspaceLocationEntry", "loadStatus": "LOADED"}
+
     def run(self, run_id: str) -> dict[str, Any]:
         answer = self.ask(
             """query ($id: ID!) { runOrError(runId: $id) { ... on Run {

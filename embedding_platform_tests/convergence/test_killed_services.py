@@ -76,6 +76,24 @@ def test_a_run_whose_process_is_killed_is_taken_up_at_its_step(web_ui: RunningPl
     assert line.endswith("nothing to do: it is started again from this step")
 
 
+def test_a_run_outlasts_that_its_code_is_loaded_anew(web_ui: RunningPlatform) -> None:
+    embedded = web_ui.count(EMBEDDINGS, "embedded")
+    run_id = begun(web_ui, "ketch", "text__minilm__embeddings")
+    (worker,) = web_ui.workers()
+    worker.suspend()
+    web_ui.reload()
+    before = web_ui.log().count(f"Checking run {run_id}")
+    wait_until(
+        lambda: web_ui.log().count(f"Checking run {run_id}") > before + 2 or web_ui.run(run_id)["status"] != "STARTED",
+        "run monitoring has looked thrice",
+    )
+    assert web_ui.run(run_id)["status"] == "STARTED"
+    worker.resume()
+    web_ui.await_run(run_id, "SUCCESS")
+    assert len(web_ui.runs(tags=[{"key": "dagster/partition", "value": "ketch"}])) == 1, "nothing is retried beside it"
+    assert_searchable_once(web_ui, "ketch", embedded)
+
+
 @pytest.mark.parametrize("service", ["daemon", "web server", "code location embedding_platform"])
 def test_a_run_survives_that_a_service_is_killed_and_started_again(web_ui: RunningPlatform, service: str) -> None:
     embedded = web_ui.count(EMBEDDINGS, "embedded")
