@@ -1,10 +1,11 @@
 """The server of a code location: `python -m embedding_platform.code_server OPTION ...`.
 
-Its options are those of `dagster code-server start`. Dagster's server keeps the loaded code in a process of its own, which a reload replaces. Two things
-go wrong with it. After a reload it asks the new process whether a run is alive, though the former
-one, which stays until its runs have ended, started it: run monitoring then fails healthy runs. And
-when the process dies it goes on without code until somebody reloads. This server asks the process that
-started the run, and ends when the loaded code does, so that whoever watches over it starts it again.
+Its options are those of `dagster code-server start`. Dagster's server keeps the loaded code in a
+process of its own, which a reload replaces. Two things go wrong with it. After a reload it asks the
+new process whether a run is alive, though the former one, which stays until its runs have ended,
+started it: run monitoring then fails healthy runs. And when the process dies it goes on without
+code until somebody reloads. This server asks the process that started the run, and ends when the
+loaded code does, so that whoever watches over it starts it again.
 """
 
 import os

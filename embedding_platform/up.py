@@ -1,7 +1,8 @@
 """The whole platform as one thing to start and stop: web server, daemon, code location and local Milvus.
 
 The parts are processes of their own. Milvus Lite comes first where settings name a folder, since
-its folder takes one process and here several need it; they find its server by the folder. Then
+its folder takes one process and here several need it; they find its server by the folder, which
+may be one of `serve`. Then
 comes the code location, in a server that can load its code anew, then the web server and the
 daemon, which both talk to it.
 """
@@ -27,7 +28,7 @@ import psutil
 import yaml
 
 from embedding_platform.errors import PlatformError, first_line
-from embedding_platform.milvus.connection import serve
+from embedding_platform.milvus.connection import keep_served
 from embedding_platform.platform import Platform
 from embedding_platform.runs import home, instance
 from embedding_platform.settings import FILE_VARIABLE
@@ -77,7 +78,7 @@ def up(platform: Platform, host: str, port: int, settings_file: str | None = Non
         supervisor.changed([])
         stack.enter_context(supervisor.stopped_by_signals())
         if platform.settings.milvus_is_folder:
-            uri = stack.enter_context(serve(platform.settings.milvus_uri, replaced=_say))
+            uri = stack.enter_context(keep_served(platform.settings.milvus_uri, _say))
             _say(f"Milvus Lite: {platform.settings.milvus_uri}, served at {uri}")
         stack.callback(supervisor.stop)
         if not all(supervisor.start(part) for part in _parts(host, port, address, sockets)):
