@@ -30,6 +30,11 @@ def test_the_projects_instance_uses_it_with_run_monitoring(instance: dg.DagsterI
     assert not instance.telemetry_enabled
 
 
+def test_a_run_whose_process_died_before_it_began_is_noticed_within_a_minute(instance: dg.DagsterInstance) -> None:
+    waits = instance.run_monitoring_start_timeout_seconds
+    assert 30 < waits + instance.run_monitoring_poll_interval_seconds <= 60
+
+
 def test_backfills_and_background_runs_leave_a_place_for_fresh_files(instance: dg.DagsterInstance) -> None:
     queue = instance.get_concurrency_config().run_queue_config
     assert queue is not None

@@ -13,6 +13,9 @@ pytestmark = pytest.mark.long
 EMBEDDINGS = ["text", "minilm", "embeddings"]
 FROM_EMBEDDINGS = {f"text__minilm__{stage}" for stage in ("embeddings", "collection", "published")}
 
+SECONDS_TO_NOTICE = 60.0
+"""What docs/operating.md promises of a run whose process died, once the daemon runs."""
+
 
 @pytest.fixture(scope="module")
 def web_ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningPlatform]:
@@ -64,7 +67,7 @@ def test_a_run_whose_process_is_killed_is_taken_up_at_its_step(web_ui: RunningPl
     run_id = begun(web_ui, "brig", "text__minilm__embeddings")
     (worker,) = web_ui.workers()
     worker.kill()
-    killed = web_ui.await_run(run_id, "FAILURE")
+    killed = web_ui.await_run(run_id, "FAILURE", seconds=SECONDS_TO_NOTICE)
     assert {"key": "dagster/will_retry", "value": "true"} in killed["tags"]
     retry = await_retry(web_ui, "brig", run_id)
     assert {step["stepKey"] for step in retry["stepStats"]} == FROM_EMBEDDINGS, "files and segments are not done again"
@@ -118,7 +121,7 @@ def test_a_run_is_taken_up_after_everything_died_at_once(web_ui: RunningPlatform
     web_ui.process.wait(60)
     assert web_ui.milvus_note.exists(), "nobody had the time to tidy up"
     web_ui.start()
-    killed = web_ui.await_run(run_id, "FAILURE")
+    killed = web_ui.await_run(run_id, "FAILURE", seconds=SECONDS_TO_NOTICE)
     assert {"key": "dagster/will_retry", "value": "true"} in killed["tags"]
     retry = await_retry(web_ui, "cutter", run_id)
     assert {step["stepKey"] for step in retry["stepStats"]} == FROM_EMBEDDINGS
