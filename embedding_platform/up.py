@@ -2,9 +2,8 @@
 
 The parts are processes of their own. Milvus Lite comes first where settings name a folder, since
 its folder takes one process and here several need it; they find its server by the folder, which
-may be one of `serve`. Then
-comes the code location, in a server that can load its code anew, then the web server and the
-daemon, which both talk to it.
+may be that of `embedding-platform serve`. Then comes the code location, in a server that can load
+its code anew, then the web server and the daemon, which both talk to it.
 """
 
 import errno
