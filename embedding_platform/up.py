@@ -30,6 +30,7 @@ from embedding_platform.errors import PlatformError, first_line
 from embedding_platform.milvus.connection import keep_served
 from embedding_platform.platform import Platform
 from embedding_platform.runs import home, instance
+from embedding_platform.serving.access import is_loopback
 from embedding_platform.settings import FILE_VARIABLE
 from embedding_platform.supervision import Part, Running, Supervisor, end_leftovers
 
@@ -82,6 +83,8 @@ def up(platform: Platform, host: str, port: int, settings_file: str | None = Non
         stack.callback(supervisor.stop)
         if not all(supervisor.start(part) for part in _parts(host, port, address, sockets)):
             return 0
+        if warning := _open_door(host):
+            _say(warning)
         _say(f"web UI: {address} (pid {os.getpid()}); Ctrl-C stops everything")
         return 0 if supervisor.watch() else 1
 
@@ -181,6 +184,16 @@ def _by_whom(port: int) -> str:
             if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
                 return f" by {psutil.Process(connection.pid).name()} (pid {connection.pid})"
     return ""
+
+
+def _open_door(host: str) -> str:
+    """What to say of a host where other machines reach the web UI, "" for this machine alone."""
+    if is_loopback(host):
+        return ""
+    return (
+        f"host {host} lets other machines in, and Dagster asks nobody who they are: whoever reaches the web UI may "
+        "start and delete runs; put a proxy that asks before it, or leave the host at 127.0.0.1"
+    )
 
 
 def _parts(host: str, port: int, address: str, sockets: str) -> Iterator[Part]:
