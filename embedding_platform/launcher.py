@@ -1,8 +1,8 @@
 """The run launcher that notices runs whose process died.
 
 Dagster's default launcher cannot tell, so a run whose worker was killed stays STARTED for
-ever. This one asks the run's code server whether the worker is still there, so that run
-monitoring fails a dead run within seconds and run retries take it up again.
+ever. This one asks the run's code server (see `code_server`) whether the worker is still there, so
+that run monitoring fails a dead run within seconds and run retries take it up again.
 """
 
 import os
@@ -15,12 +15,15 @@ from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionRes
 from dagster._serdes import deserialize_value
 from grpc import RpcError, StatusCode
 
+from embedding_platform.supervision import Running
+
 PROCESS_TAG = "embedding_platform/process"
 
 
 def process_tags() -> dict[str, str]:
     """Tags by which a run of the command line, which no launcher started, is known to be alive."""
-    return {PROCESS_TAG: f"{socket.gethostname()}:{os.getpid()}"}
+    this = Running.of("run", os.getpid())
+    return {PROCESS_TAG: f"{socket.gethostname()}:{this.pid}:{this.born}"}
 
 
 def process_is_gone(run: DagsterRun) -> bool:
@@ -54,13 +57,11 @@ class MonitoredRunLauncher(DefaultRunLauncher):
 
 
 def _health_of_process(tag: str) -> CheckRunHealthResult:
-    host, _, number = tag.rpartition(":")
-    if not host:
+    if tag.count(":") != 2:
         return CheckRunHealthResult(WorkerStatus.UNKNOWN, "the run names neither code server nor process")
+    host, number, born = tag.split(":")
     if host != socket.gethostname():
         return CheckRunHealthResult(WorkerStatus.RUNNING, f"the run is on {host}, out of sight")
-    try:
-        os.kill(int(number), 0)
-    except ProcessLookupError:
-        return CheckRunHealthResult(WorkerStatus.FAILED, "the run's process is gone")
-    return CheckRunHealthResult(WorkerStatus.RUNNING)
+    if Running("run", int(number), float(born)).lives:
+        return CheckRunHealthResult(WorkerStatus.RUNNING)
+    return CheckRunHealthResult(WorkerStatus.FAILED, "the run's process is gone")

@@ -1,9 +1,9 @@
 """The whole platform as one thing to start and stop: web server, daemon, code location and local Milvus.
 
 The parts are processes of their own. Milvus Lite comes first where settings name a folder, since
-its folder takes one process and here several need it; they find its server by the folder. Then
-comes the code location, in a server that can load its code anew, then the web server and the
-daemon, which both talk to it.
+its folder takes one process and here several need it; they find its server by the folder, which
+may be that of `embedding-platform serve`. Then comes the code location, in a server that can load
+its code anew, then the web server and the daemon, which both talk to it.
 """
 
 import errno
@@ -27,9 +27,10 @@ import psutil
 import yaml
 
 from embedding_platform.errors import PlatformError, first_line
-from embedding_platform.milvus.connection import serve
+from embedding_platform.milvus.connection import keep_served
 from embedding_platform.platform import Platform
 from embedding_platform.runs import home, instance
+from embedding_platform.serving.access import is_loopback
 from embedding_platform.settings import FILE_VARIABLE
 from embedding_platform.supervision import Part, Running, Supervisor, end_leftovers
 
@@ -77,11 +78,13 @@ def up(platform: Platform, host: str, port: int, settings_file: str | None = Non
         supervisor.changed([])
         stack.enter_context(supervisor.stopped_by_signals())
         if platform.settings.milvus_is_folder:
-            uri = stack.enter_context(serve(platform.settings.milvus_uri, replaced=_say))
+            uri = stack.enter_context(keep_served(platform.settings.milvus_uri, _say))
             _say(f"Milvus Lite: {platform.settings.milvus_uri}, served at {uri}")
         stack.callback(supervisor.stop)
         if not all(supervisor.start(part) for part in _parts(host, port, address, sockets)):
             return 0
+        if warning := _open_door(host):
+            _say(warning)
         _say(f"web UI: {address} (pid {os.getpid()}); Ctrl-C stops everything")
         return 0 if supervisor.watch() else 1
 
@@ -183,6 +186,16 @@ def _by_whom(port: int) -> str:
     return ""
 
 
+def _open_door(host: str) -> str:
+    """What to say of a host where other machines reach the web UI, "" for this machine alone."""
+    if is_loopback(host):
+        return ""
+    return (
+        f"host {host} lets other machines in, and Dagster asks nobody who they are: whoever reaches the web UI may "
+        "start and delete runs; put a proxy that asks before it, or leave the host at 127.0.0.1"
+    )
+
+
 def _parts(host: str, port: int, address: str, sockets: str) -> Iterator[Part]:
     """The parts in the order of their start: a server for each code location of workspace.yaml, web server, daemon."""
     workspace = os.path.join(sockets, "workspace.yaml")
@@ -190,9 +203,10 @@ def _parts(host: str, port: int, address: str, sockets: str) -> Iterator[Part]:
     for number, (name, arguments, entry) in enumerate(_code_locations()):
         if arguments is not None:
             path = os.path.join(sockets, f"{number}.sock")
-            server = ("code-server", "start", "--socket", path, "--location-name", name, *arguments)
+            server = ("--socket", path, "--location-name", name, *arguments)
             quiet = ("--log-level", "warning", "--inject-env-vars-from-instance")
-            yield Part(f"code location {name}", "dagster", (*server, *quiet), partial(_code_is_served, path))
+            module = "embedding_platform.code_server"
+            yield Part(f"code location {name}", module, (*server, *quiet), partial(_code_is_served, path))
             entry = {"socket": path, "location_name": name}
         locations.append({"grpc_server": entry})
     with open(workspace, "w", encoding="utf-8") as file:

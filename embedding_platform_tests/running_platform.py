@@ -175,6 +175,15 @@ class RunningPlatform:
         assert answer["__typename"] == "LaunchRunSuccess", answer
         return str(answer["run"]["runId"])
 
+    def reload(self) -> None:
+        """Load the code anew, as the button of the web UI does."""
+        answer = self.ask(
+            """mutation ($name: String!) { reloadRepositoryLocation(repositoryLocationName: $name) {
+                __typename ... on WorkspaceLocationEntry { loadStatus } } }""",
+            name=LOCATION["repositoryLocationName"],
+        )
+        assert answer == {"__typename": "WorkspaceLocationEntry", "loadStatus": "LOADED"}
+
     def run(self, run_id: str) -> dict[str, Any]:
         answer = self.ask(
             """query ($id: ID!) { runOrError(runId: $id) { ... on Run {
@@ -194,10 +203,10 @@ class RunningPlatform:
         )
         return list(answer["results"])
 
-    def await_run(self, run_id: str, *statuses: str) -> dict[str, Any]:
+    def await_run(self, run_id: str, *statuses: str, seconds: float = PATIENCE_SECONDS) -> dict[str, Any]:
         """The run once it has one of the statuses; without any, once it has ended."""
         ends = statuses or ("SUCCESS", "FAILURE", "CANCELED")
-        wait_until(lambda: self.run(run_id)["status"] in ends, f"run {run_id} is {' or '.join(ends)}")
+        wait_until(lambda: self.run(run_id)["status"] in ends, f"run {run_id} is {' or '.join(ends)}", seconds)
         return self.run(run_id)
 
     def count(self, asset: list[str], name: str) -> int:

@@ -1,5 +1,6 @@
 """The examples in deploy/, as far as they can be checked without a Docker daemon and without systemd at work."""
 
+import configparser
 import os
 import re
 import shutil
@@ -122,6 +123,17 @@ def test_the_image_copies_what_the_context_lets_through_and_runs_without_root() 
     torch = next(line for line in lines if line.endswith(" torch"))
     assert "--constraint constraints.txt" in torch
     assert re.search(r"^torch==\d", (DEPLOY.parent / "constraints.txt").read_text(), re.MULTILINE)
+
+
+def test_systemd_outlasts_a_database_that_comes_later_and_gives_up_at_last() -> None:
+    unit = configparser.ConfigParser(interpolation=None, strict=False)
+    unit.optionxform = str
+    unit.read(DEPLOY / "embedding-platform.service")
+    assert "postgresql.service" in unit["Unit"]["After"].split()
+    assert unit["Service"]["Restart"] == "on-failure"
+    assert "RestartPreventExitStatus" not in unit["Service"], "a database that is not there yet is status 2 too"
+    starts, seconds = int(unit["Unit"]["StartLimitBurst"]), int(unit["Service"]["RestartSec"])
+    assert 60 <= starts * seconds < int(unit["Unit"]["StartLimitIntervalSec"]) / 2
 
 
 def test_systemd_takes_the_unit(tmp_path) -> None:

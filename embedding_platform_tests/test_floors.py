@@ -17,7 +17,7 @@ FLOORS = (
     ("media", "models", "vectors", "milvus", "alerts", "starter", "reference"),
     ("inference", "reconcile", "platform", "watching", "search", "lineage", "serving"),
     ("defs",),
-    ("definitions", "launcher", "runs", "terminal", "demo", "part", "supervision", "up", "cli"),
+    ("definitions", "supervision", "launcher", "runs", "terminal", "demo", "part", "code_server", "up", "cli"),
 )
 """Rooms by floor. Rooms of floor 1 do not know each other; on the others a room may import
 those named before it."""

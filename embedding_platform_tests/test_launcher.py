@@ -1,5 +1,6 @@
 """The run launcher: Dagster loads it by dagster.yaml, and it tells dead runs from living ones."""
 
+import os
 import socket
 from pathlib import Path
 
@@ -30,6 +31,11 @@ def test_the_projects_instance_uses_it_with_run_monitoring(instance: dg.DagsterI
     assert not instance.telemetry_enabled
 
 
+def test_a_run_whose_process_died_before_it_began_is_noticed_within_a_minute(instance: dg.DagsterInstance) -> None:
+    waits = instance.run_monitoring_start_timeout_seconds
+    assert 30 < waits + instance.run_monitoring_poll_interval_seconds <= 60
+
+
 def test_backfills_and_background_runs_leave_a_place_for_fresh_files(instance: dg.DagsterInstance) -> None:
     queue = instance.get_concurrency_config().run_queue_config
     assert queue is not None
@@ -43,10 +49,22 @@ def test_backfills_and_background_runs_leave_a_place_for_fresh_files(instance: d
         ({}, WorkerStatus.UNKNOWN),
         ({".dagster/grpc_info": '{"host": "localhost", "port": 1}'}, WorkerStatus.FAILED),
         (process_tags(), WorkerStatus.RUNNING),
-        ({PROCESS_TAG: f"{socket.gethostname()}:{2**22 + 1}"}, WorkerStatus.FAILED),
-        ({PROCESS_TAG: "elsewhere:1"}, WorkerStatus.RUNNING),
+        ({PROCESS_TAG: f"{socket.gethostname()}:{2**22 + 1}:0.0"}, WorkerStatus.FAILED),
+        ({PROCESS_TAG: f"{socket.gethostname()}:{os.getpid()}:0.0"}, WorkerStatus.FAILED),
+        ({PROCESS_TAG: f"{socket.gethostname()}:1:0.0"}, WorkerStatus.FAILED),
+        ({PROCESS_TAG: "elsewhere:1:0.0"}, WorkerStatus.RUNNING),
+        ({PROCESS_TAG: "no process"}, WorkerStatus.UNKNOWN),
     ],
-    ids=["of nobody", "of a code server that is gone", "of this process", "of a dead process", "of another machine"],
+    ids=[
+        "of nobody",
+        "of a code server that is gone",
+        "of this process",
+        "of a dead process",
+        "of a number that this process has now",
+        "of a number that another user's process has now",
+        "of another machine",
+        "of another version",
+    ],
 )
 def test_a_dead_run_is_told_from_a_living_one(
     instance: dg.DagsterInstance, tags: dict[str, str], status: WorkerStatus

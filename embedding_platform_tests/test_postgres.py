@@ -106,7 +106,7 @@ def test_a_sensor_that_was_switched_off_stays_off_with_its_cursor(dagster: dg.Da
 
 
 def test_a_killed_run_frees_its_place_in_a_pool(dagster: dg.DagsterInstance) -> None:
-    gone = {PROCESS_TAG: f"{socket.gethostname()}:{2**22 + 1}"}
+    gone = {PROCESS_TAG: f"{socket.gethostname()}:{2**22 + 1}:0.0"}
     run = create_run_for_test(dagster, tags=gone, status=dg.DagsterRunStatus.STARTED)
     pools = dagster.event_log_storage
     pools.initialize_concurrency_limit_to_default("gpu")

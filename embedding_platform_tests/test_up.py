@@ -5,8 +5,13 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import dagster as dg
@@ -16,7 +21,7 @@ from dagster._core.test_utils import create_run_for_test
 from sqlalchemy import text
 
 from embedding_platform.runs import instance
-from embedding_platform.up import _write_note
+from embedding_platform.up import _open_door, _write_note
 from embedding_platform_tests.milvus_server import ends
 from embedding_platform_tests.running_platform import RunningPlatform, make_project, wait_until
 from embedding_platform_tests.test_cli import call
@@ -59,11 +64,33 @@ def _no_home_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
 
 
+@contextmanager
+def searching(project: RunningPlatform) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """A search page over the project: its process, and its address."""
+    command = [sys.executable, "-m", "embedding_platform.cli", "serve", "--port", "0"]
+    with subprocess.Popen(
+        command, cwd=project.folder, env=project.surroundings(), stdout=subprocess.PIPE, text=True
+    ) as page:
+        assert page.stdout is not None
+        line = page.stdout.readline()
+        assert line.startswith("search at http://"), line
+        try:
+            yield page, line.split()[2].rstrip(";")
+        finally:
+            page.terminate()
+
+
+def asked(address: str, words: str) -> str:
+    """What a search page answers, or "" while it cannot."""
+    with suppress(urllib.error.HTTPError):
+        return urllib.request.urlopen(f"{address}/api/search?words={words}", timeout=60).read().decode()
+    return ""
+
+
 def own_words(running: RunningPlatform) -> list[str]:
     return [line for line in running.log().splitlines() if line.startswith("embedding-platform: ")]
 
 
-@pytest.mark.long
 def test_all_parts_run_and_the_note_tells_where(running: RunningPlatform) -> None:
     assert list(running.parts()) == PARTS
     assert all(psutil.pid_exists(pid) for pid in [*running.parts().values(), running.milvus_pid()])
@@ -72,7 +99,6 @@ def test_all_parts_run_and_the_note_tells_where(running: RunningPlatform) -> Non
     assert running.answers()
 
 
-@pytest.mark.long
 def test_a_second_start_says_in_one_line_what_runs_and_changes_nothing(running: RunningPlatform) -> None:
     before, said = running.parts(), own_words(running)
     second = running.call("up", "--port", str(running.port))
@@ -112,6 +138,43 @@ def test_a_milvus_lite_server_that_is_killed_is_started_again_and_said_so(runnin
 
 
 @pytest.mark.long
+def test_a_search_page_and_the_web_ui_serve_one_milvus_in_turn(project: RunningPlatform) -> None:
+    project.write("letters", "bees.txt", "Bees dance to tell where the flowers are.")
+    with searching(project) as (page, _):
+        theirs = project.milvus_pid()
+        project.start()
+        try:
+            assert project.milvus_pid() == theirs
+            wait_until(lambda: "letters/bees.txt" in project.search("insects"), "it is found")
+            page.terminate()
+            assert page.wait(60) == 0
+            assert project.milvus_pid() != theirs
+            assert "letters/bees.txt" in project.search("insects")
+            project.write("letters", "storm.txt", "A storm tore the roof from the lighthouse.")
+            wait_until(lambda: "letters/storm.txt" in project.search("a tempest"), "the next run writes to it too")
+        finally:
+            project.end()
+    assert not project.milvus_note.exists()
+
+
+@pytest.mark.long
+def test_a_web_ui_starts_again_after_a_search_page_has_taken_its_milvus_over(project: RunningPlatform) -> None:
+    project.write("letters", "bees.txt", "Bees dance to tell where the flowers are.")
+    project.start()
+    try:
+        wait_until(lambda: "letters/bees.txt" in project.search("insects"), "it is found")
+        with searching(project) as (_, address):
+            assert project.interrupt() == 0
+            wait_until(lambda: "bees.txt" in asked(address, "insects"), "the page serves its Milvus itself")
+            theirs = project.milvus_pid()
+            project.start()
+            assert project.milvus_pid() == theirs
+            assert "bees.txt" in asked(address, "insects")
+    finally:
+        project.end()
+
+
+@pytest.mark.long
 def test_what_dagster_writes_is_on_disk_when_it_says_so(running: RunningPlatform, monkeypatch) -> None:
     monkeypatch.chdir(running.folder)
     with instance() as dagster:
@@ -127,6 +190,14 @@ def test_what_dagster_writes_is_on_disk_when_it_says_so(running: RunningPlatform
                 assert connection.execute(text("pragma journal_mode")).scalar() == "wal"
                 assert connection.execute(text("pragma synchronous")).scalar() == FULL
         dagster.delete_run(run.run_id)
+
+
+@pytest.mark.parametrize(
+    ("host", "is_open"), [("127.0.0.1", False), ("::1", False), ("localhost", False), ("0.0.0.0", True), ("::", True)]
+)
+def test_a_web_ui_that_other_machines_reach_is_warned_of(host: str, is_open: bool) -> None:
+    assert _open_door(host).startswith(f"host {host} lets other machines in") == is_open
+    assert bool(_open_door(host)) == is_open
 
 
 def test_a_taken_port_is_said_with_who_has_it_before_anything_is_started(project: RunningPlatform) -> None:

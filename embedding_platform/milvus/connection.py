@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import IO, TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -41,6 +41,11 @@ _SECONDS_TO_REPLACE = 20.0
 """How long a served directory is left to the process that serves it, after its server died."""
 
 _SECONDS_BETWEEN_SERVERS = 0.5
+
+_SECONDS_BETWEEN_LOOKS = 0.1
+"""At whether another process still serves a directory: what connects in between opens it for itself."""
+
+_SECONDS_BETWEEN_TRIES = 5.0
 
 _NO_PINGS = {"grpc.keepalive_time_ms": 2**31 - 1}
 """pymilvus asks every 10 s whether its server lives; gRPC's own server, which Milvus Lite is,
@@ -84,13 +89,14 @@ def close_directory(path: str) -> None:
 
 @contextmanager
 def serve(
-    data_dir: str, timeout_seconds: float = 60, replaced: Callable[[str], None] = lambda line: None
+    data_dir: str, timeout_seconds: float = 60, replaced: Callable[[str], None] = lambda line: None, port: int = 0
 ) -> Iterator[str]:
     """Serve a Milvus Lite directory to several processes; yields the server's http uri.
 
     The server is a child process that ends with this context, or with this process however
     it ends. One that dies before is replaced at the same uri, so that calls under way go on, and
-    `replaced` is told so in a line.
+    `replaced` is told so in a line. So it is with the server of another process that has just
+    ended, where its `port` is given.
     `<data_dir>.server.json` (uri, pid) tells `connect` of other processes where it listens, as
     long as this process has it locked; the server's log is `<data_dir>.server.log`.
 
@@ -113,7 +119,7 @@ def serve(
     keeper: _Keeper | None = None
     try:
         os.makedirs(os.path.dirname(directory), exist_ok=True)
-        keeper = _Keeper(directory, timeout_seconds, replaced)
+        keeper = _Keeper(directory, timeout_seconds, replaced, port)
         if not keeper.address:
             raise PlatformError(f"cannot serve {data_dir}: {keeper.last_words() or 'no answer'}; see {keeper.log}")
         keeper.write_note()
@@ -127,6 +133,51 @@ def serve(
     finally:
         if keeper is not None:
             keeper.stop()
+
+
+@contextmanager
+def keep_served(data_dir: str, say: Callable[[str], None]) -> Iterator[str]:
+    """Let a Milvus Lite directory be served as long as the context lasts; yields the server's http uri.
+
+    As `serve`, but where another process serves the directory already, that server is used, and
+    replaced at its uri once that process ends. `say` is told so in a line.
+
+    Raises:
+        PlatformError: the directory is in use without a server, or cannot be opened.
+    """
+    uri, is_kept = _noted_server(_canonical(data_dir))
+    if not is_kept:
+        with serve(data_dir, replaced=say) as uri:
+            yield uri
+        return
+    stopping = threading.Event()
+    with ExitStack() as stack:
+
+        def stand_by() -> None:
+            port, told = urlsplit(uri).port or 0, ""
+            while not stopping.wait(_SECONDS_BETWEEN_LOOKS):
+                if is_served(data_dir):
+                    continue
+                try:
+                    again = stack.enter_context(serve(data_dir, replaced=say, port=port))
+                except PlatformError as error:
+                    # A process that opened the directory just then has it until it ends; others may take the port.
+                    port = 0
+                    if str(error) != told and not is_served(data_dir):
+                        told = str(error)
+                        say(f"{told}; tried again every {_SECONDS_BETWEEN_TRIES:.0f} s")
+                    stopping.wait(_SECONDS_BETWEEN_TRIES)
+                    continue
+                say(f"Milvus Lite: the process that served {data_dir} has ended; served from here, at {again}")
+                return
+
+        thread = threading.Thread(target=stand_by, daemon=True)
+        thread.start()
+        try:
+            yield uri
+        finally:
+            stopping.set()
+            thread.join()
 
 
 def is_served(data_dir: str) -> bool:
@@ -280,13 +331,31 @@ def _is_locked(file: IO[str]) -> bool:
     return False
 
 
+def _locked_note(directory: str, uri: str, pid: int) -> IO[str]:
+    """A note in the place of the directory's former one, locked as long as it stays open."""
+    path = _note_of(directory)
+    beside = f"{path}.writing"
+    note = open(beside, "w", encoding="utf-8")  # noqa: SIM115
+    try:
+        fcntl.flock(note, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        json.dump({"uri": uri, "pid": pid}, note)
+        note.flush()
+        os.replace(beside, path)
+    except OSError:
+        with suppress(OSError):
+            note.close()
+        os.unlink(beside)
+        raise
+    return note
+
+
 class _Keeper:
     """The server of one directory, and the thread that replaces it when it dies.
 
     `address` is "" where the first server did not come up.
     """
 
-    def __init__(self, directory: str, timeout_seconds: float, replaced: Callable[[str], None]) -> None:
+    def __init__(self, directory: str, timeout_seconds: float, replaced: Callable[[str], None], port: int) -> None:
         self._replaced = replaced
         self.log = f"{directory}.server.log"
         self._directory = directory
@@ -295,9 +364,12 @@ class _Keeper:
         self._turn = threading.Lock()
         self._thread: threading.Thread | None = None
         self._note: IO[str] | None = None
-        self._server = self._start(port=0)
-        port = self._port()
-        self.address = f"http://127.0.0.1:{port}" if port else ""
+        if port:
+            # Before the server is there, so that nobody opens the directory who could wait for it.
+            self._note = _locked_note(directory, f"http://127.0.0.1:{port}", os.getpid())
+        self._server = self._start(port)
+        listening = self._port()
+        self.address = f"http://127.0.0.1:{listening}" if listening else ""
 
     def watch(self) -> None:
         """Replace the server from now on when it dies."""
@@ -319,26 +391,16 @@ class _Keeper:
             self._thread.join()
         _close_pipes(self._server)
         if self._note is not None:
+            path = _note_of(self._directory)
             with suppress(OSError):
-                os.unlink(_note_of(self._directory))
+                # Another process may have been quicker to serve the directory.
+                if os.path.samestat(os.fstat(self._note.fileno()), os.stat(path)):
+                    os.unlink(path)
             self._note.close()
 
     def write_note(self) -> None:
         """Tell other processes where the server listens, as long as this one lives."""
-        path = _note_of(self._directory)
-        beside = f"{path}.writing"
-        note = open(beside, "w", encoding="utf-8")  # noqa: SIM115
-        try:
-            fcntl.flock(note, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            json.dump({"uri": self.address, "pid": self._server.pid}, note)
-            note.flush()
-            os.replace(beside, path)
-        except OSError:
-            with suppress(OSError):
-                note.close()
-            os.unlink(beside)
-            raise
-        former, self._note = self._note, note
+        former, self._note = self._note, _locked_note(self._directory, self.address, self._server.pid)
         if former is not None:
             former.close()
 

@@ -25,9 +25,9 @@ def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(
     ("tags", "freed"),
     [
-        ({PROCESS_TAG: f"{socket.gethostname()}:{NO_PROCESS}"}, True),
+        ({PROCESS_TAG: f"{socket.gethostname()}:{NO_PROCESS}:0.0"}, True),
         (process_tags(), False),
-        ({PROCESS_TAG: f"elsewhere:{NO_PROCESS}"}, False),
+        ({PROCESS_TAG: f"elsewhere:{NO_PROCESS}:0.0"}, False),
         ({}, False),
     ],
     ids=["died here", "lives", "on another machine", "of a daemon"],

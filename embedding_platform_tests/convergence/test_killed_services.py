@@ -13,6 +13,9 @@ pytestmark = pytest.mark.long
 EMBEDDINGS = ["text", "minilm", "embeddings"]
 FROM_EMBEDDINGS = {f"text__minilm__{stage}" for stage in ("embeddings", "collection", "published")}
 
+SECONDS_TO_NOTICE = 60.0
+"""What docs/operating.md promises of a run whose process died, once the daemon runs."""
+
 
 @pytest.fixture(scope="module")
 def web_ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningPlatform]:
@@ -64,7 +67,7 @@ def test_a_run_whose_process_is_killed_is_taken_up_at_its_step(web_ui: RunningPl
     run_id = begun(web_ui, "brig", "text__minilm__embeddings")
     (worker,) = web_ui.workers()
     worker.kill()
-    killed = web_ui.await_run(run_id, "FAILURE")
+    killed = web_ui.await_run(run_id, "FAILURE", seconds=SECONDS_TO_NOTICE)
     assert {"key": "dagster/will_retry", "value": "true"} in killed["tags"]
     retry = await_retry(web_ui, "brig", run_id)
     assert {step["stepKey"] for step in retry["stepStats"]} == FROM_EMBEDDINGS, "files and segments are not done again"
@@ -74,6 +77,24 @@ def test_a_run_whose_process_is_killed_is_taken_up_at_its_step(web_ui: RunningPl
     line = next(line for line in web_ui.log().splitlines() if told in line)
     assert "terminated by signal 9" in line
     assert line.endswith("nothing to do: it is started again from this step")
+
+
+def test_a_run_outlasts_that_its_code_is_loaded_anew(web_ui: RunningPlatform) -> None:
+    embedded = web_ui.count(EMBEDDINGS, "embedded")
+    run_id = begun(web_ui, "ketch", "text__minilm__embeddings")
+    (worker,) = web_ui.workers()
+    worker.suspend()
+    web_ui.reload()
+    before = web_ui.log().count(f"Checking run {run_id}")
+    wait_until(
+        lambda: web_ui.log().count(f"Checking run {run_id}") > before + 2 or web_ui.run(run_id)["status"] != "STARTED",
+        "run monitoring has looked thrice",
+    )
+    assert web_ui.run(run_id)["status"] == "STARTED"
+    worker.resume()
+    web_ui.await_run(run_id, "SUCCESS")
+    assert len(web_ui.runs(tags=[{"key": "dagster/partition", "value": "ketch"}])) == 1, "nothing is retried beside it"
+    assert_searchable_once(web_ui, "ketch", embedded)
 
 
 @pytest.mark.parametrize("service", ["daemon", "web server", "code location embedding_platform"])
@@ -100,7 +121,7 @@ def test_a_run_is_taken_up_after_everything_died_at_once(web_ui: RunningPlatform
     web_ui.process.wait(60)
     assert web_ui.milvus_note.exists(), "nobody had the time to tidy up"
     web_ui.start()
-    killed = web_ui.await_run(run_id, "FAILURE")
+    killed = web_ui.await_run(run_id, "FAILURE", seconds=SECONDS_TO_NOTICE)
     assert {"key": "dagster/will_retry", "value": "true"} in killed["tags"]
     retry = await_retry(web_ui, "cutter", run_id)
     assert {step["stepKey"] for step in retry["stepStats"]} == FROM_EMBEDDINGS

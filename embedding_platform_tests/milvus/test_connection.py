@@ -3,14 +3,17 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 from embedding_platform.errors import PlatformError
-from embedding_platform.milvus.connection import close_directory, connect, is_served, serve
+from embedding_platform.milvus import connection
+from embedding_platform.milvus.connection import close_directory, connect, is_served, keep_served, serve
 from embedding_platform.milvus.deployment import LITE, deployment_of
 from embedding_platform_tests.milvus_server import URI_VARIABLE
+from embedding_platform_tests.running_platform import wait_until
 
 from .making import desired, new_collection, rows_for
 
@@ -20,6 +23,14 @@ from embedding_platform.milvus.connection import connect
 connect(sys.argv[1])
 print("open", flush=True)
 sys.stdin.read()
+"""
+
+SERVER = """
+import sys
+from embedding_platform.milvus.connection import serve
+with serve(sys.argv[1]) as uri:
+    print(uri, flush=True)
+    sys.stdin.read()
 """
 
 
@@ -185,24 +196,82 @@ def test_the_note_of_a_server_whose_keeper_is_gone_is_ignored(tmp_path, note):
         close_directory(directory)
 
 
-def test_the_server_dies_with_its_parent(tmp_path):
+@pytest.fixture
+def server():
+    """Start processes that serve a directory until their input ends."""
+    started = []
+
+    def start(directory):
+        process = subprocess.Popen(
+            [sys.executable, "-c", SERVER, directory], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        started.append(process)
+        return process, process.stdout.readline().strip()
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_the_server_dies_with_its_parent(tmp_path, server):
     directory = str(tmp_path / "milvus")
-    parent = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "import sys; from embedding_platform.milvus.connection import serve\n"
-            "with serve(sys.argv[1]): print('up', flush=True); sys.stdin.read()",
-            directory,
-        ],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    assert parent.stdout.readline() == b"up\n"
+    parent, _ = server(directory)
     parent.kill()
     parent.communicate()
     assert connect(directory, timeout_seconds=30).list_collections() == []
     close_directory(directory)
+
+
+@pytest.mark.parametrize("ending", ["stopped", "killed"])
+def test_a_directory_that_another_process_serves_is_used_and_served_on_when_that_ends(tmp_path, server, ending):
+    directory = str(tmp_path / "milvus")
+    other, there = server(directory)
+    said = []
+    with keep_served(directory, said.append) as uri:
+        assert uri == there
+        client = connect(directory)
+        name = new_collection(client)
+        assert said == []
+        if ending == "killed":
+            other.kill()
+        other.communicate()
+        assert client.list_collections(timeout=60) == [name], "calls that are under way go on"
+        assert connect(directory).list_collections() == [name]
+        wait_until(lambda: said, "it is said")
+        assert said == [f"Milvus Lite: the process that served {directory} has ended; served from here, at {there}"]
+        assert is_served(directory)
+    assert not is_served(directory)
+    assert not os.path.exists(f"{directory}.server.json")
+
+
+def test_a_directory_that_another_process_serves_stays_so(tmp_path, server):
+    directory = str(tmp_path / "milvus")
+    _, there = server(directory)
+    with keep_served(directory, pytest.fail):
+        pass
+    assert is_served(directory)
+    with keep_served(directory, pytest.fail) as uri:
+        assert uri == there
+
+
+def test_a_directory_that_others_open_meanwhile_is_served_once_they_have_ended(tmp_path, server, holder, monkeypatch):
+    is_taken = threading.Event()
+    monkeypatch.setattr(connection, "is_served", lambda path: not is_taken.is_set() or is_served(path))
+    monkeypatch.setattr(connection, "_SECONDS_BETWEEN_TRIES", 0.1)
+    directory = str(tmp_path / "milvus")
+    other, _ = server(directory)
+    said = []
+    with keep_served(directory, said.append):
+        other.communicate()
+        has_it = holder(directory)
+        is_taken.set()
+        wait_until(lambda: said, "it is said")
+        assert f"cannot serve {directory}" in said[0]
+        assert "tried again every" in said[0]
+        has_it.communicate()
+        wait_until(lambda: is_served(directory), "it is served")
+    assert len(said) == 2
 
 
 @pytest.mark.server
