@@ -125,6 +125,8 @@ def test_words_a_path_and_a_query_made_before_are_queries(searcher, platform):
         (TEXT, Filter(attributes={"encoding": 'utf-8" or 1 == 1 or "'}), set()),
         (PICTURES, Filter(attributes={"width": (64, None)}), {"1.png", "2.png"}),
         (PICTURES, Filter(attributes={"width": (64, 64), "format": "PNG"}), {"1.png"}),
+        (PICTURES, Filter(attributes={"format": ("PN", "PO")}), {"1.png", "2.png"}),
+        (PICTURES, Filter(attributes={"format": ("PO", None)}), set()),
         (PAIRS, Filter(roles=("text",)), {"0.png"}),
         (PAIRS, Filter(roles=("image",), attributes={"height": 32}), {"0.png"}),
     ],
