@@ -14,6 +14,7 @@ from embedding_platform.errors import MilvusError, PlatformError, RejectedError
 from embedding_platform.inference.golden import golden_contents
 from embedding_platform.inference.query import Query, read_query, text_query
 from embedding_platform.lineage import RowTrace, trace_row
+from embedding_platform.media.limits import awaited
 from embedding_platform.media.previews import image_preview, sound_preview, video_preview
 from embedding_platform.media.text import document_of
 from embedding_platform.milvus.alias import alias_target
@@ -67,6 +68,7 @@ class Service:
         self._spaces: tuple[float, list[SpaceAnswer]] = (0.0, [])
         places = self._platform.settings.serving.concurrent_searches
         self._places = threading.BoundedSemaphore(places)
+        self._upload_places = threading.BoundedSemaphore(places)
         self._preview_places = threading.BoundedSemaphore(places)
 
     @property
@@ -131,7 +133,7 @@ class Service:
         words = query.contents[0] if query.role == "text" and isinstance(query.contents[0], str) else ""
         answers: list[SpaceHits] = []
         errors: list[PlatformError] = []
-        with self._place():
+        with self._in_line(self._places):
             for space in chosen:
                 known = tuple(source for source in filter.sources if source in space.sources)
                 own = replace(filter, sources=known)
@@ -179,24 +181,25 @@ class Service:
         """A query by a file that somebody sent, which is decoded within `serving.upload_seconds`.
 
         Raises:
-            PlatformError: if it holds no known media, or cannot be decoded.
-            RefusedError: if too many searches are under way.
+            PlatformError: if it holds no known media, or cannot be decoded in that time.
+            RefusedError: if too many files are being decoded.
         """
         shown = re.split(r"[/\\]", name)[-1][:200] or "the file"
         suffix = re.search(r"\.[A-Za-z0-9]{1,8}$", shown)
         cutting = self._platform.cutting
         seconds = min(self.settings.upload_seconds, cutting.decoding.max_seconds)
+        # A parser of documents is a process of its own, with a limit of its own.
         cutting = replace(cutting, decoding=cutting.decoding.model_copy(update={"max_seconds": seconds}))
-        with tempfile.TemporaryDirectory() as folder:
+        with self._in_line(self._upload_places), tempfile.TemporaryDirectory() as folder:
             place = os.path.join(folder, _QUERY_NAME + (suffix[0].lower() if suffix else ""))
             with open(place, "wb") as copy:
                 while piece := file.read(2**20):
                     copy.write(piece)
-            with self._place():
-                try:
+            try:
+                with awaited(seconds):
                     return replace(read_query(place, cutting), name=shown)
-                except PlatformError as error:
-                    raise PlatformError(str(error).replace(place, shown)) from None
+            except PlatformError as error:
+                raise PlatformError(str(error).replace(place, shown)) from None
 
     def row(self, space: str, row_id: str) -> dict[str, Any]:
         """A row of a published space.
@@ -339,11 +342,6 @@ class Service:
         with explaining("say that it is there"):
             self._platform.milvus.list_collections(timeout=SECONDS_TO_ANSWER)
         self._answered = time.monotonic()
-
-    @contextmanager
-    def _place(self) -> Iterator[None]:
-        with self._in_line(self._places):
-            yield
 
     @contextmanager
     def _in_line(self, places: threading.BoundedSemaphore) -> Iterator[None]:

@@ -1,14 +1,20 @@
 """The JSON API: what each route answers, what it refuses, and that a refusal is one line."""
 
+import tempfile
 import threading
+import time
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
 from embedding_platform.errors import MilvusError, PlatformError
+from embedding_platform.inference import query as query_module
+from embedding_platform.media.cutting import Cutting
+from embedding_platform.media.limits import Deadline
 from embedding_platform.milvus.alias import alias_target
 from embedding_platform.platform import Platform
+from embedding_platform.records import Item, Segment
 from embedding_platform.search import Searcher
 from embedding_platform.serving import service as service_module
 from embedding_platform.serving.app import make_app
@@ -295,6 +301,39 @@ def test_too_many_searches_at_once_wait_and_then_hear_so(lake: Lake, monkeypatch
     for other in others:
         assert other.status_code == 503
         assert "too many searches at once" in refusal(other)
+
+
+def test_a_file_that_takes_long_to_decode_keeps_no_words_waiting_and_ends(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = lake.client(concurrent_searches=1, upload_seconds=1)
+    monkeypatch.setattr(service_module, "SECONDS_IN_LINE", 0.2)
+    under_way, may_end = threading.Event(), threading.Event()
+
+    def slow(modality: str, source: str, item: Item, cutting: Cutting) -> list[Segment]:
+        """Decodes what plays for a day."""
+        deadline = Deadline(cutting.decoding)
+        under_way.set()
+        may_end.wait(30)
+        deadline.check(played=12 * 3600.0)
+        raise AssertionError("it may go on for ever")
+
+    monkeypatch.setattr(query_module, "cut", slow)
+    files = {"file": ("long.txt", b"bees")}
+    answers: list[Any] = []
+    first = threading.Thread(target=lambda: answers.append(client.post("/api/search", files=files)))
+    first.start()
+    assert under_way.wait(30)
+    assert search(client, words="bees", space="text/minilm")["spaces"][0]["hits"]
+    copies: list[str] = []
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", lambda: copies.append("made"))
+    other = client.post("/api/search", files=files)
+    assert (other.status_code, copies) == (503, [])
+    time.sleep(1)
+    may_end.set()
+    first.join()
+    assert answers[0].status_code == 422
+    assert "long.txt cannot be searched by: takes too long to decode while somebody waits for it" in refusal(answers[0])
 
 
 def test_what_nobody_foresaw_tells_nothing_of_the_inside(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
