@@ -1,5 +1,6 @@
 """Who may ask, from where, and how much: what is decided of a request before any route sees it."""
 
+import asyncio
 import hashlib
 import hmac
 import ipaddress
@@ -24,6 +25,12 @@ OPEN_PATHS = frozenset({"/healthz", "/sign-in", "/style.css", "/icon.svg"})
 """What is shown without a token: it tells nothing about the media."""
 
 UPLOAD_PATHS = frozenset({"/", "/api/search"})
+
+MOST_UPLOADS = 8
+"""Files that are sent or searched by at once, since each lies on the disk meanwhile, twice while it is decoded."""
+
+SECONDS_BETWEEN_PIECES = 30.0
+"""How long a request may fall silent in the middle of its body, before its place is given to another."""
 
 SMALL_BODY_BYTES = 64 * 2**10
 
@@ -82,6 +89,7 @@ class Access:
     def __init__(self, app: ASGIApp, settings: ServingSettings) -> None:
         self._app = app
         self._settings = settings
+        self._uploads = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See the ASGI specification."""
@@ -96,7 +104,15 @@ class Access:
         if refusal is not None:
             await refusal(scope, receive, guarded)
             return
-        await self._app(scope, self._bounded(request, receive), guarded)
+        is_upload = request.method == "POST" and request.url.path in UPLOAD_PATHS
+        if is_upload and self._uploads >= MOST_UPLOADS:
+            await error(503, "too many files are being sent; try again in a moment")(scope, receive, guarded)
+            return
+        self._uploads += is_upload
+        try:
+            await self._app(scope, self._bounded(request, receive), guarded)
+        finally:
+            self._uploads -= is_upload
 
     def _refusal(self, request: Request) -> Response | None:
         if _is_taken_from_elsewhere(request.headers, request.method):
@@ -116,14 +132,20 @@ class Access:
         return error(401, "the token is missing or wrong; send `Authorization: Bearer TOKEN`", bearer=True)
 
     def _bounded(self, request: Request, receive: Receive) -> Receive:
-        """The body up to its limit, counted as it comes, since what is declared may be wrong."""
+        """The body up to its limit, counted as it comes, since what is declared may be wrong, or never come."""
         upload = self._settings.upload_megabytes * 2**20 + _FORM_BYTES
         most = upload if request.url.path in UPLOAD_PATHS else SMALL_BODY_BYTES
-        received = 0
+        received, is_whole = 0, False
 
         async def counted() -> Message:
-            nonlocal received
-            message = await receive()
+            nonlocal received, is_whole
+            try:
+                # After the body nothing comes but that the client goes away.
+                async with asyncio.timeout(None if is_whole else SECONDS_BETWEEN_PIECES):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, "the request came to a halt; send it again") from None
+            is_whole = not message.get("more_body", False)
             received += len(message.get("body", b""))
             if received > most:
                 raise HTTPException(413, f"the request is larger than {most // 2**20 or '0.06'} MiB; send less")

@@ -1,6 +1,7 @@
 """Who is let in: tokens, cookies, names in addresses, other sites, and bodies that are too large."""
 
 import re
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -199,6 +200,40 @@ def test_an_upload_ends_at_its_limit_whatever_length_it_declares(lake: Lake, pat
     assert "larger than 1 MiB" in refused.text
     lying = client.post(path, content=body_of(2**22), headers={**headers, "Content-Length": "100"})
     assert lying.status_code == 413
+
+
+def test_uploads_beyond_the_most_are_told_to_come_again(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access, "MOST_UPLOADS", 2)
+    client = lake.client()
+    begun, may_end = threading.Barrier(3), threading.Event()
+
+    def slow() -> Iterator[bytes]:
+        begun.wait(30)
+        yield from body_of(0)
+        may_end.wait(30)
+
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    answers: list[int] = []
+    threads = [
+        threading.Thread(
+            target=lambda: answers.append(client.post("/api/search", content=slow(), headers=headers).status_code)
+        )
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    begun.wait(30)
+    try:
+        for path in ("/", "/api/search"):
+            refused = client.post(path, files={"file": ("a.txt", b"bees")})
+            assert refused.status_code == 503
+            assert "too many files are being sent" in refused.text
+        assert client.get("/api/spaces").status_code == 200
+    finally:
+        may_end.set()
+        for thread in threads:
+            thread.join()
+    assert client.post("/api/search", files={"file": ("a.txt", b"bees")}).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/sign-in", "/sign-out", "/api/spaces", "/nothing"])
