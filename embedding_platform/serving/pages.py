@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, File, Form, Query, Request, Response, UploadFile
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from pydantic import StringConstraints
 from starlette.responses import HTMLResponse, RedirectResponse
 
 from embedding_platform.serving.access import COOKIE, is_own_page, same_token, sign_in
@@ -17,6 +18,15 @@ from embedding_platform.serving.passages import excerpt, marked
 from embedding_platform.serving.refused import RefusedError
 from embedding_platform.serving.service import Service
 from embedding_platform.spaces import MODALITIES
+
+_Name = Annotated[str, StringConstraints(max_length=1024)]
+_Names = list[_Name] | None
+
+_NUMBERS_OF_HITS = (5, 10, 25, 50, 100)
+
+USUAL_HITS = 10
+USUAL_SIMILAR = 12
+"""Hits where nobody says how many, or `serving.most_hits` where that is less."""
 
 SHOWN_CHARACTERS = 480
 """Of a passage in a list of hits."""
@@ -39,45 +49,52 @@ _TITLES = {
 def add_pages(app: FastAPI, service: Service) -> None:
     """Add the pages, which are left out of the OpenAPI document."""
 
-    def page(**given: Any) -> HTMLResponse:
-        return _page("search.html", service, spaces=service.spaces(), **given)
+    most = service.settings.most_hits
+
+    def page(fields: PageFields, **given: Any) -> HTMLResponse:
+        numbers = sorted({number for number in (*_NUMBERS_OF_HITS, limit_of(fields)) if 1 <= number <= most})
+        choices = {"limit": limit_of(fields), "numbers": numbers}
+        return _page("search.html", service, spaces=service.spaces(), fields=fields, **choices, **given)
+
+    def limit_of(fields: PageFields) -> int:
+        return min(USUAL_HITS, most) if fields.limit is None else fields.limit
 
     @app.get("/", include_in_schema=False)
     def search_page(fields: Annotated[PageFields, Depends()]) -> Response:
         """The form, and the hits of what was asked."""
         if not fields.words.strip():
-            return page(fields=fields, answer=None)
+            return page(fields, answer=None)
         found = service.search(
-            service.words_query(fields.words), fields.asked.spaces, fields.asked.filter, fields.limit, fields.hybrid
+            service.words_query(fields.words), fields.asked.spaces, fields.asked.filter, limit_of(fields), fields.hybrid
         )
-        return page(fields=fields, answer=found)
+        return page(fields, answer=found)
 
     @app.post("/", include_in_schema=False)
     def search_by_file(
         file: Annotated[UploadFile, File()],
-        space: Annotated[list[str] | None, Form()] = None,
-        source: Annotated[list[str] | None, Form()] = None,
-        path_prefix: Annotated[str, Form()] = "",
-        after: Annotated[str, Form()] = "",
-        before: Annotated[str, Form()] = "",
-        where: Annotated[str, Form()] = "",
-        limit: Annotated[int, Form()] = 10,
+        space: Annotated[_Names, Form(max_length=50)] = None,
+        source: Annotated[_Names, Form(max_length=50)] = None,
+        path_prefix: Annotated[str, Form(max_length=1024)] = "",
+        after: Annotated[str, Form(max_length=40)] = "",
+        before: Annotated[str, Form(max_length=40)] = "",
+        where: Annotated[str, Form(max_length=1024)] = "",
+        limit: Annotated[int | None, Form()] = None,
     ) -> Response:
         """The hits of a file that was dropped or chosen."""
         fields = PageFields("", space, source, path_prefix, after, before, where, limit)
         if not file.filename:
             raise RefusedError(422, "no file was chosen; choose one, or search by words")
         query = service.file_query(file.file, file.filename)
-        found = service.search(query, fields.asked.spaces, fields.asked.filter, fields.limit)
-        return page(fields=fields, answer=found, by_file=query.name)
+        found = service.search(query, fields.asked.spaces, fields.asked.filter, limit_of(fields))
+        return page(fields, answer=found, by_file=query.name)
 
     @app.get("/more-like/{modality}/{name}/{row_id}", include_in_schema=False)
-    def more_like(modality: str, name: str, row_id: str, limit: int = 12) -> Response:
+    def more_like(modality: str, name: str, row_id: str, limit: int | None = None) -> Response:
         """The rows nearest to one that was found."""
         space = f"{modality}/{name}"
         row = service.row(space, row_id)
-        found = service.more_like(space, row_id, limit)
-        return page(fields=PageFields(space=[space]), answer=found, like=f"{row['source']}/{row['path']}")
+        found = service.more_like(space, row_id, min(USUAL_SIMILAR, most) if limit is None else limit)
+        return page(PageFields(space=[space]), answer=found, like=f"{row['source']}/{row['path']}")
 
     @app.get("/passage/{modality}/{name}/{row_id}", include_in_schema=False)
     def passage(modality: str, name: str, row_id: str, words: Annotated[str, Query(max_length=2000)] = "") -> Response:
@@ -125,13 +142,13 @@ class PageFields:
     def __init__(
         self,
         words: Annotated[str, Query(max_length=2000)] = "",
-        space: Annotated[list[str] | None, Query(max_length=50)] = None,
-        source: Annotated[list[str] | None, Query(max_length=50)] = None,
+        space: Annotated[_Names, Query(max_length=50)] = None,
+        source: Annotated[_Names, Query(max_length=50)] = None,
         path_prefix: Annotated[str, Query(max_length=1024)] = "",
         after: Annotated[str, Query(max_length=40)] = "",
         before: Annotated[str, Query(max_length=40)] = "",
         where: Annotated[str, Query(max_length=1024)] = "",
-        limit: int = 10,
+        limit: int | None = None,
         hybrid: bool = False,
     ) -> None:
         self.words = words
@@ -182,11 +199,7 @@ def clock(seconds: float) -> str:
 
 def _page(template: str, service: Service, status: int = 200, **given: Any) -> HTMLResponse:
     settings = service.settings
-    html = (
-        _templates()
-        .get_template(template)
-        .render(may_sign_out=bool(settings.token.get_secret_value()), most_hits=settings.most_hits, **given)
-    )
+    html = _templates().get_template(template).render(may_sign_out=bool(settings.token.get_secret_value()), **given)
     return HTMLResponse(html, status)
 
 

@@ -1,5 +1,6 @@
 """The JSON API: what each route answers, what it refuses, and that a refusal is one line."""
 
+import re
 import tempfile
 import threading
 import time
@@ -211,6 +212,45 @@ def test_a_question_that_makes_no_sense_gets_one_line(
     answer = client.get("/api/search", params=params)
     assert answer.status_code == status
     assert said in refusal(answer)
+
+
+@pytest.mark.parametrize(("most", "choices", "similar"), [(3, ["3"], 3), (11, ["5", "10"], 11), (200, None, 12)])
+def test_pages_ask_for_no_more_hits_than_there_may_be(
+    lake: Lake, hit: Any, most: int, choices: list[str] | None, similar: int
+) -> None:
+    client = lake.client(most_hits=most)
+    for answer in (
+        client.get("/?words=a+circle&space=image/clip"),
+        client.post("/", files={"file": ("circle.txt", b"a circle")}, data={"space": "image/clip"}),
+    ):
+        assert (answer.status_code, answer.text.count('class="hit"')) == (200, min(10, most))
+    numbers = re.findall(r"<option (selected)?>(\d+)<", answer.text)
+    assert [number for _, number in numbers] == (choices or ["5", "10", "25", "50", "100"])
+    assert [number for is_chosen, number in numbers if is_chosen] == [str(min(10, most))]
+    found = client.get(f"/more-like/image/clip/{hit('image/clip', 'red')['id']}")
+    assert (found.status_code, found.text.count('class="hit"')) == (200, similar)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("space", "x" * 1025),
+        ("source", "x" * 1025),
+        ("source", ["x"] * 51),
+        ("path_prefix", "x" * 1025),
+        ("after", "2" * 41),
+        ("before", "2" * 41),
+        ("where", "x=1 " * 257),
+    ],
+)
+def test_fields_of_pages_are_as_short_as_those_of_the_api(client: TestClient, field: str, value: Any) -> None:
+    asked = {"words": "x", field: value}
+    sent = client.post("/", files={"file": ("x.txt", b"x")}, data={field: value})
+    for answer in (client.get("/", params=asked), sent):
+        assert answer.status_code == 422
+        assert f"{field}" in answer.text
+        assert "should have at most" in answer.text
+        assert "xxx" not in answer.text
 
 
 @pytest.mark.parametrize(
