@@ -98,7 +98,7 @@ def _api(service: Service) -> APIRouter:
         hybrid: Annotated[bool, Query(description="fuse with full-text search where a space has it")] = False,
     ) -> SearchAnswer:
         """Search by words, in the spaces named or in all that understand words."""
-        return service.search(service.words_query(words), asked.spaces, asked.filter, limit, hybrid)
+        return service.search(service.words_query(words), asked.spaces, asked.filter, limit, words, hybrid)
 
     @api.post("/api/search", tags=["search"])
     def search_by_file(

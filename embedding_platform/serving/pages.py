@@ -11,8 +11,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import StringConstraints
 from starlette.responses import HTMLResponse, RedirectResponse
 
+from embedding_platform.errors import MilvusError, PlatformError
 from embedding_platform.serving.access import COOKIE, is_own_page, same_token, sign_in
-from embedding_platform.serving.answers import run_page
+from embedding_platform.serving.answers import SearchAnswer, run_page
 from embedding_platform.serving.filters import Narrowed, narrowed
 from embedding_platform.serving.passages import excerpt, marked
 from embedding_platform.serving.refused import RefusedError
@@ -53,25 +54,37 @@ def add_pages(app: FastAPI, service: Service) -> None:
 
     def page(fields: PageFields, **given: Any) -> HTMLResponse:
         numbers = sorted({number for number in (*_NUMBERS_OF_HITS, limit_of(fields)) if 1 <= number <= most})
-        choices = {"limit": limit_of(fields), "numbers": numbers}
-        return _page("search.html", service, spaces=service.spaces(), fields=fields, **choices, **given)
+        given |= {"fields": fields, "limit": limit_of(fields), "numbers": numbers}
+        return _page("search.html", service, spaces=service.spaces(), **given)
 
     def limit_of(fields: PageFields) -> int:
         return min(USUAL_HITS, most) if fields.limit is None else fields.limit
+
+    def answered(fields: PageFields, find: Callable[[], SearchAnswer], **given: Any) -> HTMLResponse:
+        """The form with what was found, or with what is wrong about the question."""
+        try:
+            return page(fields, answer=find(), **given)
+        except MilvusError:
+            raise
+        except PlatformError as problem:
+            status = problem.status if isinstance(problem, RefusedError) else 422
+            return page(fields, status=status, answer=None, fault=str(problem))
 
     @app.get("/", include_in_schema=False)
     def search_page(fields: Annotated[PageFields, Depends()]) -> Response:
         """The form, and the hits of what was asked."""
         if not fields.words.strip():
             return page(fields, answer=None)
-        found = service.search(
-            service.words_query(fields.words), fields.asked.spaces, fields.asked.filter, limit_of(fields), fields.hybrid
-        )
-        return page(fields, answer=found)
+
+        def find() -> SearchAnswer:
+            query, asked = service.words_query(fields.words), fields.asked
+            return service.search(query, asked.spaces, asked.filter, limit_of(fields), fields.words, fields.hybrid)
+
+        return answered(fields, find)
 
     @app.post("/", include_in_schema=False)
     def search_by_file(
-        file: Annotated[UploadFile, File()],
+        file: Annotated[UploadFile | None, File()] = None,
         space: Annotated[_Names, Form(max_length=50)] = None,
         source: Annotated[_Names, Form(max_length=50)] = None,
         path_prefix: Annotated[str, Form(max_length=1024)] = "",
@@ -82,11 +95,15 @@ def add_pages(app: FastAPI, service: Service) -> None:
     ) -> Response:
         """The hits of a file that was dropped or chosen."""
         fields = PageFields("", space, source, path_prefix, after, before, where, limit)
-        if not file.filename:
-            raise RefusedError(422, "no file was chosen; choose one, or search by words")
-        query = service.file_query(file.file, file.filename)
-        found = service.search(query, fields.asked.spaces, fields.asked.filter, limit_of(fields))
-        return page(fields, answer=found, by_file=query.name)
+
+        def find() -> SearchAnswer:
+            if file is None or not file.filename:
+                raise RefusedError(422, "no file was chosen; choose one, or search by words")
+            asked = fields.asked
+            query = service.file_query(file.file, file.filename)
+            return service.search(query, asked.spaces, asked.filter, limit_of(fields))
+
+        return answered(fields, find, by_file=True)
 
     @app.get("/more-like/{modality}/{name}/{row_id}", include_in_schema=False)
     def more_like(modality: str, name: str, row_id: str, limit: int | None = None) -> Response:
@@ -94,7 +111,10 @@ def add_pages(app: FastAPI, service: Service) -> None:
         space = f"{modality}/{name}"
         row = service.row(space, row_id)
         found = service.more_like(space, row_id, min(USUAL_SIMILAR, most) if limit is None else limit)
-        return page(PageFields(space=[space]), answer=found, like=f"{row['source']}/{row['path']}")
+        # Words that are typed next are for a space that takes them.
+        takes_words = any(one.key == space and "text" in one.takes for one in service.spaces())
+        fields = PageFields(space=[space] if takes_words else [])
+        return page(fields, answer=found, like=f"{row['source']}/{row['path']}")
 
     @app.get("/passage/{modality}/{name}/{row_id}", include_in_schema=False)
     def passage(modality: str, name: str, row_id: str, words: Annotated[str, Query(max_length=2000)] = "") -> Response:

@@ -118,11 +118,12 @@ class Service:
         return known
 
     def search(
-        self, query: Query, spaces: Sequence[str], filter: Filter, limit: int, hybrid: bool = False
+        self, query: Query, spaces: Sequence[str], filter: Filter, limit: int, words: str = "", hybrid: bool = False
     ) -> SearchAnswer:
         """The nearest rows of the named spaces, or of all that can answer and have one of the sources.
 
-        A space that cannot take the query says so, and the others answer.
+        A space that cannot take the query says so, and the others answer. `words` are those that
+        somebody typed, which a passage then marks.
 
         Raises:
             RefusedError: if no space can answer, or too many searches are under way.
@@ -130,7 +131,6 @@ class Service:
         """
         self.check_limit(limit)
         chosen = self._chosen(query, spaces, filter.sources)
-        words = query.contents[0] if query.role == "text" and isinstance(query.contents[0], str) else ""
         answers: list[SpaceHits] = []
         errors: list[PlatformError] = []
         with self._in_line(self._places):

@@ -117,6 +117,15 @@ def test_a_text_file_is_searched_by_as_words_are(client: TestClient) -> None:
     assert "hnsw-index" in answer["spaces"][0]["hits"][0]["path"]
 
 
+def test_a_long_text_is_searched_by_and_its_hits_read_in_context(client: TestClient) -> None:
+    table = f"{'near vectors':<2500}| {'a graph with storeys':<2500}|"
+    answer = client.post("/api/search", files={"file": ("table.txt", table.encode())}, params={"space": "text/minilm"})
+    (hit, *_) = answer.json()["spaces"][0]["hits"]
+    assert client.get(hit["links"]["passage"]).status_code == 200
+    (typed, *_) = search(client, words="a graph & more", space="text/minilm")["spaces"][0]["hits"]
+    assert typed["links"]["passage"].endswith("?words=a+graph+%26+more")
+
+
 def test_more_like_this_leaves_the_row_itself_out(client: TestClient, hit: Any) -> None:
     found = hit("image/clip", "red")
     answer = client.get(f"/api/more_like/image/clip/{found['id']}", params={"limit": 4}).json()
@@ -229,6 +238,45 @@ def test_pages_ask_for_no_more_hits_than_there_may_be(
     assert [number for is_chosen, number in numbers if is_chosen] == [str(min(10, most))]
     found = client.get(f"/more-like/image/clip/{hit('image/clip', 'red')['id']}")
     assert (found.status_code, found.text.count('class="hit"')) == (200, similar)
+
+
+@pytest.mark.parametrize(
+    ("params", "status", "said"),
+    [
+        ({"space": "audio/whisper"}, 422, "audio/whisper cannot be asked with text"),
+        ({"space": "image/none"}, 404, "no space &#39;image/none&#39; is published"),
+        ({"source": "nowhere"}, 404, "no source &#39;nowhere&#39; there"),
+        ({"where": "width"}, 422, "&#39;width&#39; is no condition"),
+        ({"limit": "1000"}, 422, "limit is 1000"),
+    ],
+)
+def test_a_mistake_is_told_on_the_page_that_keeps_what_was_typed(
+    client: TestClient, params: dict[str, str], status: int, said: str
+) -> None:
+    asked = {"words": "blue birds", "path_prefix": "2026/", **params}
+    for answer in (client.get("/", params=asked), client.post("/", files={"file": ("x.txt", b"birds")}, data=asked)):
+        assert answer.status_code == status
+        (fault,) = re.findall(r'<p class="notice fault" role="alert">(.*?)</p>', answer.text)
+        assert said in fault
+        assert 'name="path_prefix" value="2026/"' in answer.text
+    assert 'value="blue birds"' in client.get("/", params=asked).text
+
+
+def test_a_form_that_was_sent_without_a_file_says_so_and_stays(client: TestClient) -> None:
+    answer = client.post("/", files={"file": ("", b"")}, data={"path_prefix": "2026/"})
+    assert answer.status_code == 422
+    assert "no file was chosen; choose one, or search by words" in answer.text
+    assert 'name="path_prefix" value="2026/"' in answer.text
+
+
+@pytest.mark.parametrize(("space", "chosen"), [("audio/whisper", ""), ("text/minilm", "text/minilm")])
+def test_words_typed_after_what_is_similar_find_something(
+    client: TestClient, hit: Any, space: str, chosen: str
+) -> None:
+    page = client.get(hit(space, "")["links"]["more_like"]).text
+    (checked,) = re.findall(r'name="space" value="([^"]*)" checked', page)
+    assert checked == chosen
+    assert 'class="hit"' in client.get("/", params={"words": "bees", "space": checked}).text
 
 
 @pytest.mark.parametrize(
