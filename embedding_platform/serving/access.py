@@ -24,6 +24,11 @@ SIGNED_IN_SECONDS = 30 * 24 * 3600
 OPEN_PATHS = frozenset({"/healthz", "/sign-in", "/style.css", "/icon.svg"})
 """What is shown without a token: it tells nothing about the media."""
 
+PROXY_HEADERS = frozenset(
+    {"forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-forwarded-server", "x-real-ip"}
+)
+"""What proxies add to a request that they pass on; not all of them do, nginx only if told to."""
+
 UPLOAD_PATHS = frozenset({"/", "/api/search"})
 
 MOST_UPLOADS = 8
@@ -83,7 +88,8 @@ class Access:
 
     Where one is set, a program sends it as `Authorization: Bearer`, and a browser has a cookie
     that `sign_in` made of it. Without one, the name in the address must be this machine's, or a
-    web site could have its own name point here and read all with its visitors' browsers.
+    web site could have its own name point here and read all with its visitors' browsers; nor may
+    a proxy say that it passes the request on, since what it passes on came from elsewhere.
     """
 
     def __init__(self, app: ASGIApp, settings: ServingSettings) -> None:
@@ -119,11 +125,15 @@ class Access:
             return error(403, "another web site asked for this; open it from its own page")
         token = self._settings.token.get_secret_value()
         if not token:
-            if is_loopback(_host_name(request.headers.get("host", ""))):
-                return None
-            return error(
-                421, "without serving.token this is served as localhost alone; open it by that name, or set a token"
-            )
+            if not is_loopback(_host_name(request.headers.get("host", ""))):
+                return error(
+                    421, "without serving.token this is served as localhost alone; open it by that name, or set a token"
+                )
+            if not PROXY_HEADERS.isdisjoint(request.headers):
+                return error(
+                    403, "a proxy passed this on, and serving.token is not set; set it, or ask directly"
+                )
+            return None
         if request.url.path in OPEN_PATHS or _shows_token(request, token):
             return None
         if request.method == "GET" and "text/html" in request.headers.get("accept", ""):

@@ -144,6 +144,20 @@ def test_without_a_token_only_names_of_this_machine_are_answered(client: TestCli
     assert client.get("/api/spaces", headers={"Host": host}).status_code == status
 
 
+@pytest.mark.parametrize(
+    "header", ["Forwarded", "Via", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-IP"]
+)
+@pytest.mark.parametrize("path", ["/", "/api/spaces", "/healthz"])
+def test_without_a_token_nothing_is_answered_through_a_proxy_that_says_so(
+    client: TestClient, locked: TestClient, path: str, header: str
+) -> None:
+    passed_on = {header: "for=192.0.2.7"}
+    refused = client.get(path, headers=passed_on)
+    assert refused.status_code == 403
+    assert "a proxy passed this on, and serving.token is not set" in refused.text
+    assert locked.get(path, headers={**passed_on, "Authorization": f"Bearer {TOKEN}"}).status_code == 200
+
+
 def test_with_a_token_any_name_is_answered(locked: TestClient) -> None:
     headers = {"Host": "search.example.org", "Authorization": f"Bearer {TOKEN}"}
     assert locked.get("/api/spaces", headers=headers).status_code == 200
