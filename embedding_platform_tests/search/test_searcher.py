@@ -208,7 +208,14 @@ def test_words_that_no_row_has_leave_the_order_to_the_vectors(searcher):
         (lambda searcher: searcher.search("x", TEXT, limit=MOST_HITS + 1), "limit is 1001"),
         (lambda searcher: searcher.search(Path("none.txt"), TEXT), "none.txt is no file"),
         (lambda searcher: searcher.search("x", TEXT, filter=Filter(sources=("no",))), "unknown source 'no'"),
-        (lambda searcher: searcher.search_spaces("x", filter=Filter(sources=("no",))), "no published space with the"),
+        (
+            lambda searcher: searcher.search_spaces("x", filter=Filter(sources=("no",))),
+            f"unknown source 'no' in {TEXT}, {PICTURES}, {PAIRS}; choose among le\"tters, notes, photos$",
+        ),
+        (
+            lambda searcher: searcher.search_spaces("x", filter=Filter(sources=("notes", "nots", "photo"))),
+            "unknown source 'nots', 'photo' in",
+        ),
         (lambda searcher: searcher.search("x", PAIRS, hybrid=True), "image_text/clip cannot be searched by words"),
         (lambda searcher: searcher.more_like("x", TEXT), "'x' is no row id"),
         (lambda searcher: searcher.more_like("0" * 32, TEXT), "text/minilm holds no row 000"),
