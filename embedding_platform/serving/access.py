@@ -130,9 +130,7 @@ class Access:
                     421, "without serving.token this is served as localhost alone; open it by that name, or set a token"
                 )
             if not PROXY_HEADERS.isdisjoint(request.headers):
-                return error(
-                    403, "a proxy passed this on, and serving.token is not set; set it, or ask directly"
-                )
+                return error(403, "a proxy passed this on, and serving.token is not set; set it, or ask directly")
             return None
         if request.url.path in OPEN_PATHS or _shows_token(request, token):
             return None
