@@ -29,6 +29,9 @@ USUAL_HITS = 10
 USUAL_SIMILAR = 12
 """Hits where nobody says how many, or `serving.most_hits` where that is less."""
 
+MOST_SOURCES = 50
+"""Of the form's list, beside those that are chosen; others are typed."""
+
 SHOWN_CHARACTERS = 480
 """Of a passage in a list of hits."""
 
@@ -54,8 +57,12 @@ def add_pages(app: FastAPI, service: Service) -> None:
 
     def page(fields: PageFields, **given: Any) -> HTMLResponse:
         numbers = sorted({number for number in (*_NUMBERS_OF_HITS, limit_of(fields)) if 1 <= number <= most})
+        spaces = service.spaces()
+        sources = sorted({source for space in spaces for source in space.sources})
+        listed = sorted({*fields.source, *sources[:MOST_SOURCES]})
         given |= {"fields": fields, "limit": limit_of(fields), "numbers": numbers}
-        return _page("search.html", service, spaces=service.spaces(), **given)
+        given |= {"spaces": spaces, "sources": listed, "unlisted": len(set(sources) - set(listed))}
+        return _page("search.html", service, **given)
 
     def limit_of(fields: PageFields) -> int:
         return min(USUAL_HITS, most) if fields.limit is None else fields.limit

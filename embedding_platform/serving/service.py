@@ -1,5 +1,7 @@
 """The platform behind the routes: searches, a few at a time, and rows with their files, previews and passages."""
 
+import logging
+import math
 import os
 import re
 import tempfile
@@ -47,9 +49,14 @@ _SECONDS_BELIEVED = 1.0
 """How long an answer of Milvus counts for those after it."""
 
 _SECONDS_OF_SPACES = 5.0
-"""How long the list of spaces and sources is kept: reading it costs a look at each source's table."""
+"""How long the list of spaces and sources counts as new: reading it costs a look at each source's table."""
+
+_MOST_SECONDS_OF_SPACES = 60.0
+"""How long it may be given while a new one is read beside."""
 
 _QUERY_NAME = "query"
+
+_log = logging.getLogger(__name__)
 
 
 class Service:
@@ -65,7 +72,8 @@ class Service:
         self._searcher = Searcher(self._platform)
         self._answered = -_SECONDS_BELIEVED
         self._missed = (-_SECONDS_BELIEVED, "")
-        self._spaces: tuple[float, list[SpaceAnswer]] = (0.0, [])
+        self._spaces: tuple[float, list[SpaceAnswer]] = (-math.inf, [])
+        self._listing = threading.Lock()
         places = self._platform.settings.serving.concurrent_searches
         self._places = threading.BoundedSemaphore(places)
         self._upload_places = threading.BoundedSemaphore(places)
@@ -105,16 +113,25 @@ class Service:
                 self._open_anew()
 
     def spaces(self) -> list[SpaceAnswer]:
-        """The published spaces with their sources; a few seconds old at most.
+        """The published spaces with their sources, a few seconds old.
+
+        They are read by one at a time, and beside the requests wherever somebody asks at least
+        every minute: with thousands of sources that takes seconds.
 
         Raises:
             MilvusError: if Milvus does not answer.
         """
         self.check_milvus()
         read, known = self._spaces
-        if not known or time.monotonic() - read > _SECONDS_OF_SPACES:
-            known = [space_answer(space, self._searcher.sources(space.key)) for space in self._searcher.spaces()]
-            self._spaces = (time.monotonic(), known)
+        age = time.monotonic() - read
+        if not known or age > _MOST_SECONDS_OF_SPACES:
+            with self._listing:
+                # Who waited for the list of another takes that.
+                if self._spaces[0] == read:
+                    self._list_spaces()
+            return self._spaces[1]
+        if age > _SECONDS_OF_SPACES and self._listing.acquire(blocking=False):
+            threading.Thread(target=self._list_spaces_beside, name="list of spaces", daemon=True).start()
         return known
 
     def search(
@@ -312,6 +329,22 @@ class Service:
             if source not in known:
                 raise RefusedError(404, f"no source {source!r} there; choose from {', '.join(sorted(known))}"[:1000])
         return [space for space in able if not sources or set(sources) & set(space.sources)]
+
+    def _list_spaces_beside(self) -> None:
+        # The lock was taken for this thread.
+        try:
+            self._list_spaces()
+        except PlatformError as error:
+            _log.warning("the list of spaces was not read anew: %s", error)
+        finally:
+            self._listing.release()
+
+    def _list_spaces(self) -> None:
+        spaces = self._searcher.spaces()
+        # Spaces of one modality have the same sources.
+        one_of = {space.modality: space.key for space in spaces}
+        sources = {modality: self._searcher.sources(key) for modality, key in one_of.items()}
+        self._spaces = (time.monotonic(), [space_answer(space, sources[space.modality]) for space in spaces])
 
     def _space_hits(self, space: str, hits: Sequence[Hit], started: float, words: str, said: str | None) -> SpaceHits:
         return SpaceHits(

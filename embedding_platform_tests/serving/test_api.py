@@ -17,6 +17,7 @@ from embedding_platform.milvus.alias import alias_target
 from embedding_platform.platform import Platform
 from embedding_platform.records import Item, Segment
 from embedding_platform.search import Searcher
+from embedding_platform.serving import pages
 from embedding_platform.serving import service as service_module
 from embedding_platform.serving.app import make_app
 from embedding_platform_tests.serving.conftest import ADDRESS, HOSTILE_SOURCE, Lake
@@ -238,6 +239,53 @@ def test_pages_ask_for_no_more_hits_than_there_may_be(
     assert [number for is_chosen, number in numbers if is_chosen] == [str(min(10, most))]
     found = client.get(f"/more-like/image/clip/{hit('image/clip', 'red')['id']}")
     assert (found.status_code, found.text.count('class="hit"')) == (200, similar)
+
+
+def test_a_form_lists_some_sources_and_takes_the_names_of_others(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "MOST_SOURCES", 2)
+    sources = sorted({source for space in client.get("/api/spaces").json() for source in space["sources"]})
+    assert len(sources) > 4
+    page = client.get("/").text
+    assert page.count('type="checkbox" name="source"') == 2
+    assert f'One of {len(sources) - 2} more <input name="source"' in page
+    answer = client.get("/", params={"words": "a circle", "space": "image/clip", "source": ["", "shapes"]})
+    assert 'name="source" value="shapes" checked' in answer.text
+    assert answer.text.count('type="checkbox" name="source"') == 3
+    assert set(re.findall(r'<span class="source">([^<]*)/</span>', answer.text)) == {"shapes"}
+
+
+def test_the_list_of_spaces_is_read_beside_the_requests_once_for_each_modality(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = lake.app().state.service
+    searcher = service._searcher
+    read, may_end = list[str](), threading.Event()
+    may_end.set()
+    sources = searcher.sources
+
+    def slow(space: str) -> list[str]:
+        assert may_end.wait(30)
+        read.append(space.partition("/")[0])
+        return sources(space)
+
+    monkeypatch.setattr(searcher, "sources", slow)
+    first = service.spaces()
+    assert sorted(read) == sorted({space.modality for space in first})
+    assert service.spaces() is first
+    monkeypatch.setattr(service_module, "_SECONDS_OF_SPACES", 0.0)
+    may_end.clear()
+    assert [service.spaces() is first for _ in range(3)] == [True] * 3
+    may_end.set()
+    with service._listing:
+        assert len(read) == 2 * len({space.modality for space in first})
+    monkeypatch.setattr(service_module, "_SECONDS_OF_SPACES", 60.0)
+    assert service.spaces() is not first
+    assert service.spaces() == first
+    monkeypatch.setattr(service_module, "_MOST_SECONDS_OF_SPACES", 0.0)
+    monkeypatch.setattr(searcher, "spaces", lambda: [])
+    assert service.spaces() == []
 
 
 @pytest.mark.parametrize(
