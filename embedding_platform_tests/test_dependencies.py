@@ -1,9 +1,10 @@
-"""What the package imports is declared: that something else brings it along may end with any release of that."""
+"""What the package imports is declared, since what else brings it may stop to, and what it hands on is there."""
 
 import ast
 import re
 import sys
 import tomllib
+from importlib import resources
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
@@ -62,3 +63,9 @@ def test_every_dependency_is_pinned(project: dict[str, Any]) -> None:
     extras = project["optional-dependencies"]
     wanted = names([*project["dependencies"], *extras["dev"], *extras["postgres"]]) - {"embedding-platform"}
     assert wanted - pinned == set()
+
+
+def test_the_package_hands_on_its_types() -> None:
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    assert "py.typed" in data["embedding_platform"]
+    assert (resources.files("embedding_platform") / "py.typed").is_file()
