@@ -49,6 +49,9 @@ class Filter:
         for name in ("sources", "roles"):
             if isinstance(getattr(self, name), str):
                 raise PlatformError(f"{name} of a filter are several names; write ({getattr(self, name)!r},)")
+        for name in ("embedded_after", "embedded_before"):
+            if not isinstance(time := getattr(self, name), datetime | None):
+                raise PlatformError(f"{name} of a filter is {time!r}; give a datetime with a time zone")
         _ = self.condition
 
     @property

@@ -1,4 +1,4 @@
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta, timezone
 
 import pytest
 
@@ -47,6 +47,8 @@ def test_a_time_of_any_zone_is_one_in_utc():
         ({"sources": "photos"}, r"write \('photos',\)"),
         ({"roles": "image"}, r"write \('image',\)"),
         ({"embedded_after": datetime(2026, 5, 31)}, "has no time zone"),
+        ({"embedded_after": "2026-05-01"}, "embedded_after of a filter is '2026-05-01'; give a datetime"),
+        ({"embedded_before": date(2026, 5, 1)}, "embedded_before of a filter is .*; give a datetime"),
         ({"attributes": {"a.b": 1}}, "is the name of no attribute"),
         ({"attributes": {"width": (None, None)}}, "None for an open end"),
         ({"attributes": {"width": (1, 2, 3)}}, "None for an open end"),
