@@ -1,5 +1,6 @@
 """Who is let in: tokens, cookies, names in addresses, other sites, and bodies that are too large."""
 
+import asyncio
 import re
 import threading
 import time
@@ -214,6 +215,31 @@ def test_an_upload_ends_at_its_limit_whatever_length_it_declares(lake: Lake, pat
     assert "larger than 1 MiB" in refused.text
     lying = client.post(path, content=body_of(2**22), headers={**headers, "Content-Length": "100"})
     assert lying.status_code == 413
+
+
+def test_a_body_that_comes_to_a_halt_gives_its_place_away(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access, "SECONDS_BETWEEN_PIECES", 0.1)
+    pieces = [body for _, body in zip(range(2), body_of(2**16), strict=False)]
+    said: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        if not pieces:
+            await asyncio.sleep(30)
+        return {"type": "http.request", "body": pieces.pop(0), "more_body": True}
+
+    async def send(message: Any) -> None:
+        said.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/api/search",
+        "query_string": b"",
+        "headers": [(b"host", b"127.0.0.1"), (b"content-type", b"multipart/form-data; boundary=x")],
+    }
+    asyncio.run(lake.app()(scope, receive, send))
+    assert said[0]["status"] == 408
+    assert b"the request came to a halt" in said[1]["body"]
 
 
 def test_uploads_beyond_the_most_are_told_to_come_again(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
