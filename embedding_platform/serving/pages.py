@@ -1,6 +1,7 @@
 """The pages, rendered here from templates that escape whatever they are given."""
 
 import hashlib
+import re
 from collections.abc import Callable
 from functools import lru_cache
 from importlib import resources
@@ -28,6 +29,9 @@ _NUMBERS_OF_HITS = (5, 10, 25, 50, 100)
 USUAL_HITS = 10
 USUAL_SIMILAR = 12
 """Hits where nobody says how many, or `serving.most_hits` where that is less."""
+
+_CONDITION = re.compile(r'(?:"(?:[^"\\]|\\.)*"|\S)+')
+"""What spaces part, but for those in double quotes."""
 
 MOST_SOURCES = 50
 """Of the form's list, beside those that are chosen; others are typed."""
@@ -206,7 +210,7 @@ class PageFields:
             path_prefix=self.path_prefix,
             after=self.after,
             before=self.before,
-            where=self.where.split(),
+            where=_CONDITION.findall(self.where),
         )
 
 

@@ -241,6 +241,18 @@ def test_pages_ask_for_no_more_hits_than_there_may_be(
     assert (found.status_code, found.text.count('class="hit"')) == (200, similar)
 
 
+def test_a_value_on_the_page_may_hold_spaces(client: TestClient, hit: Any) -> None:
+    asked = {"words": "a circle", "space": "image/clip", "limit": "50"}
+    for where, is_found in (
+        ('format="PNG" width=1..', True),
+        ('format="P N G"', False),
+        ('format="PNG" width="6 4"', False),
+        ('format="P\\" N G', False),
+    ):
+        answer = client.get("/", params={**asked, "where": where})
+        assert (answer.status_code, 'class="hit"' in answer.text) == (200 if "\\" not in where else 422, is_found)
+
+
 def test_a_form_lists_some_sources_and_takes_the_names_of_others(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -347,6 +359,14 @@ def test_fields_of_pages_are_as_short_as_those_of_the_api(client: TestClient, fi
         assert f"{field}" in answer.text
         assert "should have at most" in answer.text
         assert "xxx" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0, "0:00"), (7.25, "0:07.2"), (59.96, "1:00"), (62.5, "1:02.5"), (3600, "1:00:00"), (3725.5, "1:02:05.5")],
+)
+def test_a_place_in_time_is_shown_as_players_show_it(seconds: float, shown: str) -> None:
+    assert pages.clock(seconds) == shown
 
 
 @pytest.mark.parametrize(
