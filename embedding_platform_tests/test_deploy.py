@@ -39,7 +39,7 @@ def variables(text: str) -> set[str]:
 
 
 def test_every_service_has_a_version_a_health_check_and_a_restart_policy(services) -> None:
-    assert set(services) == {"code", "webserver", "daemon", "postgres", "milvus", "etcd", "minio"}
+    assert set(services) == {"code", "webserver", "daemon", "search", "postgres", "milvus", "etcd", "minio"}
     for name, service in services.items():
         _, _, tag = service["image"].rpartition(":")
         assert re.search(r"\d+\.\d+|\d{4}-\d\d-\d\d", tag), f"{name}: {service['image']} names no version"
@@ -62,9 +62,10 @@ def test_each_volume_is_declared_and_used(compose, services) -> None:
     assert (DEPLOY / "../embedding_platform.yaml").exists()
 
 
-def test_only_the_web_ui_can_be_reached_and_from_this_machine_alone(services) -> None:
+def test_only_the_web_ui_and_the_search_page_can_be_reached_and_from_this_machine_alone(services) -> None:
     assert {name: service["ports"] for name, service in services.items() if "ports" in service} == {
-        "webserver": ["127.0.0.1:${WEB_PORT:-3000}:3000"]
+        "webserver": ["127.0.0.1:${WEB_PORT:-3000}:3000"],
+        "search": ["127.0.0.1:${SEARCH_PORT:-8000}:8000"],
     }
 
 
@@ -72,7 +73,7 @@ def test_no_secret_stands_in_the_files_and_none_may_be_left_out() -> None:
     text = (DEPLOY / "compose.yaml").read_text()
     example = dict(re.findall(r"^([A-Z_]+)=(.*)$", (DEPLOY / ".env.example").read_text(), re.MULTILINE))
     assert set(example) == variables(text)
-    for name in ("POSTGRES_PASSWORD", "MILVUS_PASSWORD", "MINIO_PASSWORD"):
+    for name in ("POSTGRES_PASSWORD", "MILVUS_PASSWORD", "MINIO_PASSWORD", "SEARCH_TOKEN"):
         assert example[name] == ""
         places = re.findall(rf"\$\{{{name}([^}}]*)}}", text)
         assert places
@@ -94,6 +95,20 @@ def test_the_settings_in_the_containers_are_settings(services, monkeypatch) -> N
     assert (settings.media_url, settings.store_url) == ("/media", "/var/lib/embedding_platform/store")
 
 
+def test_the_search_page_has_the_settings_of_the_runs_and_a_token_of_its_own(services) -> None:
+    runs, search = services["code"]["environment"], services["search"]["environment"]
+    own = {name for name in search if name.startswith("EMBEDDING_PLATFORM_SERVING__")}
+    assert own == {"EMBEDDING_PLATFORM_SERVING__TOKEN", "EMBEDDING_PLATFORM_SERVING__DAGSTER_URL"}
+    assert {name: search[name] for name in search.keys() - own} == {
+        name: value for name, value in runs.items() if not name.startswith("DAGSTER_")
+    }
+    command = services["search"]["command"]
+    assert command[0] == "embedding-platform"
+    from embedding_platform.cli import main
+
+    main.commands["serve"].make_context("serve", command[2:])
+
+
 @pytest.mark.parametrize("command", [("docker", "compose"), ("docker-compose",)], ids=" ".join)
 def test_compose_itself_takes_the_file(command, tmp_path) -> None:
     if not shutil.which(command[0]) or subprocess.run([*command, "version"], capture_output=True).returncode:
@@ -101,6 +116,7 @@ def test_compose_itself_takes_the_file(command, tmp_path) -> None:
     for name in ("compose.yaml", "Dockerfile"):
         shutil.copy(DEPLOY / name, tmp_path)
     values = {"MEDIA_ROOT": "/media", "POSTGRES_PASSWORD": "a", "MILVUS_PASSWORD": "b", "MINIO_PASSWORD": "c"}
+    values["SEARCH_TOKEN"] = "d"
     config = [*command, "-f", "compose.yaml", "config"]
     told = subprocess.run(config, cwd=tmp_path, env={**os.environ, **values}, capture_output=True, text=True)
     assert told.returncode == 0, told.stderr

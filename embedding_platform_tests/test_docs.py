@@ -12,6 +12,7 @@ from types import ModuleType
 
 import click
 import pytest
+import yaml
 from pydantic import BaseModel
 
 from embedding_platform.cli import main
@@ -70,6 +71,24 @@ def test_every_page_is_there_and_nothing_comes_from_elsewhere(site: Path) -> Non
         assert outside == [], path.name
     for path in site.rglob("*.css"):
         assert not re.search(r"url\(['\"]?(https?:)?//|@import", path.read_text()), path.name
+
+
+def test_the_site_reads_from_first_steps_to_reference(site: Path) -> None:
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    headings = [heading for entry in nav for heading in entry]
+    assert headings == [
+        "Overview",
+        "Tour",
+        "Your own media",
+        "Your own model",
+        "Your own Milvus",
+        "Operating it",
+        "How it works",
+        "Reference",
+    ]
+    overview = re.findall(r"^(\d)\. \[?([\w ]+)", (ROOT / "docs" / "index.md").read_text(), re.MULTILINE)
+    assert [(int(place), name) for place, name in overview] == list(enumerate(headings[1:], 1))
+    assert '<h2 id="how-fast-it-searches">' in (site / "performance.html").read_text()
 
 
 @pytest.mark.parametrize(

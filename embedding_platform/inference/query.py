@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from embedding_platform.storage import file_system
 from embedding_platform.vectors.judgement import normalise
 
 MOST_QUERY_SEGMENTS = 16
-"""Segments of a query file that are embedded; their mean is the query vector."""
+"""Segments of a query file that are decoded and embedded, from its beginning; their mean is the query vector."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def read_query(path: str, cutting: Cutting) -> Query:
             raise PlatformError(f"{path} holds no media that can be searched by; name text, image, audio or video")
         modality, media_type = known
         item = Item(os.path.basename(path), uri, fs.size(inner), "", media_type, "")
-        segments = cut(modality, "", item, cutting)[:MOST_QUERY_SEGMENTS]
+        segments = cut(modality, "", item, replace(cutting, most_segments=MOST_QUERY_SEGMENTS))
         return Query(segments[0].role, tuple(read(modality, segments, cutting.decoding)), path)
     except RejectedError as error:
         raise PlatformError(f"{path} cannot be searched by: {error}") from None

@@ -63,15 +63,21 @@ def cut(source: str, item: Item, cutting: Cutting) -> list[Segment]:
     A rest under 0.1 s after a whole window is left out. A file shorter than that is one window.
 
     Raises:
-        RejectedError: if the file cannot be decoded to the end that it declares.
+        RejectedError: if the file cannot be decoded to the end that it declares, as far as it is decoded.
         PlatformError: if the window is not within 0 to 30 s.
     """
     window = _window_samples(cutting)
+    most = None if cutting.most_segments is None else window * cutting.most_segments
     deadline = Deadline(cutting.decoding)
     with open_container(item.uri, deadline) as container:
         stream = _sound(container)
         declared = duration_seconds(container) if _knows_its_length(container, item.uri) else None
-        total = sum(len(samples) for _, samples in decoded_sound(container, stream, SAMPLE_RATE, deadline))
+        total = 0
+        for _, samples in decoded_sound(container, stream, SAMPLE_RATE, deadline):
+            total += len(samples)
+            if most is not None and total > most:
+                total, declared = most, None
+                break
         is_exact = container.format.name == "flac"
     if not total:
         raise RejectedError("holds no sound: its duration is zero")

@@ -24,7 +24,8 @@ class Cutting:
     `tokenizer_file` is the path of a Hugging Face tokenizer.json, None to count four bytes
     of UTF-8 as one token. `max_tokens` is the longest passage, special tokens included;
     `overlap_tokens` is the most that a passage repeats of the one before it. `decoding` bounds
-    what a file may take; it decides whether there are segments, never which.
+    what a file may take; it decides whether there are segments, never which. Of a file with more
+    than `most_segments`, a number for queries alone, what comes after them is not decoded.
     """
 
     tokenizer_file: str | None
@@ -33,6 +34,7 @@ class Cutting:
     audio_window_seconds: float = 30.0
     clip_seconds: float = 2.56
     decoding: DecodingSettings = field(default_factory=DecodingSettings)
+    most_segments: int | None = None
 
 
 def modality_module(modality: str) -> ModuleType:
@@ -41,14 +43,14 @@ def modality_module(modality: str) -> ModuleType:
 
 
 def cut(modality: str, source: str, item: Item, cutting: Cutting) -> list[Segment]:
-    """The segments of an item, at least one; the whole file is decoded on the way.
+    """The segments of an item, at least one; the whole file is decoded on the way, or what `most_segments` need.
 
     Each has the attributes of the item and its own, so that rows can be told by either.
 
     Raises:
         RejectedError: if the item cannot be decoded to its end, or holds nothing.
     """
-    segments: list[Segment] = modality_module(modality).cut(source, item, cutting)
+    segments: list[Segment] = modality_module(modality).cut(source, item, cutting)[: cutting.most_segments]
     return [replace(segment, attributes={**item.attributes, **segment.attributes}) for segment in segments]
 
 

@@ -1,7 +1,11 @@
 """The limits of decoding one file, and how a rejection tells what it met and whether that still holds."""
 
+import math
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 from embedding_platform.errors import RejectedError
 from embedding_platform.settings import DecodingSettings
@@ -14,18 +18,32 @@ _NOT_NOW = "cannot be read now"
 _SECONDS_PER_MINUTE = 60.0
 _SECONDS_PER_HOUR = 3600.0
 
+_awaited_until: ContextVar[float] = ContextVar("awaited_until", default=math.inf)
+
+
+@contextmanager
+def awaited(seconds: float) -> Iterator[None]:
+    """Let all decodes of the block together have so many seconds, whatever they play: somebody waits for them."""
+    former = _awaited_until.set(time.monotonic() + seconds)
+    try:
+        yield
+    finally:
+        _awaited_until.reset(former)
+
 
 class Deadline:
     """The time by which one decode has to be done: it grows as sound or a video is seen to play.
 
     A film takes longer than a song, and a damaged header may claim any length; so a decode
-    has `max_seconds`, and as much again for every minute that was decoded so far.
+    has `max_seconds`, and as much again for every minute that was decoded so far. One that is
+    `awaited` has no more than those who wait.
     """
 
     def __init__(self, limits: DecodingSettings) -> None:
         self._limits = limits
         self._started = time.monotonic()
         self._played = 0.0
+        self._awaited_until = _awaited_until.get()
 
     def restart(self) -> None:
         """Begin anew, for a reader that waited for whoever takes its contents."""
@@ -41,7 +59,10 @@ class Deadline:
         if played > self._limits.max_hours * _SECONDS_PER_HOUR:
             raise over(self._limits, "max_hours", f"plays for more than {self._limits.max_hours:g} hours")
         allowed = self._limits.max_seconds * (1 + self._played / _SECONDS_PER_MINUTE)
-        if time.monotonic() - self._started > allowed:
+        now = time.monotonic()
+        if now > self._awaited_until:
+            raise RejectedError("takes too long to decode while somebody waits for it; send a shorter piece of it")
+        if now - self._started > allowed:
             raise over(self._limits, "max_seconds", "takes too long to decode")
 
 

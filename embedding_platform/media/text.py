@@ -2,6 +2,7 @@
 
 import bisect
 import hashlib
+import itertools
 import json
 import os
 import posixpath
@@ -75,7 +76,7 @@ def cut(source: str, item: Item, cutting: Cutting) -> list[Segment]:
         PlatformError: if the tokenizer is unreadable, or the limits leave no room for text.
     """
     document = extract(item.uri, cutting.decoding)
-    passages = _passages(document.text, cutting)
+    passages = itertools.islice(_passages(document.text, cutting), cutting.most_segments)
     return [
         Segment(
             segment_id=segment_id(source, item.path, "text", position),

@@ -82,11 +82,14 @@ def cut(source: str, item: Item, cutting: Cutting) -> list[Segment]:
     A rest shorter than the model's window (0.64 s) is part of the clip before it.
 
     Raises:
-        RejectedError: if pictures or sound cannot be decoded to the end that is declared.
+        RejectedError: if pictures or sound cannot be decoded to the end that is declared, as far as
+            they are decoded.
         PlatformError: if clips would be shorter than the window.
     """
     if cutting.clip_seconds < WINDOW_SECONDS:
         raise PlatformError(f"clip_seconds is {cutting.clip_seconds}; set it to {WINDOW_SECONDS} or more")
+    most = None if cutting.most_segments is None else cutting.clip_seconds * cutting.most_segments + WINDOW_SECONDS
+    is_whole = True
     first: float | None = None
     last: float | None = None
     widest_gap, shown_for = 0.0, 0.0
@@ -97,19 +100,15 @@ def cut(source: str, item: Item, cutting: Cutting) -> list[Segment]:
             raise RejectedError(f"is damaged: its clock jumps by {widest_gap:.0f} s at {time - first:.0f} s")
         last = time
         shown_for = float(frame.duration * frame.time_base) if frame.duration else 0.0
+        if most is not None and last - first > most:
+            is_whole = False
+            break
     if first is None or last is None:
         raise RejectedError("holds no pictures: its duration is zero")
     seconds = last - first + (min(shown_for, LONGEST_STILL_SECONDS) or 1 / CLIP_FRAME_RATE)
-    deadline = Deadline(cutting.decoding)
-    with open_container(item.uri, deadline) as container:
-        declared = duration_seconds(container)
-        sound = sound_stream(container)
-        sound_ends = 0.0
-        if sound is not None:
-            for time, samples in decoded_sound(container, sound, CLIP_SAMPLE_RATE, deadline):
-                sound_ends = time + len(samples) / CLIP_SAMPLE_RATE
-    # How long the last frame is shown is often not written down.
-    check_length(declared, max(seconds + widest_gap, sound_ends - first))
+    if is_whole:
+        # How long the last frame is shown is often not written down.
+        _check_sound(item.uri, Deadline(cutting.decoding), first, seconds + widest_gap)
     # Time stamps are floats: a length that is a whole number of clips may fall a hair short.
     count = max(1, int(seconds / cutting.clip_seconds + 1e-6))
     starts = [position * cutting.clip_seconds for position in range(count)]
@@ -153,6 +152,18 @@ def read(segments: Sequence[Segment], limits: DecodingSettings = USUAL_LIMITS) -
 def parameters(cutting: Cutting) -> tuple[str, ...]:
     """What of `cutting` decides the clips."""
     return (str(cutting.clip_seconds),)
+
+
+def _check_sound(uri: str, deadline: Deadline, first: float, seconds: float) -> None:
+    """Decode the sound to its end, and compare the declared length with how long pictures or sound play."""
+    with open_container(uri, deadline) as container:
+        declared = duration_seconds(container)
+        sound = sound_stream(container)
+        sound_ends = 0.0
+        if sound is not None:
+            for time, samples in decoded_sound(container, sound, CLIP_SAMPLE_RATE, deadline):
+                sound_ends = time + len(samples) / CLIP_SAMPLE_RATE
+    check_length(declared, max(seconds, sound_ends - first))
 
 
 def _pictures(container: Any, limits: DecodingSettings) -> Any:

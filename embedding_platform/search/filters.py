@@ -49,6 +49,9 @@ class Filter:
         for name in ("sources", "roles"):
             if isinstance(getattr(self, name), str):
                 raise PlatformError(f"{name} of a filter are several names; write ({getattr(self, name)!r},)")
+        for name in ("embedded_after", "embedded_before"):
+            if not isinstance(time := getattr(self, name), datetime | None):
+                raise PlatformError(f"{name} of a filter is {time!r}; give a datetime with a time zone")
         _ = self.condition
 
     @property
@@ -77,8 +80,8 @@ def written_filter(
     """A filter as people write it: on the command line, or in an address.
 
     `after` and `before` are dates or times in ISO 8601, in UTC where they name no zone. `where`
-    are NAME=VALUE, or NAME=LEAST..GREATEST with either end left out; what reads as a number, as
-    true or false is one, and text in double quotes is text.
+    are NAME=VALUE, or NAME=LEAST..GREATEST with either end left out, each of another NAME; what
+    reads as a number, as true or false is one, and text in double quotes is text.
 
     Raises:
         PlatformError: saying what cannot be read, and how it is written.
@@ -87,13 +90,18 @@ def written_filter(
     for role in roles:
         if role not in known:
             raise PlatformError(f"no role {role!r}; choose from {', '.join(known)}")
+    attributes: dict[str, Scalar | Range] = {}
+    for name, wanted in map(_read_attribute, where):
+        if name in attributes:
+            raise PlatformError(f"{name} has two conditions; write them as one, such as {name}=LEAST..GREATEST")
+        attributes[name] = wanted
     return Filter(
         sources=tuple(sources),
         roles=cast("tuple[Role, ...]", tuple(roles)),
         path_prefix=path_prefix,
         embedded_after=_read_moment(after) if after else None,
         embedded_before=_read_moment(before) if before else None,
-        attributes=dict(map(_read_attribute, where)),
+        attributes=attributes,
     )
 
 
@@ -109,10 +117,11 @@ def _read_attribute(text: str) -> tuple[str, Scalar | Range]:
     name, equals, value = text.partition("=")
     if not equals or not name or not value:
         raise PlatformError(f"{text!r} is no condition; write NAME=VALUE or NAME=LEAST..GREATEST, such as width=1024..")
-    ends = [_read_value(end) if end else None for end in value.split("..")]
-    if len(ends) == 2 and not any(isinstance(end, str | bool) for end in ends):
-        return name, cast(Range, tuple(ends))
-    return name, _read_value(value)
+    whole, ends = _read_value(value), value.split("..")
+    # Text in double quotes reads as another than it is written.
+    if whole != value or len(ends) != 2:
+        return name, whole
+    return name, cast(Range, tuple(_read_value(end) if end else None for end in ends))
 
 
 def _read_value(text: str) -> Scalar:
@@ -137,6 +146,12 @@ def _attribute_condition(name: str, wanted: Scalar | Range) -> Expression:
     if len(wanted) != 2 or wanted == (None, None):
         raise PlatformError(
             f"attribute {name} of a filter is {wanted!r}; give a value, or (least, greatest) with None for an open end"
+        )
+    ends = [end for end in wanted if end is not None]
+    if any(isinstance(end, bool) for end in ends) or len({isinstance(end, str) for end in ends}) > 1:
+        raise PlatformError(
+            f"attribute {name} of a filter ranges over {wanted!r}; give two numbers or two texts, and write text that "
+            'reads as a number in double quotes, such as "2024"'
         )
     least, greatest = wanted
     return all_of(

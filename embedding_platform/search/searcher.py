@@ -23,6 +23,9 @@ from embedding_platform.search.makers import maker_of
 from embedding_platform.settings import load_settings
 from embedding_platform.spaces import Role, Space
 
+_SOURCES_NAMED = 20
+"""Of those there are, in the line that refuses another."""
+
 MOST_HITS = 1000
 """Hits of one search and space."""
 
@@ -149,7 +152,8 @@ class Searcher:
         """The same in several spaces, by space key: their scores compare only inside each.
 
         Without `spaces`, every published space is searched that encodes the query's role, has a
-        source of the filter, and for a hybrid search has words.
+        source of the filter, and for a hybrid search has words; a source that none of them has is
+        refused.
         """
         asked = self._query(query)
         words = _words(asked) if hybrid else ""
@@ -205,11 +209,8 @@ class Searcher:
         if named:
             chosen = [(self._readable(space), sources) for space in named]
         else:
-            chosen = [
-                (published, held)
-                for space in able
-                if (held := self._held(space, sources)) is not None and (published := self._published(space))
-            ]
+            kept = self._kept(able, sources)
+            chosen = [(published, held) for space, held in kept if (published := self._published(space))]
         with_words = [(published, held) for published, held in chosen if published.provenance.words]
         wordless = [published.space.key for published, _ in chosen if not published.provenance.words]
         if hybrid and wordless and (named or not with_words):
@@ -222,11 +223,24 @@ class Searcher:
             raise PlatformError(f"no published space{among} can answer this; run `embedding-platform run` first")
         return with_words if hybrid else chosen
 
-    def _held(self, space: Space, sources: Sequence[str]) -> Sequence[str] | None:
-        """Those of the sources asked for that the space has; None if it has none of them."""
+    def _kept(self, spaces: Sequence[Space], sources: Sequence[str]) -> list[tuple[Space, Sequence[str]]]:
+        """Of the spaces those that have one of the sources asked for, with those that each has.
+
+        Raises:
+            PlatformError: for a source that none of them has.
+        """
         if not sources:
-            return ()
-        return [source for source in listed_sources(self._platform.store, space.modality) if source in sources] or None
+            return [(space, ()) for space in spaces]
+        modalities = {space.modality for space in spaces}
+        listed = {modality: listed_sources(self._platform.store, modality) for modality in modalities}
+        known = {source for names in listed.values() for source in names}
+        if unknown := [source for source in sources if source not in known]:
+            raise PlatformError(
+                f"unknown source {', '.join(map(repr, unknown))} in {', '.join(space.key for space in spaces)}; "
+                + (f"choose among {', '.join(sorted(known)[:_SOURCES_NAMED])}" if known else "none is listed yet")
+            )
+        held = [(space, [source for source in listed[space.modality] if source in sources]) for space in spaces]
+        return [(space, names) for space, names in held if names]
 
     def _vector(self, query: Query, published: _Published) -> np.ndarray:
         """The query's vector, float32 [d], by the model that made the collection."""

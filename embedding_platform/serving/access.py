@@ -1,5 +1,6 @@
 """Who may ask, from where, and how much: what is decided of a request before any route sees it."""
 
+import asyncio
 import hashlib
 import hmac
 import ipaddress
@@ -23,7 +24,18 @@ SIGNED_IN_SECONDS = 30 * 24 * 3600
 OPEN_PATHS = frozenset({"/healthz", "/sign-in", "/style.css", "/icon.svg"})
 """What is shown without a token: it tells nothing about the media."""
 
+PROXY_HEADERS = frozenset(
+    {"forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-forwarded-server", "x-real-ip"}
+)
+"""What proxies add to a request that they pass on; not all of them do, nginx only if told to."""
+
 UPLOAD_PATHS = frozenset({"/", "/api/search"})
+
+MOST_UPLOADS = 8
+"""Files that are sent or searched by at once, since each lies on the disk meanwhile, twice while it is decoded."""
+
+SECONDS_BETWEEN_PIECES = 30.0
+"""How long a request may fall silent in the middle of its body, before its place is given to another."""
 
 SMALL_BODY_BYTES = 64 * 2**10
 
@@ -76,12 +88,14 @@ class Access:
 
     Where one is set, a program sends it as `Authorization: Bearer`, and a browser has a cookie
     that `sign_in` made of it. Without one, the name in the address must be this machine's, or a
-    web site could have its own name point here and read all with its visitors' browsers.
+    web site could have its own name point here and read all with its visitors' browsers; nor may
+    a proxy say that it passes the request on, since what it passes on came from elsewhere.
     """
 
     def __init__(self, app: ASGIApp, settings: ServingSettings) -> None:
         self._app = app
         self._settings = settings
+        self._uploads = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See the ASGI specification."""
@@ -96,18 +110,28 @@ class Access:
         if refusal is not None:
             await refusal(scope, receive, guarded)
             return
-        await self._app(scope, self._bounded(request, receive), guarded)
+        is_upload = request.method == "POST" and request.url.path in UPLOAD_PATHS
+        if is_upload and self._uploads >= MOST_UPLOADS:
+            await error(503, "too many files are being sent; try again in a moment")(scope, receive, guarded)
+            return
+        self._uploads += is_upload
+        try:
+            await self._app(scope, self._bounded(request, receive), guarded)
+        finally:
+            self._uploads -= is_upload
 
     def _refusal(self, request: Request) -> Response | None:
         if _is_taken_from_elsewhere(request.headers, request.method):
             return error(403, "another web site asked for this; open it from its own page")
         token = self._settings.token.get_secret_value()
         if not token:
-            if is_loopback(_host_name(request.headers.get("host", ""))):
-                return None
-            return error(
-                421, "without serving.token this is served as localhost alone; open it by that name, or set a token"
-            )
+            if not is_loopback(_host_name(request.headers.get("host", ""))):
+                return error(
+                    421, "without serving.token this is served as localhost alone; open it by that name, or set a token"
+                )
+            if not PROXY_HEADERS.isdisjoint(request.headers):
+                return error(403, "a proxy passed this on, and serving.token is not set; set it, or ask directly")
+            return None
         if request.url.path in OPEN_PATHS or _shows_token(request, token):
             return None
         if request.method == "GET" and "text/html" in request.headers.get("accept", ""):
@@ -116,14 +140,20 @@ class Access:
         return error(401, "the token is missing or wrong; send `Authorization: Bearer TOKEN`", bearer=True)
 
     def _bounded(self, request: Request, receive: Receive) -> Receive:
-        """The body up to its limit, counted as it comes, since what is declared may be wrong."""
+        """The body up to its limit, counted as it comes, since what is declared may be wrong, or never come."""
         upload = self._settings.upload_megabytes * 2**20 + _FORM_BYTES
         most = upload if request.url.path in UPLOAD_PATHS else SMALL_BODY_BYTES
-        received = 0
+        received, is_whole = 0, False
 
         async def counted() -> Message:
-            nonlocal received
-            message = await receive()
+            nonlocal received, is_whole
+            try:
+                # After the body nothing comes but that the client goes away.
+                async with asyncio.timeout(None if is_whole else SECONDS_BETWEEN_PIECES):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, "the request came to a halt; send it again") from None
+            is_whole = not message.get("more_body", False)
             received += len(message.get("body", b""))
             if received > most:
                 raise HTTPException(413, f"the request is larger than {most // 2**20 or '0.06'} MiB; send less")

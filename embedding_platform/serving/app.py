@@ -1,16 +1,16 @@
 """The routes: pages for people, and beside them the same as JSON for programs."""
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, File, Header, Path, Query, Request, Response, UploadFile
-from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from embedding_platform.errors import MilvusError, PlatformError
+from embedding_platform.lineage import RowTrace
 from embedding_platform.platform import Platform
 from embedding_platform.serving.access import HEADERS, Access, error
 from embedding_platform.serving.answers import (
@@ -32,11 +32,15 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     for status, description in {
         400: "the request cannot be read",
         401: "the token is missing or wrong",
-        403: "another site asked, or the file lies outside the media root",
+        403: "another site asked, a proxy did while no token is set, or the file lies outside the media root",
         404: "no such space, source or row",
+        405: "this address knows no such method",
+        408: "the request came to a halt",
         413: "the request is too large",
+        421: "without a token this is served under the names of this machine alone",
         422: "the question makes no sense",
-        503: "Milvus does not answer, or too many searches are under way",
+        500: "something went wrong inside the server",
+        503: "Milvus does not answer, or too many searches or uploads are under way",
     }.items()
 }
 
@@ -98,7 +102,7 @@ def _api(service: Service) -> APIRouter:
         hybrid: Annotated[bool, Query(description="fuse with full-text search where a space has it")] = False,
     ) -> SearchAnswer:
         """Search by words, in the spaces named or in all that understand words."""
-        return service.search(service.words_query(words), asked.spaces, asked.filter, limit, hybrid)
+        return service.search(service.words_query(words), asked.spaces, asked.filter, limit, words, hybrid)
 
     @api.post("/api/search", tags=["search"])
     def search_by_file(
@@ -123,17 +127,23 @@ def _api(service: Service) -> APIRouter:
         return service.passage(f"{modality}/{name}", row_id)
 
     @api.get("/api/trace/{row_id}", tags=["rows"])
-    def trace(row_id: RowId) -> list[dict[str, Any]]:
+    def trace(row_id: RowId) -> list[RowTrace]:
         """A row in every space that holds it: its file, content hash, model, fingerprint, shard and run."""
-        return [
-            {**jsonable_encoder(asdict(found)), "run_page": run_page(service.settings.dagster_url, found.run_id)}
-            for found in service.traces(row_id)
-        ]
+        url = service.settings.dagster_url
+        return [replace(found, run_page=run_page(url, found.run_id)) for found in service.traces(row_id)]
 
-    kinds: dict[str, Any] = {"content": {"application/octet-stream": {}, "image/*": {}, "audio/*": {}, "video/*": {}}}
+    types = ("application/octet-stream", "application/pdf", "image/*", "audio/*", "video/*")
+    files: dict[str, Any] = {"content": {media_type: {} for media_type in types}}
+    parts: dict[int | str, dict[str, Any]] = {
+        200: {**files, "description": "the file"},
+        206: {**files, "description": "the part that Range asks for"},
+        304: {"description": "it is the one that If-None-Match names"},
+        416: {"description": "Range asks for what lies beyond the end"},
+    }
+    pictures: dict[str, Any] = {"content": {"image/jpeg": {}, "image/png": {}}, "description": "the picture"}
 
     @api.head("/media/{modality}/{name}/{row_id}", include_in_schema=False)
-    @api.get("/media/{modality}/{name}/{row_id}", tags=["rows"], response_class=Response, responses={200: kinds})
+    @api.get("/media/{modality}/{name}/{row_id}", tags=["rows"], response_class=Response, responses=parts)
     def media(
         request: Request,
         modality: Modality,
@@ -150,7 +160,7 @@ def _api(service: Service) -> APIRouter:
             return Response(status_code=answer.status_code, headers=dict(answer.headers))
         return answer
 
-    @api.get("/preview/{modality}/{name}/{row_id}", tags=["rows"], response_class=Response, responses={200: kinds})
+    @api.get("/preview/{modality}/{name}/{row_id}", tags=["rows"], response_class=Response, responses={200: pictures})
     def preview(modality: Modality, name: Name, row_id: RowId) -> Response:
         """A small picture: of an image, of the middle of a clip, of how loud a window of sound is."""
         payload, media_type = service.preview(f"{modality}/{name}", row_id)

@@ -1,6 +1,7 @@
 """The pages, rendered here from templates that escape whatever they are given."""
 
 import hashlib
+import re
 from collections.abc import Callable
 from functools import lru_cache
 from importlib import resources
@@ -8,15 +9,32 @@ from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, File, Form, Query, Request, Response, UploadFile
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from pydantic import StringConstraints
 from starlette.responses import HTMLResponse, RedirectResponse
 
+from embedding_platform.errors import MilvusError, PlatformError
 from embedding_platform.serving.access import COOKIE, is_own_page, same_token, sign_in
-from embedding_platform.serving.answers import run_page
+from embedding_platform.serving.answers import SearchAnswer, run_page
 from embedding_platform.serving.filters import Narrowed, narrowed
 from embedding_platform.serving.passages import excerpt, marked
 from embedding_platform.serving.refused import RefusedError
 from embedding_platform.serving.service import Service
 from embedding_platform.spaces import MODALITIES
+
+_Name = Annotated[str, StringConstraints(max_length=1024)]
+_Names = list[_Name] | None
+
+_NUMBERS_OF_HITS = (5, 10, 25, 50, 100)
+
+USUAL_HITS = 10
+USUAL_SIMILAR = 12
+"""Hits where nobody says how many, or `serving.most_hits` where that is less."""
+
+_CONDITION = re.compile(r'(?:"(?:[^"\\]|\\.)*"|\S)+')
+"""What spaces part, but for those in double quotes."""
+
+MOST_SOURCES = 50
+"""Of the form's list, beside those that are chosen; others are typed."""
 
 SHOWN_CHARACTERS = 480
 """Of a passage in a list of hits."""
@@ -39,45 +57,75 @@ _TITLES = {
 def add_pages(app: FastAPI, service: Service) -> None:
     """Add the pages, which are left out of the OpenAPI document."""
 
-    def page(**given: Any) -> HTMLResponse:
-        return _page("search.html", service, spaces=service.spaces(), **given)
+    most = service.settings.most_hits
+
+    def page(fields: PageFields, **given: Any) -> HTMLResponse:
+        numbers = sorted({number for number in (*_NUMBERS_OF_HITS, limit_of(fields)) if 1 <= number <= most})
+        spaces = service.spaces()
+        sources = sorted({source for space in spaces for source in space.sources})
+        listed = sorted({*fields.source, *sources[:MOST_SOURCES]})
+        given |= {"fields": fields, "limit": limit_of(fields), "numbers": numbers}
+        given |= {"spaces": spaces, "sources": listed, "unlisted": len(set(sources) - set(listed))}
+        return _page("search.html", service, **given)
+
+    def limit_of(fields: PageFields) -> int:
+        return min(USUAL_HITS, most) if fields.limit is None else fields.limit
+
+    def answered(fields: PageFields, find: Callable[[], SearchAnswer], **given: Any) -> HTMLResponse:
+        """The form with what was found, or with what is wrong about the question."""
+        try:
+            return page(fields, answer=find(), **given)
+        except MilvusError:
+            raise
+        except PlatformError as problem:
+            status = problem.status if isinstance(problem, RefusedError) else 422
+            return page(fields, status=status, answer=None, fault=str(problem))
 
     @app.get("/", include_in_schema=False)
     def search_page(fields: Annotated[PageFields, Depends()]) -> Response:
         """The form, and the hits of what was asked."""
         if not fields.words.strip():
-            return page(fields=fields, answer=None)
-        found = service.search(
-            service.words_query(fields.words), fields.asked.spaces, fields.asked.filter, fields.limit, fields.hybrid
-        )
-        return page(fields=fields, answer=found)
+            return page(fields, answer=None)
+
+        def find() -> SearchAnswer:
+            query, asked = service.words_query(fields.words), fields.asked
+            return service.search(query, asked.spaces, asked.filter, limit_of(fields), fields.words, fields.hybrid)
+
+        return answered(fields, find)
 
     @app.post("/", include_in_schema=False)
     def search_by_file(
-        file: Annotated[UploadFile, File()],
-        space: Annotated[list[str] | None, Form()] = None,
-        source: Annotated[list[str] | None, Form()] = None,
-        path_prefix: Annotated[str, Form()] = "",
-        after: Annotated[str, Form()] = "",
-        before: Annotated[str, Form()] = "",
-        where: Annotated[str, Form()] = "",
-        limit: Annotated[int, Form()] = 10,
+        file: Annotated[UploadFile | None, File()] = None,
+        space: Annotated[_Names, Form(max_length=50)] = None,
+        source: Annotated[_Names, Form(max_length=50)] = None,
+        path_prefix: Annotated[str, Form(max_length=1024)] = "",
+        after: Annotated[str, Form(max_length=40)] = "",
+        before: Annotated[str, Form(max_length=40)] = "",
+        where: Annotated[str, Form(max_length=1024)] = "",
+        limit: Annotated[int | None, Form()] = None,
     ) -> Response:
         """The hits of a file that was dropped or chosen."""
         fields = PageFields("", space, source, path_prefix, after, before, where, limit)
-        if not file.filename:
-            raise RefusedError(422, "no file was chosen; choose one, or search by words")
-        query = service.file_query(file.file, file.filename)
-        found = service.search(query, fields.asked.spaces, fields.asked.filter, fields.limit)
-        return page(fields=fields, answer=found, by_file=query.name)
+
+        def find() -> SearchAnswer:
+            if file is None or not file.filename:
+                raise RefusedError(422, "no file was chosen; choose one, or search by words")
+            asked = fields.asked
+            query = service.file_query(file.file, file.filename)
+            return service.search(query, asked.spaces, asked.filter, limit_of(fields))
+
+        return answered(fields, find, by_file=True)
 
     @app.get("/more-like/{modality}/{name}/{row_id}", include_in_schema=False)
-    def more_like(modality: str, name: str, row_id: str, limit: int = 12) -> Response:
+    def more_like(modality: str, name: str, row_id: str, limit: int | None = None) -> Response:
         """The rows nearest to one that was found."""
         space = f"{modality}/{name}"
         row = service.row(space, row_id)
-        found = service.more_like(space, row_id, limit)
-        return page(fields=PageFields(space=[space]), answer=found, like=f"{row['source']}/{row['path']}")
+        found = service.more_like(space, row_id, min(USUAL_SIMILAR, most) if limit is None else limit)
+        # Words that are typed next are for a space that takes them.
+        takes_words = any(one.key == space and "text" in one.takes for one in service.spaces())
+        fields = PageFields(space=[space] if takes_words else [])
+        return page(fields, answer=found, like=f"{row['source']}/{row['path']}")
 
     @app.get("/passage/{modality}/{name}/{row_id}", include_in_schema=False)
     def passage(modality: str, name: str, row_id: str, words: Annotated[str, Query(max_length=2000)] = "") -> Response:
@@ -125,13 +173,13 @@ class PageFields:
     def __init__(
         self,
         words: Annotated[str, Query(max_length=2000)] = "",
-        space: Annotated[list[str] | None, Query(max_length=50)] = None,
-        source: Annotated[list[str] | None, Query(max_length=50)] = None,
+        space: Annotated[_Names, Query(max_length=50)] = None,
+        source: Annotated[_Names, Query(max_length=50)] = None,
         path_prefix: Annotated[str, Query(max_length=1024)] = "",
         after: Annotated[str, Query(max_length=40)] = "",
         before: Annotated[str, Query(max_length=40)] = "",
         where: Annotated[str, Query(max_length=1024)] = "",
-        limit: int = 10,
+        limit: int | None = None,
         hybrid: bool = False,
     ) -> None:
         self.words = words
@@ -162,7 +210,7 @@ class PageFields:
             path_prefix=self.path_prefix,
             after=self.after,
             before=self.before,
-            where=self.where.split(),
+            where=_CONDITION.findall(self.where),
         )
 
 
@@ -182,11 +230,7 @@ def clock(seconds: float) -> str:
 
 def _page(template: str, service: Service, status: int = 200, **given: Any) -> HTMLResponse:
     settings = service.settings
-    html = (
-        _templates()
-        .get_template(template)
-        .render(may_sign_out=bool(settings.token.get_secret_value()), most_hits=settings.most_hits, **given)
-    )
+    html = _templates().get_template(template).render(may_sign_out=bool(settings.token.get_secret_value()), **given)
     return HTMLResponse(html, status)
 
 

@@ -3,11 +3,24 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 CONTEXT_CHARACTERS = 800
 """What is shown of the document on either side of a passage."""
 
 _MOST_WORDS = 32
+
+_WORD_CHARACTERS = 40
+"""Where a text is cut, a pause is looked for so far; Chinese and Japanese have none."""
+
+_HAN = "\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_HIRAGANA = "\u3041-\u309f"
+_KATAKANA = "\u30a1-\u30fa\u30fc-\u30ff\uff66-\uff9f"
+_WORD = re.compile(f"[{_HAN}]+|[{_HIRAGANA}]+|[{_KATAKANA}]+|[^\\W{_HAN}{_HIRAGANA}{_KATAKANA}]+")
+"""Of text without spaces, what is written in one script, as the words of Japanese mostly are."""
+
+_TELLING = re.compile(f"[{_HAN}]{{2}}|[{_KATAKANA}]{{2}}")
+"""How words begin that say something though they are short."""
 
 _SHORTEST_WORD = 4
 """Letters of a word that says something in most languages; shorter ones are marked where a query has no other. From
@@ -32,7 +45,11 @@ class Passage:
 
 
 def marked(text: str, words: str) -> list[Piece]:
-    """The text in pieces, those marked that are words of the query; letter case does not count."""
+    """The text in pieces, those marked that are words of the query; letter case does not count.
+
+    In Chinese, which does not tell where a word ends, two characters that stand together in the
+    query are marked where they stand together.
+    """
     sought = _sought(words)
     if not sought:
         return [Piece(text, False)] if text else []
@@ -68,27 +85,61 @@ def in_document(document: str, text: str, start: int, end: int) -> Passage | Non
     first, last = max(0, start - CONTEXT_CHARACTERS), min(len(document), end + CONTEXT_CHARACTERS)
     before, after = document[first:start], document[end:last]
     # From a whole word to a whole word.
-    before = before if first == 0 else f"…{before.partition(' ')[2]}"
-    after = after if last == len(document) else f"{after.rpartition(' ')[0]}…"
+    if first > 0:
+        pause = before.find(" ", 0, _WORD_CHARACTERS)
+        before = f"…{before[pause + 1 :]}"
+    if last < len(document):
+        pause = after.rfind(" ", max(0, len(after) - _WORD_CHARACTERS))
+        after = f"{after[:pause] if pause >= 0 else after}…"
     return Passage(before, text, after)
 
 
 def _sought(words: str) -> list[str]:
-    found = list(dict.fromkeys(re.findall(r"\w+", words.casefold())))
-    return ([word for word in found if len(word) >= _SHORTEST_WORD] or found)[:_MOST_WORDS]
+    found = list(dict.fromkeys(term for word in _WORD.findall(words.casefold()) for term in _terms(word)))
+    telling = [term for term in found if len(term) >= _SHORTEST_WORD or _TELLING.match(term)]
+    return (telling or found)[:_MOST_WORDS]
+
+
+def _terms(word: str) -> list[str]:
+    """What of a word is compared: all of it, or of Chinese each two characters that stand together."""
+    if not _is_han(word) or len(word) == 1:
+        return [word]
+    return [word[place : place + 2] for place in range(len(word) - 1)]
+
+
+def _is_han(word: str) -> bool:
+    return re.match(f"[{_HAN}]", word) is not None
 
 
 def _pieces(text: str, sought: Sequence[str]) -> Iterator[Piece]:
     plain = 0
-    for found in re.finditer(r"\w+", text):
-        if not _matches(found[0].casefold(), sought):
-            continue
-        if plain < found.start():
-            yield Piece(text[plain : found.start()], False)
-        yield Piece(found[0], True)
-        plain = found.end()
+    for start, end in _spans(text, sought):
+        if plain < start:
+            yield Piece(text[plain:start], False)
+        yield Piece(text[start:end], True)
+        plain = end
     if plain < len(text):
         yield Piece(text[plain:], False)
+
+
+def _spans(text: str, sought: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Where what is marked starts and ends; of pairs that overlap or touch, where all of them do."""
+    for word in _WORD.finditer(text):
+        if not _is_han(word[0]):
+            if _matches(word[0].casefold(), sought):
+                yield word.span()
+            continue
+        met = [False] * len(word[0])
+        for place in range(len(met)):
+            for size in (1, 2):
+                if (term := word[0][place : place + size]) in sought:
+                    met[place : place + len(term)] = [True] * len(term)
+        place = word.start()
+        for is_met, run in groupby(met):
+            end = place + len(list(run))
+            if is_met:
+                yield place, end
+            place = end
 
 
 def _matches(word: str, sought: Sequence[str]) -> bool:

@@ -1,5 +1,7 @@
 """The platform behind the routes: searches, a few at a time, and rows with their files, previews and passages."""
 
+import logging
+import math
 import os
 import re
 import tempfile
@@ -14,6 +16,7 @@ from embedding_platform.errors import MilvusError, PlatformError, RejectedError
 from embedding_platform.inference.golden import golden_contents
 from embedding_platform.inference.query import Query, read_query, text_query
 from embedding_platform.lineage import RowTrace, trace_row
+from embedding_platform.media.limits import awaited
 from embedding_platform.media.previews import image_preview, sound_preview, video_preview
 from embedding_platform.media.text import document_of
 from embedding_platform.milvus.alias import alias_target
@@ -46,9 +49,14 @@ _SECONDS_BELIEVED = 1.0
 """How long an answer of Milvus counts for those after it."""
 
 _SECONDS_OF_SPACES = 5.0
-"""How long the list of spaces and sources is kept: reading it costs a look at each source's table."""
+"""How long the list of spaces and sources counts as new: reading it costs a look at each source's table."""
+
+_MOST_SECONDS_OF_SPACES = 60.0
+"""How long it may be given while a new one is read beside."""
 
 _QUERY_NAME = "query"
+
+_log = logging.getLogger(__name__)
 
 
 class Service:
@@ -64,9 +72,11 @@ class Service:
         self._searcher = Searcher(self._platform)
         self._answered = -_SECONDS_BELIEVED
         self._missed = (-_SECONDS_BELIEVED, "")
-        self._spaces: tuple[float, list[SpaceAnswer]] = (0.0, [])
+        self._spaces: tuple[float, list[SpaceAnswer]] = (-math.inf, [])
+        self._listing = threading.Lock()
         places = self._platform.settings.serving.concurrent_searches
         self._places = threading.BoundedSemaphore(places)
+        self._upload_places = threading.BoundedSemaphore(places)
         self._preview_places = threading.BoundedSemaphore(places)
 
     @property
@@ -103,24 +113,34 @@ class Service:
                 self._open_anew()
 
     def spaces(self) -> list[SpaceAnswer]:
-        """The published spaces with their sources; a few seconds old at most.
+        """The published spaces with their sources, a few seconds old.
+
+        They are read by one at a time, and beside the requests wherever somebody asks at least
+        every minute: with thousands of sources that takes seconds.
 
         Raises:
             MilvusError: if Milvus does not answer.
         """
         self.check_milvus()
         read, known = self._spaces
-        if not known or time.monotonic() - read > _SECONDS_OF_SPACES:
-            known = [space_answer(space, self._searcher.sources(space.key)) for space in self._searcher.spaces()]
-            self._spaces = (time.monotonic(), known)
+        age = time.monotonic() - read
+        if not known or age > _MOST_SECONDS_OF_SPACES:
+            with self._listing:
+                # Who waited for the list of another takes that.
+                if self._spaces[0] == read:
+                    self._list_spaces()
+            return self._spaces[1]
+        if age > _SECONDS_OF_SPACES and self._listing.acquire(blocking=False):
+            threading.Thread(target=self._list_spaces_beside, name="list of spaces", daemon=True).start()
         return known
 
     def search(
-        self, query: Query, spaces: Sequence[str], filter: Filter, limit: int, hybrid: bool = False
+        self, query: Query, spaces: Sequence[str], filter: Filter, limit: int, words: str = "", hybrid: bool = False
     ) -> SearchAnswer:
         """The nearest rows of the named spaces, or of all that can answer and have one of the sources.
 
-        A space that cannot take the query says so, and the others answer.
+        A space that cannot take the query says so, and the others answer. `words` are those that
+        somebody typed, which a passage then marks.
 
         Raises:
             RefusedError: if no space can answer, or too many searches are under way.
@@ -128,10 +148,9 @@ class Service:
         """
         self.check_limit(limit)
         chosen = self._chosen(query, spaces, filter.sources)
-        words = query.contents[0] if query.role == "text" and isinstance(query.contents[0], str) else ""
         answers: list[SpaceHits] = []
         errors: list[PlatformError] = []
-        with self._place():
+        with self._in_line(self._places):
             for space in chosen:
                 known = tuple(source for source in filter.sources if source in space.sources)
                 own = replace(filter, sources=known)
@@ -179,24 +198,25 @@ class Service:
         """A query by a file that somebody sent, which is decoded within `serving.upload_seconds`.
 
         Raises:
-            PlatformError: if it holds no known media, or cannot be decoded.
-            RefusedError: if too many searches are under way.
+            PlatformError: if it holds no known media, or cannot be decoded in that time.
+            RefusedError: if too many files are being decoded.
         """
         shown = re.split(r"[/\\]", name)[-1][:200] or "the file"
         suffix = re.search(r"\.[A-Za-z0-9]{1,8}$", shown)
         cutting = self._platform.cutting
         seconds = min(self.settings.upload_seconds, cutting.decoding.max_seconds)
+        # A parser of documents is a process of its own, with a limit of its own.
         cutting = replace(cutting, decoding=cutting.decoding.model_copy(update={"max_seconds": seconds}))
-        with tempfile.TemporaryDirectory() as folder:
+        with self._in_line(self._upload_places), tempfile.TemporaryDirectory() as folder:
             place = os.path.join(folder, _QUERY_NAME + (suffix[0].lower() if suffix else ""))
             with open(place, "wb") as copy:
                 while piece := file.read(2**20):
                     copy.write(piece)
-            with self._place():
-                try:
+            try:
+                with awaited(seconds):
                     return replace(read_query(place, cutting), name=shown)
-                except PlatformError as error:
-                    raise PlatformError(str(error).replace(place, shown)) from None
+            except PlatformError as error:
+                raise PlatformError(str(error).replace(place, shown)) from None
 
     def row(self, space: str, row_id: str) -> dict[str, Any]:
         """A row of a published space.
@@ -310,6 +330,22 @@ class Service:
                 raise RefusedError(404, f"no source {source!r} there; choose from {', '.join(sorted(known))}"[:1000])
         return [space for space in able if not sources or set(sources) & set(space.sources)]
 
+    def _list_spaces_beside(self) -> None:
+        # The lock was taken for this thread.
+        try:
+            self._list_spaces()
+        except PlatformError as error:
+            _log.warning("the list of spaces was not read anew: %s", error)
+        finally:
+            self._listing.release()
+
+    def _list_spaces(self) -> None:
+        spaces = self._searcher.spaces()
+        # Spaces of one modality have the same sources.
+        one_of = {space.modality: space.key for space in spaces}
+        sources = {modality: self._searcher.sources(key) for modality, key in one_of.items()}
+        self._spaces = (time.monotonic(), [space_answer(space, sources[space.modality]) for space in spaces])
+
     def _space_hits(self, space: str, hits: Sequence[Hit], started: float, words: str, said: str | None) -> SpaceHits:
         return SpaceHits(
             space=space,
@@ -339,11 +375,6 @@ class Service:
         with explaining("say that it is there"):
             self._platform.milvus.list_collections(timeout=SECONDS_TO_ANSWER)
         self._answered = time.monotonic()
-
-    @contextmanager
-    def _place(self) -> Iterator[None]:
-        with self._in_line(self._places):
-            yield
 
     @contextmanager
     def _in_line(self, places: threading.BoundedSemaphore) -> Iterator[None]:

@@ -1,4 +1,4 @@
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta, timezone
 
 import pytest
 
@@ -47,9 +47,12 @@ def test_a_time_of_any_zone_is_one_in_utc():
         ({"sources": "photos"}, r"write \('photos',\)"),
         ({"roles": "image"}, r"write \('image',\)"),
         ({"embedded_after": datetime(2026, 5, 31)}, "has no time zone"),
+        ({"embedded_after": "2026-05-01"}, "embedded_after of a filter is '2026-05-01'; give a datetime"),
+        ({"embedded_before": date(2026, 5, 1)}, "embedded_before of a filter is .*; give a datetime"),
         ({"attributes": {"a.b": 1}}, "is the name of no attribute"),
         ({"attributes": {"width": (None, None)}}, "None for an open end"),
         ({"attributes": {"width": (1, 2, 3)}}, "None for an open end"),
+        ({"attributes": {"width": (1, "b")}}, "give two numbers or two texts"),
         ({"attributes": {"width": float("nan")}}, "no value that Milvus compares with"),
         ({"attributes": {"width": [1, 2]}}, "no value that Milvus compares with"),
     ],
@@ -71,10 +74,13 @@ def test_what_cannot_be_a_filter_is_refused_when_it_is_made(named, reason):
         ("width=utf-8", "utf-8"),
         ('width="640"', "640"),
         ('width="1..2"', "1..2"),
-        ("width=a..b", "a..b"),
+        ("width=a..b", ("a", "b")),
+        ("width=2024-01-01..2024-02-01", ("2024-01-01", "2024-02-01")),
+        ('width="2024".."2024-05"', ("2024", "2024-05")),
+        ("width=..b", (None, "b")),
+        ("width=a..b..c", "a..b..c"),
         ("width=a=b", "a=b"),
         ("width=null", "null"),
-        ("width=1...3", "1...3"),
         ("width=[[1]]", "[[1]]"),
         pytest.param("width=" + "[" * 100_000, "[" * 100_000, id="nested"),
     ],
@@ -100,6 +106,10 @@ def test_a_written_time_without_a_zone_is_in_utc():
         ({"where": ["=1"]}, "write NAME=VALUE"),
         ({"where": ["width="]}, "write NAME=VALUE"),
         ({"where": ["width=.."]}, "None for an open end"),
+        ({"where": ["width=1...3"]}, "give two numbers or two texts"),
+        ({"where": ["day=2024..2024-05"]}, "in double quotes"),
+        ({"where": ["sound=false..true"]}, "give two numbers or two texts"),
+        ({"where": ["width=100..", "width=..200"]}, r"width has two conditions; write them as one.*width=LEAST"),
         ({"where": ["width=NaN"]}, "no value that Milvus compares with"),
         ({"where": ["a b=1"]}, "is the name of no attribute"),
         ({"roles": ["picture"]}, "no role 'picture'; choose from audio, image, text, video"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import numpy as np
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
@@ -19,6 +20,7 @@ from embedding_platform.serving.app import make_app
 from embedding_platform.settings import Settings
 from embedding_platform.starter.sample_media import make_sample_media, make_sample_queries
 from embedding_platform_tests.conftest import open_platform
+from embedding_platform_tests.media.made import tone, write_sound
 
 ADDRESS = "http://127.0.0.1:8000"
 TOKEN = "open-sesame-0123456789"
@@ -83,6 +85,7 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lake]:
     make_sample_queries(str(folder / "queries"))
     keep_some(folder / "media")
     add_hostile(folder / "media")
+    add_recordings(folder / "media")
     (folder / "secret.txt").write_text("The harbour's password is swordfish.")
     platform = open_platform(folder, runtime="torch")
     with dg.instance_for_test() as dagster:
@@ -131,6 +134,15 @@ def keep_some(media: Path) -> None:
             stem = path.stem
             if not (stem.startswith(KEPT[source.name]) or stem[-3:-1] in KEPT[source.name]):
                 path.unlink()
+
+
+def add_recordings(media: Path) -> None:
+    """A sound of three windows, and one that no browser plays."""
+    source = media / "recordings"
+    source.mkdir()
+    melody = np.concatenate([tone(10.0, 16_000, hertz=110.0 * step) for step in range(2, 9)])
+    write_sound(source / "melody.wav", melody, rate=16_000)
+    write_sound(source / "tone.aiff", tone(3.0, 22_050, hertz=500.0), rate=22_050, codec="pcm_s16be")
 
 
 def add_hostile(media: Path) -> None:

@@ -1,6 +1,8 @@
 """Who is let in: tokens, cookies, names in addresses, other sites, and bodies that are too large."""
 
+import asyncio
 import re
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -143,6 +145,20 @@ def test_without_a_token_only_names_of_this_machine_are_answered(client: TestCli
     assert client.get("/api/spaces", headers={"Host": host}).status_code == status
 
 
+@pytest.mark.parametrize(
+    "header", ["Forwarded", "Via", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-IP"]
+)
+@pytest.mark.parametrize("path", ["/", "/api/spaces", "/healthz"])
+def test_without_a_token_nothing_is_answered_through_a_proxy_that_says_so(
+    client: TestClient, locked: TestClient, path: str, header: str
+) -> None:
+    passed_on = {header: "for=192.0.2.7"}
+    refused = client.get(path, headers=passed_on)
+    assert refused.status_code == 403
+    assert "a proxy passed this on, and serving.token is not set" in refused.text
+    assert locked.get(path, headers={**passed_on, "Authorization": f"Bearer {TOKEN}"}).status_code == 200
+
+
 def test_with_a_token_any_name_is_answered(locked: TestClient) -> None:
     headers = {"Host": "search.example.org", "Authorization": f"Bearer {TOKEN}"}
     assert locked.get("/api/spaces", headers=headers).status_code == 200
@@ -199,6 +215,65 @@ def test_an_upload_ends_at_its_limit_whatever_length_it_declares(lake: Lake, pat
     assert "larger than 1 MiB" in refused.text
     lying = client.post(path, content=body_of(2**22), headers={**headers, "Content-Length": "100"})
     assert lying.status_code == 413
+
+
+def test_a_body_that_comes_to_a_halt_gives_its_place_away(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access, "SECONDS_BETWEEN_PIECES", 0.1)
+    pieces = [body for _, body in zip(range(2), body_of(2**16), strict=False)]
+    said: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        if not pieces:
+            await asyncio.sleep(30)
+        return {"type": "http.request", "body": pieces.pop(0), "more_body": True}
+
+    async def send(message: Any) -> None:
+        said.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/api/search",
+        "query_string": b"",
+        "headers": [(b"host", b"127.0.0.1"), (b"content-type", b"multipart/form-data; boundary=x")],
+    }
+    asyncio.run(lake.app()(scope, receive, send))
+    assert said[0]["status"] == 408
+    assert b"the request came to a halt" in said[1]["body"]
+
+
+def test_uploads_beyond_the_most_are_told_to_come_again(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access, "MOST_UPLOADS", 2)
+    client = lake.client()
+    begun, may_end = threading.Barrier(3), threading.Event()
+
+    def slow() -> Iterator[bytes]:
+        begun.wait(30)
+        yield from body_of(0)
+        may_end.wait(30)
+
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    answers: list[int] = []
+    threads = [
+        threading.Thread(
+            target=lambda: answers.append(client.post("/api/search", content=slow(), headers=headers).status_code)
+        )
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    begun.wait(30)
+    try:
+        for path in ("/", "/api/search"):
+            refused = client.post(path, files={"file": ("a.txt", b"bees")})
+            assert refused.status_code == 503
+            assert "too many files are being sent" in refused.text
+        assert client.get("/api/spaces").status_code == 200
+    finally:
+        may_end.set()
+        for thread in threads:
+            thread.join()
+    assert client.post("/api/search", files={"file": ("a.txt", b"bees")}).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/sign-in", "/sign-out", "/api/spaces", "/nothing"])

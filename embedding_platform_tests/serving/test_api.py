@@ -1,15 +1,23 @@
 """The JSON API: what each route answers, what it refuses, and that a refusal is one line."""
 
+import re
+import tempfile
 import threading
+import time
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
 from embedding_platform.errors import MilvusError, PlatformError
+from embedding_platform.inference import query as query_module
+from embedding_platform.media.cutting import Cutting
+from embedding_platform.media.limits import Deadline
 from embedding_platform.milvus.alias import alias_target
 from embedding_platform.platform import Platform
+from embedding_platform.records import Item, Segment
 from embedding_platform.search import Searcher
+from embedding_platform.serving import pages
 from embedding_platform.serving import service as service_module
 from embedding_platform.serving.app import make_app
 from embedding_platform_tests.serving.conftest import ADDRESS, HOSTILE_SOURCE, Lake
@@ -110,6 +118,15 @@ def test_a_text_file_is_searched_by_as_words_are(client: TestClient) -> None:
     assert "hnsw-index" in answer["spaces"][0]["hits"][0]["path"]
 
 
+def test_a_long_text_is_searched_by_and_its_hits_read_in_context(client: TestClient) -> None:
+    table = f"{'near vectors':<2500}| {'a graph with storeys':<2500}|"
+    answer = client.post("/api/search", files={"file": ("table.txt", table.encode())}, params={"space": "text/minilm"})
+    (hit, *_) = answer.json()["spaces"][0]["hits"]
+    assert client.get(hit["links"]["passage"]).status_code == 200
+    (typed, *_) = search(client, words="a graph & more", space="text/minilm")["spaces"][0]["hits"]
+    assert typed["links"]["passage"].endswith("?words=a+graph+%26+more")
+
+
 def test_more_like_this_leaves_the_row_itself_out(client: TestClient, hit: Any) -> None:
     found = hit("image/clip", "red")
     answer = client.get(f"/api/more_like/image/clip/{found['id']}", params={"limit": 4}).json()
@@ -207,6 +224,151 @@ def test_a_question_that_makes_no_sense_gets_one_line(
     assert said in refusal(answer)
 
 
+@pytest.mark.parametrize(("most", "choices", "similar"), [(3, ["3"], 3), (11, ["5", "10"], 11), (200, None, 12)])
+def test_pages_ask_for_no_more_hits_than_there_may_be(
+    lake: Lake, hit: Any, most: int, choices: list[str] | None, similar: int
+) -> None:
+    client = lake.client(most_hits=most)
+    for answer in (
+        client.get("/?words=a+circle&space=image/clip"),
+        client.post("/", files={"file": ("circle.txt", b"a circle")}, data={"space": "image/clip"}),
+    ):
+        assert (answer.status_code, answer.text.count('class="hit"')) == (200, min(10, most))
+    numbers = re.findall(r"<option (selected)?>(\d+)<", answer.text)
+    assert [number for _, number in numbers] == (choices or ["5", "10", "25", "50", "100"])
+    assert [number for is_chosen, number in numbers if is_chosen] == [str(min(10, most))]
+    found = client.get(f"/more-like/image/clip/{hit('image/clip', 'red')['id']}")
+    assert (found.status_code, found.text.count('class="hit"')) == (200, similar)
+
+
+def test_a_value_on_the_page_may_hold_spaces(client: TestClient, hit: Any) -> None:
+    asked = {"words": "a circle", "space": "image/clip", "limit": "50"}
+    for where, is_found in (
+        ('format="PNG" width=1..', True),
+        ('format="P N G"', False),
+        ('format="PNG" width="6 4"', False),
+        ('format="P\\" N G', False),
+    ):
+        answer = client.get("/", params={**asked, "where": where})
+        assert (answer.status_code, 'class="hit"' in answer.text) == (200 if "\\" not in where else 422, is_found)
+
+
+def test_a_form_lists_some_sources_and_takes_the_names_of_others(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "MOST_SOURCES", 2)
+    sources = sorted({source for space in client.get("/api/spaces").json() for source in space["sources"]})
+    assert len(sources) > 4
+    page = client.get("/").text
+    assert page.count('type="checkbox" name="source"') == 2
+    assert f'One of {len(sources) - 2} more <input name="source"' in page
+    answer = client.get("/", params={"words": "a circle", "space": "image/clip", "source": ["", "shapes"]})
+    assert 'name="source" value="shapes" checked' in answer.text
+    assert answer.text.count('type="checkbox" name="source"') == 3
+    assert set(re.findall(r'<span class="source">([^<]*)/</span>', answer.text)) == {"shapes"}
+
+
+def test_the_list_of_spaces_is_read_beside_the_requests_once_for_each_modality(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = lake.app().state.service
+    searcher = service._searcher
+    read, may_end = list[str](), threading.Event()
+    may_end.set()
+    sources = searcher.sources
+
+    def slow(space: str) -> list[str]:
+        assert may_end.wait(30)
+        read.append(space.partition("/")[0])
+        return sources(space)
+
+    monkeypatch.setattr(searcher, "sources", slow)
+    first = service.spaces()
+    assert sorted(read) == sorted({space.modality for space in first})
+    assert service.spaces() is first
+    monkeypatch.setattr(service_module, "_SECONDS_OF_SPACES", 0.0)
+    may_end.clear()
+    assert [service.spaces() is first for _ in range(3)] == [True] * 3
+    may_end.set()
+    with service._listing:
+        assert len(read) == 2 * len({space.modality for space in first})
+    monkeypatch.setattr(service_module, "_SECONDS_OF_SPACES", 60.0)
+    assert service.spaces() is not first
+    assert service.spaces() == first
+    monkeypatch.setattr(service_module, "_MOST_SECONDS_OF_SPACES", 0.0)
+    monkeypatch.setattr(searcher, "spaces", lambda: [])
+    assert service.spaces() == []
+
+
+@pytest.mark.parametrize(
+    ("params", "status", "said"),
+    [
+        ({"space": "audio/whisper"}, 422, "audio/whisper cannot be asked with text"),
+        ({"space": "image/none"}, 404, "no space &#39;image/none&#39; is published"),
+        ({"source": "nowhere"}, 404, "no source &#39;nowhere&#39; there"),
+        ({"where": "width"}, 422, "&#39;width&#39; is no condition"),
+        ({"limit": "1000"}, 422, "limit is 1000"),
+    ],
+)
+def test_a_mistake_is_told_on_the_page_that_keeps_what_was_typed(
+    client: TestClient, params: dict[str, str], status: int, said: str
+) -> None:
+    asked = {"words": "blue birds", "path_prefix": "2026/", **params}
+    for answer in (client.get("/", params=asked), client.post("/", files={"file": ("x.txt", b"birds")}, data=asked)):
+        assert answer.status_code == status
+        (fault,) = re.findall(r'<p class="notice fault" role="alert">(.*?)</p>', answer.text)
+        assert said in fault
+        assert 'name="path_prefix" value="2026/"' in answer.text
+    assert 'value="blue birds"' in client.get("/", params=asked).text
+
+
+def test_a_form_that_was_sent_without_a_file_says_so_and_stays(client: TestClient) -> None:
+    answer = client.post("/", files={"file": ("", b"")}, data={"path_prefix": "2026/"})
+    assert answer.status_code == 422
+    assert "no file was chosen; choose one, or search by words" in answer.text
+    assert 'name="path_prefix" value="2026/"' in answer.text
+
+
+@pytest.mark.parametrize(("space", "chosen"), [("audio/whisper", ""), ("text/minilm", "text/minilm")])
+def test_words_typed_after_what_is_similar_find_something(
+    client: TestClient, hit: Any, space: str, chosen: str
+) -> None:
+    page = client.get(hit(space, "")["links"]["more_like"]).text
+    (checked,) = re.findall(r'name="space" value="([^"]*)" checked', page)
+    assert checked == chosen
+    assert 'class="hit"' in client.get("/", params={"words": "bees", "space": checked}).text
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("space", "x" * 1025),
+        ("source", "x" * 1025),
+        ("source", ["x"] * 51),
+        ("path_prefix", "x" * 1025),
+        ("after", "2" * 41),
+        ("before", "2" * 41),
+        ("where", "x=1 " * 257),
+    ],
+)
+def test_fields_of_pages_are_as_short_as_those_of_the_api(client: TestClient, field: str, value: Any) -> None:
+    asked = {"words": "x", field: value}
+    sent = client.post("/", files={"file": ("x.txt", b"x")}, data={field: value})
+    for answer in (client.get("/", params=asked), sent):
+        assert answer.status_code == 422
+        assert f"{field}" in answer.text
+        assert "should have at most" in answer.text
+        assert "xxx" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0, "0:00"), (7.25, "0:07.2"), (59.96, "1:00"), (62.5, "1:02.5"), (3600, "1:00:00"), (3725.5, "1:02:05.5")],
+)
+def test_a_place_in_time_is_shown_as_players_show_it(seconds: float, shown: str) -> None:
+    assert pages.clock(seconds) == shown
+
+
 @pytest.mark.parametrize(
     ("name", "payload", "said"),
     [
@@ -295,6 +457,39 @@ def test_too_many_searches_at_once_wait_and_then_hear_so(lake: Lake, monkeypatch
     for other in others:
         assert other.status_code == 503
         assert "too many searches at once" in refusal(other)
+
+
+def test_a_file_that_takes_long_to_decode_keeps_no_words_waiting_and_ends(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = lake.client(concurrent_searches=1, upload_seconds=1)
+    monkeypatch.setattr(service_module, "SECONDS_IN_LINE", 0.2)
+    under_way, may_end = threading.Event(), threading.Event()
+
+    def slow(modality: str, source: str, item: Item, cutting: Cutting) -> list[Segment]:
+        """Decodes what plays for a day."""
+        deadline = Deadline(cutting.decoding)
+        under_way.set()
+        may_end.wait(30)
+        deadline.check(played=12 * 3600.0)
+        raise AssertionError("it may go on for ever")
+
+    monkeypatch.setattr(query_module, "cut", slow)
+    files = {"file": ("long.txt", b"bees")}
+    answers: list[Any] = []
+    first = threading.Thread(target=lambda: answers.append(client.post("/api/search", files=files)))
+    first.start()
+    assert under_way.wait(30)
+    assert search(client, words="bees", space="text/minilm")["spaces"][0]["hits"]
+    copies: list[str] = []
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", lambda: copies.append("made"))
+    other = client.post("/api/search", files=files)
+    assert (other.status_code, copies) == (503, [])
+    time.sleep(1)
+    may_end.set()
+    first.join()
+    assert answers[0].status_code == 422
+    assert "long.txt cannot be searched by: takes too long to decode while somebody waits for it" in refusal(answers[0])
 
 
 def test_what_nobody_foresaw_tells_nothing_of_the_inside(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:

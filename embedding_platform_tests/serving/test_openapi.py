@@ -22,6 +22,7 @@ ROUTES = (
     ("/media/{modality}/{name}/{row_id}", "GET"),
     ("/preview/{modality}/{name}/{row_id}", "GET"),
 )
+SPACES = ("text/minilm", "image/resnet50", "image/clip", "image_text/clip", "audio/whisper", "video/perceiver")
 EXAMPLES = 30
 MANY_EXAMPLES = 500
 SIGNED_IN = {"Authorization": f"Bearer {TOKEN}"}
@@ -62,6 +63,33 @@ def test_every_answer_is_one_that_the_document_names(document: Any, path: str, m
     ask(document, path, method, EXAMPLES)
 
 
+@pytest.mark.parametrize(
+    ("path", "statuses"),
+    [
+        ("/api/more_like/{modality}/{name}/{row_id}", {200}),
+        ("/api/passage/{modality}/{name}/{row_id}", {200, 404}),
+        ("/api/trace/{row_id}", {200}),
+        ("/media/{modality}/{name}/{row_id}", {200, 206, 304, 416}),
+        ("/preview/{modality}/{name}/{row_id}", {200, 404}),
+    ],
+)
+def test_so_are_the_answers_about_rows_that_there_are(document: Any, hit: Any, path: str, statuses: set[int]) -> None:
+    met = set()
+    for space, beginning in (*((space, "") for space in SPACES), ("text/minilm", "page.html")):
+        modality, name = space.split("/")
+        own = {"modality": modality, "name": name, "row_id": hit(space, beginning)["id"]}
+        asked = [{}]
+        if path.startswith("/media/"):
+            mark = document[path]["GET"].Case(path_parameters=own).call(headers=SIGNED_IN).headers["etag"][0]
+            asked += [{"Range": "bytes=2-9"}, {"Range": f"bytes={10**12}-"}, {"If-None-Match": mark}]
+        for headers in asked:
+            case = document[path]["GET"].Case(path_parameters=own, headers=headers)
+            answer = case.call(headers=SIGNED_IN)
+            case.validate_response(answer, headers=SIGNED_IN)
+            met.add(answer.status_code)
+    assert met == statuses
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(("path", "method"), ROUTES)
 def test_so_are_the_answers_to_many_more(document: Any, path: str, method: str) -> None:
@@ -78,7 +106,9 @@ def test_the_document_names_every_route_of_the_api_and_no_page(client: TestClien
     for routes in document["paths"].values():
         for route in routes.values():
             assert route["description"]
-            assert "Problem" in str(route["responses"]["422"])
+            for status in (400, 401, 403, 404, 405, 408, 413, 421, 422, 500, 503):
+                assert "Problem" in str(route["responses"][str(status)])
+    assert "RowTrace" in str(document["paths"]["/api/trace/{row_id}"]["get"]["responses"]["200"])
 
 
 @pytest.mark.parametrize("path", ["/docs", "/redoc"])

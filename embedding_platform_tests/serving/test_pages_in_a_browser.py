@@ -141,13 +141,30 @@ def test_a_sound_is_dropped_and_what_is_like_it_plays_from_its_second(
     assert "Like 0.wav" in page.locator(".summary").inner_text()
     seen(page, "img.wave")
     page.screenshot(path=str(pictures / "search-sound.png"))
-    assert page.locator("audio").count() == 10
+    assert page.locator(".hits.audio .hit").count() == 10
     page.evaluate(
         "() => { const one = document.querySelector('audio'); one.src = one.src.replace(/#.*/, '#t=1,2'); one.play(); }"
     )
     page.wait_for_function("() => document.querySelector('audio').currentTime >= 1")
     page.wait_for_function("() => document.querySelector('audio').paused")
     assert 1 <= page.evaluate("document.querySelector('audio').currentTime") <= 2.6
+
+
+def test_a_later_window_plays_from_its_own_second_and_what_no_browser_plays_is_a_file(page: Any, hit: Any) -> None:
+    page.goto(f"{hit('audio/whisper', 'melody')['links']['more_like']}?limit=20")
+    windows = page.locator('.hit:has(audio:not([src*="#t=0.0,"]))', has_text="recordings/melody.wav")
+    later, player = windows.first, windows.first.locator("audio")
+    start, end = map(float, player.get_attribute("src").partition("#t=")[2].split(","))
+    assert (start, end) in {(30.0, 60.0), (60.0, 70.0)}
+    assert {30.0: "0:30\u20131:00", 60.0: "1:00\u20131:10"}[start] in later.inner_text()
+    player.evaluate("player => player.play()")
+    page.wait_for_function("([one, start]) => one.currentTime > start", arg=[player.element_handle(), start])
+    assert player.evaluate("player => player.currentTime") < end
+    unplayed = page.locator(".hit", has_text="recordings/tone.aiff")
+    assert unplayed.locator("audio").count() == 0
+    with page.expect_download() as downloaded:
+        unplayed.get_by_role("link", name="The file tone.aiff").click()
+    assert downloaded.value.suggested_filename == "tone.aiff"
 
 
 def test_a_clip_is_chosen_and_what_is_like_it_plays_one_at_a_time(page: Any, lake: Lake, pictures: Path) -> None:
@@ -180,7 +197,7 @@ def test_filters_sources_and_similar_pictures(page: Any, pictures: Path) -> None
     assert {one.inner_text() for one in page.locator(".name .source").all()} == {"shapes/"}
     assert page.get_by_label("shapes", exact=True).is_checked()
     page.screenshot(path=str(pictures / "filters.png"))
-    page.get_by_role("link", name="More like").first.click()
+    page.get_by_role("link", name="Similar to").first.click()
     page.get_by_text("More like").first.wait_for()
     assert page.locator(".hit").count() > 0
 
@@ -220,7 +237,7 @@ def test_all_is_done_by_keyboard(page: Any) -> None:
         assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none" or page.evaluate(
             "document.activeElement.matches('input, body, main')"
         )
-    assert {name.split()[0] for name in reached} >= {"INPUT", "SUMMARY", "A", "More", "Trace", "Dagster"}
+    assert {name.split()[0] for name in reached} >= {"INPUT", "SUMMARY", "A", "Similar", "Trace", "Dagster"}
 
 
 def test_everything_has_a_name_for_those_who_do_not_see_it(page: Any, lake: Lake) -> None:
@@ -267,10 +284,37 @@ def test_nothing_hostile_in_the_lake_runs(page: Any) -> None:
         other.close()
 
 
+def test_what_is_seen_on_a_link_is_in_its_name(page: Any) -> None:
+    page.goto("/?words=a+red+circle&limit=50")
+    other = page.evaluate(
+        """() => [...document.querySelectorAll('a[aria-label]')].map((one) => [one.textContent, one.ariaLabel])
+            .filter(([seen, name]) => !name.toLowerCase().includes(seen.trim().toLowerCase()))"""
+    )
+    assert other == []
+    assert page.locator("a[aria-label]").count() > 100
+
+
+def test_without_scripts_all_is_found_as_well(browser: Any, address: str, lake: Lake) -> None:
+    with opened(browser, address, java_script_enabled=False, **DESK) as page:
+        page.goto("/")
+        page.get_by_text("image/clip", exact=True).click()
+        page.get_by_role("searchbox").fill("a red circle")
+        page.keyboard.press("Enter")
+        page.get_by_role("heading", name="Images").wait_for()
+        assert "red-" in page.locator(".hit").first.inner_text()
+        page.get_by_text("Everything").click()
+        page.set_input_files("input[type=file]", str(lake.queries / "sounds" / "0.wav"))
+        page.get_by_role("button", name="Find what is like it").click()
+        page.get_by_role("heading", name="Sound").wait_for()
+        assert "Like 0.wav" in page.locator(".summary").inner_text()
+        page.get_by_role("link", name="Trace of").first.click()
+        page.get_by_role("heading", name="Where this comes from").wait_for()
+
+
 def test_a_page_of_the_lake_is_downloaded_not_opened(page: Any) -> None:
     page.goto("/?words=penguins+on+a+page&space=text/minilm")
     with page.expect_download() as downloaded:
-        page.get_by_role("link", name="Download page.html").click()
+        page.get_by_role("link", name="The file page.html").click()
     assert downloaded.value.suggested_filename == "page.html"
 
 

@@ -19,13 +19,19 @@ from embedding_platform.serving.passages import CONTEXT_CHARACTERS, excerpt, in_
         ("Nothing here.", "", []),
         ("Äpfel und ÄPFEL", "äpfel", ["Äpfel", "ÄPFEL"]),
         ("", "word", []),
+        ("這座火山在去年爆發。", "火山 爆發", ["火山", "爆發"]),
+        ("火山如何喷发?", "火山为什么会喷发", ["火山", "喷发"]),
+        ("火山灰落下。山火。", "火山灰", ["火山灰"]),
+        ("水在流", "水", ["水"]),
+        ("この火山はカメラで見える。カメ", "火山のカメラ", ["火山", "カメラ"]),
+        ("2024年の火山とVulkan", "vulkan 2024", ["2024", "Vulkan"]),
     ],
 )
 def test_words_of_the_query_are_marked(text: str, words: str, expected: list[str]) -> None:
     assert [piece.text for piece in marked(text, words) if piece.marked] == expected
 
 
-@given(st.text(max_size=200), st.text(max_size=60))
+@given(st.text() | st.text("火山カメらb ", max_size=200), st.text("火山カメらb ", max_size=60) | st.text(max_size=60))
 def test_marking_loses_nothing(text: str, words: str) -> None:
     assert "".join(piece.text for piece in marked(text, words)) == text
 
@@ -63,3 +69,18 @@ def test_at_the_ends_of_a_document_nothing_is_cut() -> None:
     passage = in_document("one two three", "two", 4, 7)
     assert passage is not None
     assert (passage.before, passage.after) == ("one ", " three")
+
+
+def test_a_text_without_spaces_is_cut_between_any_two_characters() -> None:
+    document = "前" * 2000 + "火山爆发" + "后" * 2000
+    passage = in_document(document, "火山爆发", 2000, 2004)
+    assert passage is not None
+    assert (passage.before, passage.after) == ("…" + "前" * CONTEXT_CHARACTERS, "后" * CONTEXT_CHARACTERS + "…")
+
+
+def test_a_pause_far_from_where_a_text_is_cut_is_none() -> None:
+    far = "a" * (CONTEXT_CHARACTERS // 2)
+    passage = in_document(f"{far} {far} {far}THE{far} {far} {far}", "THE", 3 * len(far) + 2, 3 * len(far) + 5)
+    assert passage is not None
+    assert passage.before == f"…{far[1:]} {far}"
+    assert passage.after == f"{far} {far[1:]}…"
