@@ -7,18 +7,23 @@ from Milvus itself.
 """
 
 from dataclasses import dataclass
+from uuid import uuid4
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedding_platform import layout, storage
+from embedding_platform.errors import PlatformError
 from embedding_platform.increments import Increment, series_of
 from embedding_platform.milvus.partitions import Partition
 from embedding_platform.milvus.sync import Comparison
 
 ROWS = pa.schema([("id", pa.string()), ("version", pa.string())])
 """Rows by id; "" is the version of a row that is to be deleted."""
+
+_DOUBT = b"doubt "
+"""What stands in the place of a listing's state where a late run may have written over newer rows."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,11 @@ class WriteAhead:
 
     def is_placed(self, state: str) -> bool:
         """Whether the partition has held all of the source since it was listed as `state`; see `LiveRows.state`."""
-        return storage.read_bytes(self._placed) == state.encode()
+        return self.placed() == state.encode()
+
+    def placed(self) -> bytes | None:
+        """What the source was listed as when all of it was last there, or a doubt; None where it never was."""
+        return storage.read_bytes(self._placed)
 
     def drift(self, found: Comparison) -> Drift:
         """Which of the differences are none of our doing.
@@ -84,10 +93,27 @@ class WriteAhead:
         storage.write_table(self._verified, _table(desired))
         storage.remove(self._intended)
 
-    def place(self, state: str) -> None:
-        """Write down that the partition holds all of the source as it is listed, where that is news."""
-        if not self.is_placed(state):
-            storage.write_bytes(self._placed, state.encode())
+    def place(self, state: str, met: bytes | None) -> None:
+        """Write down that the partition holds all of the source as it is listed, where that is news.
+
+        `met` is what `placed` gave before the rows were compared.
+
+        Raises:
+            PlatformError: if another run has cast doubt on the rows since.
+        """
+        now = self.placed()
+        if now == state.encode():
+            return
+        if now is not None and now != met and now.startswith(_DOUBT):
+            raise PlatformError(
+                f"a run that was held up wrote to {self.partition} while this one did; "
+                "run again: the next run puts its rows right"
+            )
+        storage.write_bytes(self._placed, state.encode())
+
+    def doubt(self) -> None:
+        """Take back what `place` said, and keep a run that is under way from saying it."""
+        storage.write_bytes(self._placed, _DOUBT + uuid4().hex.encode())
 
     def forget(self) -> None:
         """Keep nothing of the rows of a partition that has none any more."""
