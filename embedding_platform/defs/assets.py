@@ -244,7 +244,6 @@ def _collection(space: Space, fingerprint: str, settings: Settings) -> dg.Assets
                 live,
                 platform.settings.milvus_in_place,
                 platform.settings.quality,
-                run_id=context.run_id,
                 held_out=lambda: platform.held_out(space),
                 progress=progress_of(context, platform, "rows written"),
             )

@@ -71,7 +71,6 @@ def reconcile_collection(
     live: LiveRows,
     milvus: MilvusSettings,
     quality: QualitySettings,
-    run_id: str = "",
     held_out: Callable[[], np.ndarray | None] = lambda: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> CollectionReport:
@@ -79,8 +78,8 @@ def reconcile_collection(
 
     Afterwards the index is as the space says, rows just written are found by search, and
     recall is measured against exact search, where given with `held_out` queries too.
-    `progress` hears of rows written and rows desired; `run_id` decides which rows are
-    compared in whole this time.
+    `progress` hears of rows written and rows desired. Rows that follow those which the last run
+    compared in whole are compared so this time.
 
     Raises:
         PlatformError: if an item is not cut yet, if a live segment has neither vector nor
@@ -93,9 +92,9 @@ def reconcile_collection(
     ensure_collection(client, target.provenance, space.index)
     ahead = WriteAhead(live.store, partition)
     resumed, placed = ahead.is_under_way, ahead.placed()
-    sample = live.some(quality.audit_rows, run_id)
+    audited, until = live.stretch(quality.audit_rows, ahead.audited())
     turn = _Turn(live, ahead, state)
-    written = _write(client, partition, live, ahead, sample, milvus, turn.refuse_another, progress)
+    written = _write(client, partition, live, ahead, live.rows(audited), milvus, turn.refuse_another, progress)
 
     started = perf_counter()
     if partition.name:
@@ -104,7 +103,7 @@ def reconcile_collection(
     index_built = ensure_index(client, partition.collection, space.index, space.metric)
     indexed = perf_counter()
     index = tuned(client, partition.collection, space.index)
-    probes = written.probes or (live.some(MOST_PROBES, run_id) if resumed else ())
+    probes = written.probes or (live.rows(live.stretch(MOST_PROBES, until)[0]) if resumed else ())
     rows = list(itertools.chain.from_iterable(probes))
     await_searchable(client, partition, rows, index, space.metric, milvus.searchable_seconds)
     searchable = perf_counter()
@@ -124,6 +123,7 @@ def reconcile_collection(
         ahead.forget()
     elif written.rows or resumed or not ahead.is_verified:
         ahead.verify(live.versions)
+    ahead.audit(until)
     ahead.place(state, placed)
     return CollectionReport(
         collection=partition.collection,

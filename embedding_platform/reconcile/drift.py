@@ -1,9 +1,9 @@
 """What others did to our rows: told apart from what changed in the media by what we wrote ourselves.
 
-Of each partition three things are kept. `verified` holds the rows that the last sync read back,
-`intended` what a sync that has not ended yet may have written or deleted, and `placed` what the
-source was listed as when all of it was last there. They only explain: what is to be done follows
-from Milvus itself.
+Of each partition four things are kept. `verified` holds the rows that the last sync read back,
+`intended` what a sync that has not ended yet may have written or deleted, `placed` what the
+source was listed as when all of it was last there, and `audited` how far rows have been compared in
+whole. They only explain, or say where to look next: what is to be done follows from Milvus itself.
 """
 
 from dataclasses import dataclass
@@ -120,6 +120,17 @@ class WriteAhead:
         for url in (self._verified, self._intended):
             storage.remove(url)
 
+    def audited(self) -> str:
+        """Where the rows end that were last compared in whole; see `LiveRows.stretch`."""
+        return (storage.read_bytes(self._audited) or b"").decode()
+
+    def audit(self, until: str) -> None:
+        """Write down how far rows have been compared in whole; "" stands for all, and needs no note."""
+        if until:
+            storage.write_bytes(self._audited, until.encode())
+        else:
+            storage.remove(self._audited)
+
     @property
     def _verified(self) -> str:
         return layout.verified_url(self.store, self.partition.collection, self.partition.source)
@@ -127,6 +138,10 @@ class WriteAhead:
     @property
     def _placed(self) -> str:
         return layout.placed_url(self.store, self.partition.collection, self.partition.source)
+
+    @property
+    def _audited(self) -> str:
+        return layout.audited_url(self.store, self.partition.collection, self.partition.source)
 
     @property
     def _intended(self) -> str:

@@ -168,7 +168,6 @@ def run_source(
                 live,
                 platform.settings.milvus,
                 quality,
-                run_id=platform.run_id,
                 held_out=lambda: platform.held_out(space),
             )
             verdicts = assets.judged_collection(report, platform, live)

@@ -75,7 +75,7 @@ def test_rows_that_no_search_finds_are_not_placed(client, lake):
     # The second run writes nothing, but does what the first did not end.
     for probed in (1, 5):
         with pytest.raises(UnsoundError, match=f"{probed} of {probed} rows just written to .* are not found by search"):
-            reconcile_collection(Blind(client), lake.target, lake.live(), milvus, QualitySettings(), run_id="run")
+            reconcile_collection(Blind(client), lake.target, lake.live(), milvus, QualitySettings())
         assert not holds_all(lake.target, lake.live())
     assert ids_in(client, lake) == {id_of(f"n{number}") for number in range(5)}
     assert collect(client, lake).sync.batches == 0
@@ -227,6 +227,17 @@ def test_a_vector_altered_under_its_version_is_put_right(client, lake):
     assert collect(client, lake).drift == Drift(altered=1)
     (mended,) = get_rows(client, report.collection, [id_of("n0")])
     np.testing.assert_array_equal(np.float32(mended["vector"]), np.float32(row["vector"]))
+
+
+@pytest.mark.parametrize("field", ["text", "vector"])
+def test_whatever_row_is_altered_under_its_version_is_found_within_a_round_of_audits(client, lake, field):
+    report = collect(client, lake)
+    for number in range(5):
+        (row,) = get_rows(client, report.collection, [id_of(f"n{number}")])
+        other = {"text": "altered", "vector": np.roll(row["vector"], 1)}[field]
+        client.upsert(report.collection, [{**row, field: other}], partition_name=lake.target.partition("one").name)
+        # Two rows of five each time.
+        assert sum(collect(client, lake, audit_rows=2).drift.altered for _ in range(3)) == 1
 
 
 def test_a_milvus_that_lost_everything_counts_what_it_lost(client, lake):
