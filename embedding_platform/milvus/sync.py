@@ -273,7 +273,7 @@ def _read_back(
     touched: pd.Index,
     meant: Mapping[str, tuple[str, ...]],
 ) -> tuple[pd.Series, Increment]:
-    """Compare the touched rows again; one that has not the values of READ_BACK that it was `meant` to has no version."""
+    """Compare the touched rows again; one with other values of READ_BACK than were `meant` counts as of no version."""
     rows: list[dict[str, Any]] = []
     for first in range(0, len(touched), BATCH_ROWS):
         asked = one_of("id", touched[first : first + BATCH_ROWS])
