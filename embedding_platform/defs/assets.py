@@ -229,7 +229,7 @@ def _collection(space: Space, fingerprint: str, settings: Settings) -> dg.Assets
         pool="milvus",
         description=(
             f"**The rows in Milvus**, {space.index.type} under {space.metric}; published as `{alias_name(space.key)}`."
-            "\n\nRows that are missing, stale or orphaned are written or deleted, and all are read back at Strong "
+            "\n\nRows that are missing, stale or orphaned are written or deleted, and read back at Strong "
             "consistency. Rows just written are searched for, and recall is measured against exact search."
         ),
         metadata=metadata.of_collection_asset(settings, space, fingerprint),
