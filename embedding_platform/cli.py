@@ -253,13 +253,14 @@ def publish(opened: Callable[[], "Platform"], space: str) -> None:
 @click.option("--yes", is_flag=True, help="Remove without asking.")
 @click.pass_obj
 def prune(opened: Callable[[], "Platform"], yes: bool) -> None:
-    """Remove collections and vectors of former models that nothing protects, after showing them."""
+    """Remove what nothing protects, former models' collections and vectors of deleted media, after showing it."""
     from embedding_platform import terminal
     from embedding_platform.reconcile import pruning
 
     platform = opened()
     targets = [platform.target(space) for space in platform.spaces]
-    things = pruning.prunable(platform.milvus, platform.store, targets, platform.settings.retention.collections)
+    retained = platform.settings.retention.collections
+    things = pruning.prunable(platform.milvus, platform.store, targets, retained, platform.cutting)
     terminal.print_prunable(things)
     if things and (yes or click.confirm("remove them?")):
         pruning.prune(platform.milvus, things)

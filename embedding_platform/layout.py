@@ -118,6 +118,11 @@ def placed_url(store: str, collection: str, source: str) -> str:
     return join(collection_folder(store, collection), "placed", f"{_safe(source)}.txt")
 
 
+def audited_url(store: str, collection: str, source: str) -> str:
+    """How far the rows of a partition have been compared in whole with what they should be."""
+    return join(collection_folder(store, collection), "audited", f"{_safe(source)}.txt")
+
+
 def recall_url(store: str, collection: str, source: str) -> str:
     """The recall that was last measured in a partition."""
     return join(collection_folder(store, collection), "recall", f"{_safe(source)}.json")

@@ -4,6 +4,7 @@ import importlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import dagster as dg
@@ -19,6 +20,9 @@ from embedding_platform_tests.postgres_server import PostgresServer, binaries
 CACHE = tempfile.TemporaryDirectory()
 """Where networks that were converted for a runtime are kept until the session ends."""
 
+TOLD = "told"
+"""The property of a test's report that holds what the test told."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--screenshots", metavar="DIR", help="folder to keep the browser tests' pictures of pages in")
@@ -31,6 +35,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = [item for item in items if item.get_closest_marker("long")]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests told, in whichever process they ran."""
+    for report in (report for reports in terminalreporter.stats.values() for report in reports):
+        for name, text in getattr(report, "user_properties", ()):
+            if name == TOLD and report.when == "call":
+                terminalreporter.section(report.nodeid)
+                terminalreporter.write_line(text)
+
+
+@pytest.fixture
+def tell(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Have figures printed at the end of the test run."""
+    return partial(record_property, TOLD)
 
 
 @pytest.fixture(autouse=True)

@@ -47,8 +47,10 @@ def _inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
 
 
-def call(*arguments: str) -> Result:
-    return CliRunner(env={"COLUMNS": "200"}).invoke(main, list(arguments), catch_exceptions=False)
+def call(*arguments: str, answer: str = "") -> Result:
+    """Run a command; `answer` is what is typed when it asks."""
+    runner = CliRunner(env={"COLUMNS": "200"})
+    return runner.invoke(main, list(arguments), input=answer, catch_exceptions=False)
 
 
 def test_run_says_so_when_there_is_nothing_to_do() -> None:

@@ -81,6 +81,9 @@ def test_a_model_is_rolled_back_published_again_and_its_former_one_pruned(folder
     assert call("prune").output.strip() == "nothing to prune", "one former collection is retained"
     with (folder / "embedding_platform.yaml").open("a") as settings:
         settings.write("retention: {collections: 0}\n")
+    refused = call("prune", answer="n\n").output
+    assert former in refused.partition("remove them?")[0], "what may go is shown before it is asked"
+    assert "removed" not in refused
     shown = call("prune", "--yes").output
     assert former in shown
     assert "removed 3" in shown

@@ -228,7 +228,7 @@ def _collection(space: Space, fingerprint: str, settings: Settings) -> dg.Assets
         pool="milvus",
         description=(
             f"**The rows in Milvus**, {space.index.type} under {space.metric}; published as `{alias_name(space.key)}`."
-            "\n\nRows that are missing, stale or orphaned are written or deleted, and all are read back at Strong "
+            "\n\nRows that are missing, stale or orphaned are written or deleted, and read back at Strong "
             "consistency. Rows just written are searched for, and recall is measured against exact search."
         ),
         metadata=metadata.of_collection_asset(settings, space, fingerprint),
@@ -243,7 +243,6 @@ def _collection(space: Space, fingerprint: str, settings: Settings) -> dg.Assets
                 live,
                 platform.settings.milvus_in_place,
                 platform.settings.quality,
-                run_id=context.run_id,
                 held_out=lambda: platform.held_out(space),
                 progress=progress_of(context, platform, "rows written"),
             )

@@ -105,7 +105,8 @@ def _prunable(owners: list[str]) -> dg.AssetsDefinition:
     def report(context: dg.AssetExecutionContext, platform: PlatformResource) -> dg.MaterializeResult:
         with clear_failures():
             targets = [platform.target(space) for space in platform.spaces]
-            things = prunable(platform.milvus, platform.store, targets, platform.settings.retention.collections)
+            retained = platform.settings.retention.collections
+            things = prunable(platform.milvus, platform.store, targets, retained, platform.cutting)
         for thing in things[:MOST_LISTED]:
             unit = "rows" if thing.kind == "collection" else "bytes"
             context.log.info(f"{thing.kind} {thing.name}: {thing.size} {unit}, {thing.reason}")

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from embedding_platform.errors import PlatformError
 from embedding_platform.milvus.connection import CALL_SECONDS, explaining
+from embedding_platform.milvus.deployment import NO_SUCH_ALIAS
 from embedding_platform.milvus.schema import Provenance, alias_name, provenance_of, read_provenance
 
 if TYPE_CHECKING:
@@ -14,9 +15,6 @@ PUBLISHED_PROPERTY = "embedding_platform.published"
 """Counts the publications of a space: the larger, the later. A clock may be set back, a count is not."""
 
 WITHDRAWN_PROPERTY = "embedding_platform.withdrawn"
-
-_NO_SUCH_ALIAS = (100, 1600)
-"""Error codes of Milvus Lite and of a Milvus server."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ def alias_target(client: "MilvusClient", alias: str) -> str | None:
         try:
             return str(client.describe_alias(alias, timeout=CALL_SECONDS)["collection_name"])
         except MilvusException as error:
-            if error.code in _NO_SUCH_ALIAS:
+            if error.code in NO_SUCH_ALIAS:
                 return None
             raise
 

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from pymilvus import MilvusClient
 
 
+NO_SUCH_ALIAS = (100, 1600)
+"""Codes of the error that tells that there is no such alias: of Milvus Lite, and of a Milvus server."""
+
+
 @dataclass(frozen=True)
 class Deployment:
     """One of the three, by what matters to us.

@@ -1,4 +1,4 @@
-"""Make one Milvus partition hold exactly the rows it should, and prove it by reading back."""
+"""Make one Milvus partition hold exactly the rows it should, and read back what was written."""
 
 import itertools
 import json
@@ -47,6 +47,9 @@ TOUCHED_SHARE = 0.1
 """Share of a partition's rows up to which only those that were written are read back: the others were
 read a moment before."""
 
+READ_BACK = ("content_hash", "fingerprint")
+"""Fields of a row just written that are read back beside id and version, a digest of all its fields."""
+
 _PREFIX_DIGITS = 8
 _PREFIXES = 16**_PREFIX_DIGITS
 
@@ -90,11 +93,11 @@ class SyncReport:
 
 @dataclass(frozen=True)
 class _Call:
-    """One write, and some of the rows that it wrote."""
+    """One write, and the rows that it wrote."""
 
     verb: Literal["upsert", "delete"]
     rows: int
-    probes: tuple[Mapping[str, Any], ...] = ()
+    written: Sequence[Mapping[str, Any]] = ()
 
 
 def compare_partition(
@@ -130,7 +133,10 @@ def sync_partition(
     found: Comparison | None = None,
     before_write: Callable[[], None] = lambda: None,
 ) -> SyncReport:
-    """Upsert the new and stale rows, delete the orphaned ones, read all back and repair.
+    """Upsert the new and stale rows, delete the orphaned ones, read back and repair.
+
+    Up to TOUCHED_SHARE of the rows, those that were touched are read back, by id, version and
+    READ_BACK; beyond it ids and versions of all rows of the partition.
 
     `desired` maps row id (index) to row version. `progress` hears after each call how many rows
     are written or deleted so far; `found` is a comparison that was made just before;
@@ -151,6 +157,9 @@ def sync_partition(
     for attempt in range(1 + REPAIRS):
         if increment.is_empty:
             break
+        touched = increment.new.append(increment.stale).append(increment.orphaned)
+        few = len(touched) <= TOUCHED_SHARE * len(desired)
+        meant: dict[str, tuple[str, ...]] = {}
         if attempt:
             repaired += len(increment.new) + len(increment.stale) + len(increment.orphaned)
         started = time.perf_counter()
@@ -159,13 +168,17 @@ def sync_partition(
             done += call.rows
             if call.verb == "upsert":
                 upserted += call.rows
-                probes += call.probes if len(probes) < MOST_PROBES else ()
+                probes += call.written[:1] if len(probes) < MOST_PROBES else ()
+                meant |= {row["id"]: _read_of(row) for row in call.written} if few else {}
             else:
                 deleted += call.rows
             if progress is not None:
                 progress(done)
         ended = time.perf_counter()
-        actual, increment = _read_back(client, partition, desired, increment)
+        if few:
+            actual, increment = _read_back(client, partition, desired, touched, meant)
+        else:
+            actual, increment = _compare(desired, _pages(client, partition, len(desired)))
         write_seconds += ended - started
         verify_seconds += time.perf_counter() - ended
 
@@ -254,19 +267,26 @@ def _compare(desired: pd.Series, pages: Iterable[_Page]) -> tuple[pd.Series, Inc
 
 
 def _read_back(
-    client: "MilvusClient", partition: Partition, desired: pd.Series, written: Increment
+    client: "MilvusClient",
+    partition: Partition,
+    desired: pd.Series,
+    touched: pd.Index,
+    meant: Mapping[str, tuple[str, ...]],
 ) -> tuple[pd.Series, Increment]:
-    """Compare again after a write: the rows that it touched, or all of them where those are many."""
-    touched = written.new.append(written.stale).append(written.orphaned)
-    if len(touched) > TOUCHED_SHARE * len(desired):
-        return _compare(desired, _pages(client, partition, len(desired)))
+    """Compare the touched rows again; one with other values of READ_BACK than were `meant` counts as of no version."""
     rows: list[dict[str, Any]] = []
     for first in range(0, len(touched), BATCH_ROWS):
         asked = one_of("id", touched[first : first + BATCH_ROWS])
-        rows += _query(client, partition, asked, deployment_of(client).page_rows)
+        for row in _query(client, partition, asked, deployment_of(client).page_rows, READ_BACK):
+            found = _read_of(row)
+            rows.append(row if meant.get(row["id"], found) == found else {**row, "version": ""})
     actual = _series(rows)
     increment = diff(desired[desired.index.isin(touched)], actual)
     return actual, increment
+
+
+def _read_of(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(row[name] for name in READ_BACK)
 
 
 def _prefixes(ids: pd.Index) -> np.ndarray:
@@ -307,7 +327,7 @@ def _apply(
         for batch in _batches(itertools.chain.from_iterable(rows(written))):
             before_write()
             _write(client, partition, batch)
-            yield _Call("upsert", len(batch), (batch[0],))
+            yield _Call("upsert", len(batch), batch)
     yield from _delete(client, partition, increment.orphaned, before_write)
 
 
@@ -374,7 +394,9 @@ def _read_range(client: "MilvusClient", partition: Partition, first: int, last: 
     return _query(client, partition, all_of(above, below), most)
 
 
-def _query(client: "MilvusClient", partition: Partition, condition: Expression, most: int) -> list[dict[str, Any]]:
-    """Id and version of rows that meet a condition, at most so many."""
-    fields = ("id", "version")
+def _query(
+    client: "MilvusClient", partition: Partition, condition: Expression, most: int, others: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Id, version and other fields of rows that meet a condition, at most so many."""
+    fields = ("id", "version", *others)
     return rows_where(client, partition.collection, partition.where(condition), fields, most, partition.names)

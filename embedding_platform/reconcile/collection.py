@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +71,6 @@ def reconcile_collection(
     live: LiveRows,
     milvus: MilvusSettings,
     quality: QualitySettings,
-    run_id: str = "",
     held_out: Callable[[], np.ndarray | None] = lambda: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> CollectionReport:
@@ -80,13 +78,13 @@ def reconcile_collection(
 
     Afterwards the index is as the space says, rows just written are found by search, and
     recall is measured against exact search, where given with `held_out` queries too.
-    `progress` hears of rows written and rows desired; `run_id` decides which rows are
-    compared in whole this time.
+    `progress` hears of rows written and rows desired. Rows that follow those which the last run
+    compared in whole are compared so this time.
 
     Raises:
         PlatformError: if an item is not cut yet, if a live segment has neither vector nor
             rejection, if Milvus does not hold the desired rows after the repairs, or does not
-            find them in time.
+            find them in time, or if another run of the source wrote rows meanwhile.
     """
     began = perf_counter()
     state = live.state()
@@ -94,9 +92,10 @@ def reconcile_collection(
     space, partition, total = target.space, target.partition(live.source), len(live.versions)
     ensure_collection(client, target.provenance, space.index)
     ahead = WriteAhead(live.store, partition)
-    resumed = ahead.is_under_way
-    sample = live.some(quality.audit_rows, run_id)
-    written = _write(client, partition, live, ahead, sample, milvus, partial(_refuse_another, live, state), progress)
+    resumed, placed = ahead.is_under_way, ahead.placed()
+    audited, until = live.stretch(quality.audit_rows, ahead.audited())
+    turn = _Turn(live, ahead, state)
+    written = _write(client, partition, live, ahead, live.rows(audited), milvus, turn.refuse_another, progress)
 
     started = perf_counter()
     if partition.name:
@@ -105,7 +104,7 @@ def reconcile_collection(
     index_built = ensure_index(client, partition.collection, space.index, space.metric)
     indexed = perf_counter()
     index = tuned(client, partition.collection, space.index)
-    probes = written.probes or (live.some(MOST_PROBES, run_id) if resumed else ())
+    probes = written.probes or (live.rows(live.stretch(MOST_PROBES, until)[0]) if resumed else ())
     rows = list(itertools.chain.from_iterable(probes))
     await_searchable(client, partition, rows, index, space.metric, milvus.searchable_seconds)
     searchable = perf_counter()
@@ -125,7 +124,8 @@ def reconcile_collection(
         ahead.forget()
     elif written.rows or resumed or not ahead.is_verified:
         ahead.verify(live.versions)
-    ahead.place(state)
+    ahead.audit(until)
+    ahead.place(state, placed)
     return CollectionReport(
         collection=partition.collection,
         sync=written.sync,
@@ -212,17 +212,30 @@ def _each_after(refuse_another: Callable[[], None], batches: Iterable[list[Row]]
         yield rows
 
 
-def _refuse_another(live: LiveRows, state: str) -> None:
-    """Refuse to go on once the source is listed anew: a run that was held up would undo what a later one did.
+class _Turn:
+    """One run's turn with a partition, which is over once the source is listed anew."""
 
-    Raises:
-        PlatformError: if what the source is listed as is no longer `state`.
-    """
-    if live.state() != state:
-        raise PlatformError(
-            f"another run listed source {live.source} anew while this one wrote its rows; "
-            "run again: the next run writes what is there now"
-        )
+    def __init__(self, live: LiveRows, ahead: WriteAhead, state: str) -> None:
+        self._live, self._ahead, self._state = live, ahead, state
+        self._has_written = False
+
+    def refuse_another(self) -> None:
+        """Refuse to go on once the turn is over: a run that was held up would undo what a later one did.
+
+        It is asked before each write. What this run had written by then may stand over rows of the later
+        one, which therefore counts as not placed.
+
+        Raises:
+            PlatformError: if what the source is listed as is no longer `state`.
+        """
+        if self._live.state() != self._state:
+            if self._has_written:
+                self._ahead.doubt()
+            raise PlatformError(
+                f"another run listed source {self._live.source} anew while this one wrote its rows; "
+                "run again: the next run writes what is there now"
+            )
+        self._has_written = True
 
 
 def refuse_incomplete(live: LiveRows) -> None:

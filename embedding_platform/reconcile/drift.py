@@ -1,24 +1,29 @@
 """What others did to our rows: told apart from what changed in the media by what we wrote ourselves.
 
-Of each partition three things are kept. `verified` holds the rows that the last sync read back,
-`intended` what a sync that has not ended yet may have written or deleted, and `placed` what the
-source was listed as when all of it was last there. They only explain: what is to be done follows
-from Milvus itself.
+Of each partition four things are kept. `verified` holds the rows that the last sync read back,
+`intended` what a sync that has not ended yet may have written or deleted, `placed` what the
+source was listed as when all of it was last there, and `audited` how far rows have been compared in
+whole. They only explain, or say where to look next: what is to be done follows from Milvus itself.
 """
 
 from dataclasses import dataclass
+from uuid import uuid4
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedding_platform import layout, storage
+from embedding_platform.errors import PlatformError
 from embedding_platform.increments import Increment, series_of
 from embedding_platform.milvus.partitions import Partition
 from embedding_platform.milvus.sync import Comparison
 
 ROWS = pa.schema([("id", pa.string()), ("version", pa.string())])
 """Rows by id; "" is the version of a row that is to be deleted."""
+
+_DOUBT = b"doubt "
+"""What stands in the place of a listing's state where a late run may have written over newer rows."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,11 @@ class WriteAhead:
 
     def is_placed(self, state: str) -> bool:
         """Whether the partition has held all of the source since it was listed as `state`; see `LiveRows.state`."""
-        return storage.read_bytes(self._placed) == state.encode()
+        return self.placed() == state.encode()
+
+    def placed(self) -> bytes | None:
+        """What the source was listed as when all of it was last there, or a doubt; None where it never was."""
+        return storage.read_bytes(self._placed)
 
     def drift(self, found: Comparison) -> Drift:
         """Which of the differences are none of our doing.
@@ -84,15 +93,43 @@ class WriteAhead:
         storage.write_table(self._verified, _table(desired))
         storage.remove(self._intended)
 
-    def place(self, state: str) -> None:
-        """Write down that the partition holds all of the source as it is listed, where that is news."""
-        if not self.is_placed(state):
-            storage.write_bytes(self._placed, state.encode())
+    def place(self, state: str, met: bytes | None) -> None:
+        """Write down that the partition holds all of the source as it is listed, where that is news.
+
+        `met` is what `placed` gave before the rows were compared.
+
+        Raises:
+            PlatformError: if another run has cast doubt on the rows since.
+        """
+        now = self.placed()
+        if now == state.encode():
+            return
+        if now is not None and now != met and now.startswith(_DOUBT):
+            raise PlatformError(
+                f"a run that was held up wrote to {self.partition} while this one did; "
+                "run again: the next run puts its rows right"
+            )
+        storage.write_bytes(self._placed, state.encode())
+
+    def doubt(self) -> None:
+        """Take back what `place` said, and keep a run that is under way from saying it."""
+        storage.write_bytes(self._placed, _DOUBT + uuid4().hex.encode())
 
     def forget(self) -> None:
         """Keep nothing of the rows of a partition that has none any more."""
         for url in (self._verified, self._intended):
             storage.remove(url)
+
+    def audited(self) -> str:
+        """Where the rows end that were last compared in whole; see `LiveRows.stretch`."""
+        return (storage.read_bytes(self._audited) or b"").decode()
+
+    def audit(self, until: str) -> None:
+        """Write down how far rows have been compared in whole; "" stands for all, and needs no note."""
+        if until:
+            storage.write_bytes(self._audited, until.encode())
+        else:
+            storage.remove(self._audited)
 
     @property
     def _verified(self) -> str:
@@ -101,6 +138,10 @@ class WriteAhead:
     @property
     def _placed(self) -> str:
         return layout.placed_url(self.store, self.partition.collection, self.partition.source)
+
+    @property
+    def _audited(self) -> str:
+        return layout.audited_url(self.store, self.partition.collection, self.partition.source)
 
     @property
     def _intended(self) -> str:

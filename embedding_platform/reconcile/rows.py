@@ -102,14 +102,30 @@ class LiveRows:
         """Stored vectors of content hashes, one shard at a time."""
         return vector_store.iterate(self.folder, self.space.model.dimension, contents, self.fingerprint)
 
-    def some(self, most: int, turn: str) -> Iterator[list[Row]]:
-        """At most so many complete rows, others for another `turn`; all rows where there are no more.
+    def stretch(self, most: int, after: str) -> tuple[pd.Index, str]:
+        """Ids of at most so many rows, and where they end, for the next stretch to begin there; "" if they are all.
 
-        Their vectors lie side by side, so that little is read for them.
+        `after` is where the last stretch ended, "" at first. Stretch after stretch meets every row, and then
+        begins anew. They follow the order of the vectors in the store, so that little is read for them;
+        a shard that is written meanwhile may come to lie before `after`, and waits for the next round.
         """
-        chosen = self._some_contents(most, int(records.digest(turn)[:8], 16))
+        if not most or len(self.versions) <= most:
+            return self.versions.index[:most], ""
+        content, _, segment = after.partition(" ")
+        # One more: of the first, no row may be left.
+        chosen = self._some_contents(most + 1, max(pc.index(self._stored, content).as_py(), 0))
         among = self._embedded.filter(pc.is_in(self._embedded["content_hash"], value_set=chosen))
-        return self.rows(index_of(among["segment_id"].slice(0, most)))
+        ordered = (
+            among.append_column("place", pc.index_in(among["content_hash"], value_set=chosen))
+            .sort_by([("place", "ascending"), ("segment_id", "ascending")])
+            .select(["content_hash", "segment_id"])
+        )
+        met = pc.and_(pc.equal(ordered["content_hash"], content), pc.less_equal(ordered["segment_id"], segment))
+        rows = ordered.filter(pc.invert(met)).slice(0, most)
+        if not rows.num_rows:
+            return self.stretch(most, "")
+        last = rows.slice(rows.num_rows - 1).to_pylist()[0]
+        return index_of(rows["segment_id"]), f"{last['content_hash']} {last['segment_id']}"
 
     def sample(self, most: int) -> tuple[np.ndarray, list[str]]:
         """Vectors of the source, float32 [n, d], at most so many, and their contents.

@@ -6,6 +6,7 @@ content that moved between sources finds its vector again.
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from typing import NamedTuple
@@ -153,6 +154,30 @@ def compact(
         return table.take(rows)
 
     return storage.compact_shards(folder, vectors_schema(dimension), keep, rows_per_shard, fewest)
+
+
+def keep_only(folder: str, dimension: int, fingerprint: str, contents: pd.Index) -> int:
+    """Drop the vectors of all other contents, one shard in memory at a time; the number of vectors dropped.
+
+    What a shard keeps is durable in another before it goes.
+
+    Raises:
+        PlatformError: if a shard holds vectors of another fingerprint.
+    """
+    dropped = 0
+    for name, hashes in shard_hashes(folder, fingerprint):
+        kept = pc.is_in(hashes, value_set=pa.array(contents, pa.string()))
+        if pc.all(kept).as_py():
+            continue
+        # One that is gone was rewritten by another run.
+        with suppress(FileNotFoundError):
+            for table in storage.iterate_shards(folder, vectors_schema(dimension), names=[name]):
+                rest = table.filter(kept)
+                if rest.num_rows:
+                    storage.append_shard(folder, rest)
+                storage.remove_shards(folder, [name])
+                dropped += table.num_rows - rest.num_rows
+    return dropped
 
 
 def vectors_of(table: pa.Table, dimension: int) -> np.ndarray:

@@ -22,6 +22,16 @@ from embedding_platform.records import Content, digest
 from embedding_platform.spaces import MODALITIES, Model, Space, usual_index
 from embedding_platform_tests.inference.small_encoder import DIMENSION, SmallEncoder
 
+CHUNK = 2
+"""Contents that become durable together; small, so that a lake of some files has several chunks."""
+
+LITTLE_AT_ONCE = {"chunk": CHUNK, "text": 1, "image": 1}
+"""Settings under which a batch has one content."""
+
+IN_FLIGHT = 4
+"""Contents that the model may have embedded under these beyond the chunk that is being stored, where the stream waits
+for one batch: two batches wait, one more is on its way to them, and one is in the hands of who takes them."""
+
 STAGES = ("files", "segments", "embeddings", "collection", "published")
 
 
@@ -168,7 +178,6 @@ def run_source(
                 live,
                 platform.settings.milvus,
                 quality,
-                run_id=platform.run_id,
                 held_out=lambda: platform.held_out(space),
             )
             verdicts = assets.judged_collection(report, platform, live)

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,10 +31,13 @@ from embedding_platform_tests.milvus_server import MilvusServer
 MODALITIES = ("text", "image", "image_text", "audio", "video")
 SOURCES = ("one", "zwei & 日本")
 FILES = 4
+MANY_FILES = {"image_text": 12}
+"""Files of the first source, where a run that is killed while it embeds is to have far more to do than it may lose."""
 
 CHUNK = 2
-IN_FLIGHT = 16
-"""Contents that the model may have embedded beyond the chunk that is being stored: windows on their way."""
+IN_FLIGHT = 6
+"""Contents that the model may have embedded beyond the chunk that is being stored: of each of two lanes two batches
+of one content, one more on its way to them, and one in the hands of who takes them."""
 
 FIRST = (
     "after hashing a file",
@@ -102,6 +105,7 @@ class Figures:
     different: int = 0
     embedded: int = 0
     embedded_twice: int = 0
+    lost: Counter[int] = field(default_factory=Counter)
     embedded_though_stored: int = 0
     blamed_on_others: int = 0
     not_reached: Counter[str] = field(default_factory=Counter)
@@ -110,19 +114,18 @@ class Figures:
         for name, value in other.__dict__.items():
             setattr(self, name, getattr(self, name) + value)
 
-    def show(self) -> None:
-        """Print the figures; `pytest -rP` shows them."""
-        print(f"{self.kills.total()} kills in {self.jobs} jobs, {self.rows} rows compared with a rebuild:")
-        print(f"missing {self.missing}, duplicated {self.duplicated}, orphaned {self.orphaned}, other {self.different}")
-        print(
+    def __str__(self) -> str:
+        lines = [
+            f"{self.kills.total()} kills in {self.jobs} jobs, {self.rows} rows compared with a rebuild:",
+            f"missing {self.missing}, duplicated {self.duplicated}, orphaned {self.orphaned}, other {self.different}",
             f"{self.embedded} contents embedded, {self.embedded_twice} of them again after a kill that came "
-            f"before they were stored, {self.embedded_though_stored} again although they were stored"
-        )
-        print(f"{self.blamed_on_others} rows that a run said somebody else had changed, though nobody had")
-        for name, count in sorted(self.kills.items()):
-            print(f"{count:5}  {name}")
-        for name, count in sorted(self.not_reached.items()):
-            print(f"{count:5}  not reached: {name}")
+            f"before they were stored, {self.embedded_though_stored} again although they were stored",
+            f"jobs by the contents that they embedded and did not store: {dict(sorted(self.lost.items()))}",
+            f"{self.blamed_on_others} rows that a run said somebody else had changed, though nobody had",
+            *(f"{count:5}  {name}" for name, count in sorted(self.kills.items())),
+            *(f"{count:5}  not reached: {name}" for name, count in sorted(self.not_reached.items())),
+        ]
+        return "\n".join(lines)
 
 
 class Lake:
@@ -149,7 +152,7 @@ class Lake:
         folder.mkdir(parents=True)
         for source in SOURCES:
             (folder / "media" / source).mkdir(parents=True)
-            for number in range(FILES):
+            for number in range(MANY_FILES.get(modality, FILES) if source == SOURCES[0] else FILES):
                 self.write(source, f"f{number}")
 
     def write(self, source: str, stem: str) -> None:
@@ -252,13 +255,19 @@ class Lake:
         """Count what the model embedded more than once, from the accounts that the jobs kept."""
         embedded: Counter[str] = Counter()
         stored: set[str] = set()
+        lost: list[int] = []
         for line in (self.folder / EMBEDDED).read_text("utf-8").splitlines():
             what, _, content = line.partition("\t")
-            if what == "stored":
+            if what == "begun":
+                lost.append(0)
+            elif what == "stored":
                 stored.add(content)
-                continue
-            embedded[content] += 1
-            self.figures.embedded_though_stored += content in stored
+                lost[-1] -= 1
+            else:
+                embedded[content] += 1
+                lost[-1] += 1
+                self.figures.embedded_though_stored += content in stored
+        self.figures.lost.update(lost)
         self.figures.embedded += len(embedded)
         self.figures.embedded_twice += embedded.total() - len(embedded)
 
@@ -399,7 +408,6 @@ def torment_all(folder: Path, rounds: int, seed: int) -> Figures:
     with ThreadPoolExecutor(2) as pool:
         for figures in pool.map(share, [MODALITIES[::2], MODALITIES[1::2]]):
             total.add(figures)
-    total.show()
     return total
 
 
@@ -407,7 +415,8 @@ def check(figures: Figures) -> None:
     assert figures.rows > 0
     assert (figures.missing, figures.duplicated, figures.orphaned, figures.different) == (0, 0, 0, 0)
     assert (figures.embedded_though_stored, figures.blamed_on_others) == (0, 0)
-    assert figures.embedded_twice <= figures.kills.total() * (CHUNK + IN_FLIGHT)
+    assert max(figures.lost) <= CHUNK + IN_FLIGHT
+    assert figures.embedded_twice <= sum(lost * jobs for lost, jobs in figures.lost.items())
 
 
 def _kill(child: int) -> None:
@@ -418,22 +427,25 @@ def _kill(child: int) -> None:
         return
 
 
-def test_fifty_kills_lose_nothing_and_repeat_nothing(tmp_path: Path) -> None:
+def test_fifty_kills_lose_nothing_and_repeat_nothing(tmp_path: Path, tell: Callable[[str], None]) -> None:
     figures = torment_all(tmp_path, rounds=1, seed=0)
+    tell(str(figures))
     check(figures)
     assert figures.kills.total() >= 50
+    assert max(figures.lost) > 0, "no job was killed while it embedded"
     assert figures.kills.keys() >= {point.name for point in POINTS}
 
 
 @pytest.mark.long
-def test_two_hundred_kills(tmp_path: Path) -> None:
+def test_two_hundred_kills(tmp_path: Path, tell: Callable[[str], None]) -> None:
     figures = torment_all(tmp_path, rounds=9, seed=1)
+    tell(str(figures))
     check(figures)
     assert figures.kills.total() >= 200
 
 
 @pytest.mark.long
-def test_a_job_that_dies_leaves_the_bundled_server_whole(tmp_path: Path) -> None:
+def test_a_job_that_dies_leaves_the_bundled_server_whole(tmp_path: Path, tell: Callable[[str], None]) -> None:
     """The server goes on; only the job is killed."""
     figures, zygote = Figures(), Zygote()
     try:
@@ -447,14 +459,16 @@ def test_a_job_that_dies_leaves_the_bundled_server_whole(tmp_path: Path) -> None
             lake.count_embedded()
     finally:
         zygote.close()
-    figures.show()
+    tell(str(figures))
     check(figures)
     assert figures.kills.total() == 6
 
 
 @pytest.mark.long
 @pytest.mark.server
-def test_neither_jobs_nor_a_server_that_die_harm_what_is_published(tmp_path: Path, mortal_server: MilvusServer) -> None:
+def test_neither_jobs_nor_a_server_that_die_harm_what_is_published(
+    tmp_path: Path, mortal_server: MilvusServer, tell: Callable[[str], None]
+) -> None:
     figures, zygote = Figures(), Zygote()
     try:
         milvus = {"uri": mortal_server.uri, "token": mortal_server.token}
@@ -470,7 +484,7 @@ def test_neither_jobs_nor_a_server_that_die_harm_what_is_published(tmp_path: Pat
         lake.count_embedded()
     finally:
         zygote.close()
-    figures.show()
+    tell(str(figures))
     check(figures)
     assert figures.kills.total() >= 7
     assert figures.kills["of the server"] == 2

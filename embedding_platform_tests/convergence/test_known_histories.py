@@ -12,10 +12,13 @@ import pytest
 from embedding_platform import storage
 from embedding_platform.milvus.connection import close_directory, connect
 from embedding_platform.settings import load_settings
-from embedding_platform_tests.convergence.crash_points import compacting_from
-from embedding_platform_tests.convergence.published import Published, differences, published
+from embedding_platform_tests.convergence.crash_points import BY_NAME, Crash, armed, compacting_from
+from embedding_platform_tests.convergence.published import Published, differences, published, stored_contents
 from embedding_platform_tests.convergence.small_media import Media
 from embedding_platform_tests.convergence.small_platform import (
+    CHUNK,
+    IN_FLIGHT,
+    LITTLE_AT_ONCE,
     Partitions,
     SmallPlatform,
     run_everything,
@@ -87,3 +90,28 @@ def test_a_file_that_moves_to_a_source_whose_turn_is_later_is_not_embedded_again
     history.media.write("one", "new", "txt", 4)
     history.run()
     assert set(history.embedded.values()) == {1}
+
+
+@pytest.mark.parametrize("shard", [1, 8])
+def test_a_crash_while_a_shard_is_written_costs_a_chunk_and_what_is_on_its_way(
+    history: History, monkeypatch: pytest.MonkeyPatch, shard: int
+) -> None:
+    monkeypatch.setattr("embedding_platform.inference.stream.WAIT_BATCHES", 1)
+    total = 30
+    folder = history.media.root / "one"
+    folder.mkdir()
+    for number in range(total):
+        (folder / f"{number}.txt").write_text(f"text number {number}", encoding="utf-8")
+    plain = history.platform()
+    platform = dataclasses.replace(
+        plain, settings=load_settings(base=history.folder, store_root="kept", batch=LITTLE_AT_ONCE)
+    )
+    point = dataclasses.replace(BY_NAME["mid vector shard write"], concerns=lambda url, payload: "/vectors/" in url)
+    with pytest.raises(Crash), armed([point], shard):
+        run_everything(platform, history.partitions)
+    stored = len(stored_contents(str(history.folder / "kept" / "vectors")))
+    assert stored == (shard - 1) * CHUNK
+    embedded = history.embedded.total()
+    assert stored + CHUNK <= embedded <= stored + CHUNK + IN_FLIGHT < total
+    assert differences(history.run(), history.rebuild()) == []
+    assert history.embedded.total() == total + embedded - stored

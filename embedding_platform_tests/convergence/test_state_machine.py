@@ -25,23 +25,21 @@ from embedding_platform.reconcile.drift import Drift
 from embedding_platform.records import digest
 from embedding_platform.settings import load_settings
 from embedding_platform.spaces import Space
+from embedding_platform.vectors import store as vector_store
 from embedding_platform_tests.convergence import published as reading
 from embedding_platform_tests.convergence.crash_points import IN_PROCESS, Crash, CrashPoint, armed, compacting_from
 from embedding_platform_tests.convergence.published import Published, differences, published
 from embedding_platform_tests.convergence.small_media import CONTENTS, SOURCES, STEMS, SUFFIXES, Media
 from embedding_platform_tests.convergence.small_platform import (
+    CHUNK,
+    IN_FLIGHT,
+    LITTLE_AT_ONCE,
     Choice,
     Partitions,
     SmallPlatform,
     run_everything,
     run_source,
 )
-
-CHUNK = 2
-"""Contents that become durable together; small, so that a lake of some files has several chunks."""
-
-IN_FLIGHT = 16
-"""Contents that the model may have embedded beyond the chunk that is being stored: a batch of texts."""
 
 WRITES = (
     "insert",
@@ -71,6 +69,7 @@ class Place:
     writes: list[str]
     numbers: Iterator[int]
     figures: Counter[str]
+    stored: list[str]
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +103,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         patch.setattr("embedding_platform.milvus.sync.BATCH_ROWS", 3)
         patch.setattr("embedding_platform.reconcile.segments.ITEMS_PER_CHUNK", 2)
         patch.setattr("embedding_platform.media.items.ITEMS_PER_CHUNK", 2)
+        patch.setattr("embedding_platform.inference.stream.WAIT_BATCHES", 1)
         patch.setattr(storage, "compact_shards", compacting_from(4))
-        yield Place(client, rebuilding, folder, writes, itertools.count(), Counter())
+        stored: list[str] = []
+        append = vector_store.append
+
+        def appended(folder: str, hashes: list[str], *rest: Any) -> str:
+            name = append(folder, hashes, *rest)
+            stored.extend(hashes)
+            return name
+
+        patch.setattr(vector_store, "append", appended)
+        yield Place(client, rebuilding, folder, writes, itertools.count(), Counter(), stored)
     for directory in directories:
         close_directory(directory)
 
@@ -209,7 +218,7 @@ class History(RuleBasedStateMachine):
         self.partitions = Partitions()
         self.embedded: Counter[tuple[str, int, str]] = Counter()
         self.rebuilt: dict[str, dict[str, Published]] = {}
-        self.crashes = 0
+        self.lost = 0
         self.repeated = 0
         self.tampered: set[str] = set()
 
@@ -383,12 +392,18 @@ class History(RuleBasedStateMachine):
         self.run()
 
     def _crash(self, points: Sequence[CrashPoint], passage: int) -> None:
+        embedded, stored = self.embedded.total(), len(self.place.stored)
         try:
             with armed(points, passage) as struck:
                 run_everything(self._platform(), self.partitions)
         except Crash:
-            self.crashes += 1
             self.place.figures[f"crashed {struck[0]}"] += 1
+        lost = self.embedded.total() - embedded - (len(self.place.stored) - stored)
+        assert lost <= CHUNK + IN_FLIGHT
+        self.lost += lost
+        self.place.figures["contents embedded and lost in a crash, at most"] = max(
+            lost, self.place.figures["contents embedded and lost in a crash, at most"]
+        )
         # What the crash left open is closed by the garbage collector, as if the process were gone.
         gc.collect()
 
@@ -402,7 +417,7 @@ class History(RuleBasedStateMachine):
         repeated = self.embedded.total() - len(self.embedded)
         self.place.figures["contents embedded again after a crash"] += repeated - self.repeated
         self.repeated = repeated
-        assert repeated <= self.crashes * (CHUNK + IN_FLIGHT)
+        assert repeated <= self.lost
         self._run_with_nothing_to_do(expected)
 
     def _run_through(self, expected: dict[str, Published]) -> None:
@@ -467,7 +482,7 @@ class History(RuleBasedStateMachine):
 
 
 SETTINGS: dict[str, Any] = {
-    "batch": {"chunk": CHUNK, "text": 16, "image": 2},
+    "batch": LITTLE_AT_ONCE,
     "quality": {"max_rejected_share": 1.0},
 }
 
@@ -488,10 +503,8 @@ def drop_aliases(client: Any, collection: str) -> None:
         client.drop_alias(alias)
 
 
-def show(figures: Counter[str]) -> None:
-    """Print the figures; `pytest -rP` shows them."""
-    for what, count in sorted(figures.items()):
-        print(f"{count:6}  {what}")
+def lines(figures: Counter[str]) -> str:
+    return "\n".join(f"{count:6}  {what}" for what, count in sorted(figures.items()))
 
 
 def _table(path: str, columns: list[str]) -> list[tuple[Any, ...]]:
@@ -535,15 +548,15 @@ def run_histories(place: Place, examples: int, steps: int, seeded: bool = False)
     )
 
 
-def test_whatever_happened_a_run_gives_what_a_rebuild_gives(place: Place) -> None:
+def test_whatever_happened_a_run_gives_what_a_rebuild_gives(place: Place, tell: Callable[[str], None]) -> None:
     run_histories(place, examples=6, steps=25)
-    show(place.figures)
+    tell(lines(place.figures))
     assert place.figures["runs compared with a rebuild"] >= 10
     assert sum(count for what, count in place.figures.items() if what.startswith("crashed ")) >= 10
 
 
 @pytest.mark.long
-def test_many_more_histories(place: Place, request: pytest.FixtureRequest) -> None:
+def test_many_more_histories(place: Place, request: pytest.FixtureRequest, tell: Callable[[str], None]) -> None:
     """Others with each seed: `pytest -m long --hypothesis-seed 7 ...`."""
     run_histories(place, examples=40, steps=50, seeded=request.config.getoption("hypothesis_seed") is not None)
-    show(place.figures)
+    tell(lines(place.figures))

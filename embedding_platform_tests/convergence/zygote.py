@@ -196,7 +196,7 @@ def _run(job: Job) -> bool:
 
 
 def _make_small(stack: ExitStack, compacts: bool) -> None:
-    """Several batches of rows and several small shards, for a lake of a few files."""
+    """Several batches of rows, several small shards, and little embedded ahead, for a lake of a few files."""
     import pytest
 
     from embedding_platform import storage
@@ -205,12 +205,13 @@ def _make_small(stack: ExitStack, compacts: bool) -> None:
     patch = stack.enter_context(pytest.MonkeyPatch.context())
     patch.setattr("embedding_platform.milvus.sync.BATCH_ROWS", 2)
     patch.setattr("embedding_platform.media.items.ITEMS_PER_CHUNK", 2)
+    patch.setattr("embedding_platform.inference.stream.WAIT_BATCHES", 1)
     if compacts:
         patch.setattr(storage, "compact_shards", compacting_from(3))
 
 
 def _keep_accounts(stack: ExitStack, accounts: Path) -> None:
-    """Write a line for each content that the model has embedded, and for each that became durable."""
+    """Write a line for each job, for each content that the model has embedded, and for each that became durable."""
     import pytest
 
     from embedding_platform.defs import assets
@@ -240,6 +241,7 @@ def _keep_accounts(stack: ExitStack, accounts: Path) -> None:
         note("stored", hashes)
         return name
 
+    note("begun", [""])
     patch.setattr(assets, "reconcile_embeddings", reconciled)
     patch.setattr(Lanes, "_embed", embedded)
     patch.setattr(store, "append", appended)

@@ -15,6 +15,7 @@ from embedding_platform.errors import PlatformError
 from embedding_platform.milvus.alias import alias_target
 from embedding_platform.milvus.connection import connect, serve
 from embedding_platform.reconcile import files
+from embedding_platform.reconcile.collection import holds_all
 from embedding_platform_tests.faults.indexing import (
     Disturbed,
     WaitingError,
@@ -74,8 +75,45 @@ def test_rows_of_an_older_listing_are_not_written_over_newer_ones(client, lake: 
     # A call that was on its way already writes one batch; before it, nothing at all.
     harmed = published_texts(client, lake) != texts_in_media(lake)
     assert harmed == (moment != "query")
+    assert holds_all(lake.target, lake.live()) == (not harmed)
     (report,) = index(client, lake)
     assert (report.sync.batches > 0) == harmed
+    assert_true_to_media(client, lake)
+    assert holds_all(lake.target, lake.live())
+
+
+def test_a_late_write_keeps_a_run_under_way_from_taking_its_rows_for_placed(client, lake: Lake) -> None:
+    index(client, lake)
+    edit(lake)
+    lake.run()
+    is_writing, may_write = threading.Event(), threading.Event()
+    refused: list[PlatformError] = []
+
+    def wait() -> None:
+        is_writing.set()
+        assert may_write.wait(60)
+
+    def write_late() -> None:
+        try:
+            collect(Disturbed(client, once("upsert", wait)), another(lake))
+        except PlatformError as error:
+            refused.append(error)
+
+    late = threading.Thread(target=write_late)
+
+    def let_it_write() -> None:
+        may_write.set()
+        late.join()
+
+    late.start()
+    assert is_writing.wait(60)
+    edit_again(lake)
+    lake.run()
+    with pytest.raises(PlatformError, match=r"a run that was held up wrote to .*; run again"):
+        collect(Disturbed(client, once("search", let_it_write)), lake)
+    assert len(refused) == 1
+    assert not holds_all(lake.target, lake.live())
+    assert index(client, lake)[0].sync.batches > 0
     assert_true_to_media(client, lake)
 
 

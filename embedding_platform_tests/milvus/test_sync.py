@@ -161,6 +161,25 @@ def test_what_only_the_read_back_shows_is_repaired(client):
     assert (report.counts["new"], report.upserted, report.repaired) == (10, 10, 5)
 
 
+@pytest.mark.parametrize("field", ["version", "content_hash", "fingerprint"])
+def test_a_row_that_came_with_another_value_than_was_written_is_repaired(client, field):
+    collection = new_collection(client)
+    run(client, collection, desired(range(20)))
+    wanted = desired([*range(20), 30])
+    bent = []
+
+    def bend_once(rows):
+        for row in rows:
+            if row["id"] == row_id(30) and field in row and not bent:
+                bent.append(row["id"])
+                row[field] = "another"
+        return rows
+
+    recording = Recording(client, bend_once)
+    report = sync_partition(recording, Partition(collection, PHOTOS), wanted, rows_for(wanted))
+    assert (report.upserted, report.repaired) == (2, 1)
+
+
 def test_rows_that_never_arrive_fail_with_counts_and_an_example(client):
     collection = new_collection(client)
     with pytest.raises(PlatformError, match=rf"4 missing.*{row_id(0)[:4]}"):

@@ -153,7 +153,7 @@ def _write(path: Path, payload: bytes) -> Path:
 def collect(client, lake: Lake, source: str = "one", **settings: object) -> CollectionReport:
     """Sync one source into the lake's collection; `settings` are of quality."""
     quality = QualitySettings(**settings)
-    return reconcile_collection(client, lake.target, lake.live(source), MilvusSettings(), quality, run_id="run")
+    return reconcile_collection(client, lake.target, lake.live(source), MilvusSettings(), quality)
 
 
 def publish_to(client, lake: Lake, *sources: str, **settings: object) -> PublicationReport:

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from embedding_platform import layout
-from embedding_platform.errors import PlatformError
+from embedding_platform.errors import PlatformError, UnsoundError
 from embedding_platform.milvus import index as indexing
 from embedding_platform.milvus.connection import connect
 from embedding_platform.milvus.index import present_index
 from embedding_platform.milvus.query import get_rows
 from embedding_platform.milvus.schema import partition_name
-from embedding_platform.reconcile.collection import CollectionReport, holds_source, reconcile_collection
+from embedding_platform.reconcile.collection import CollectionReport, holds_all, holds_source, reconcile_collection
 from embedding_platform.reconcile.drift import Drift
 from embedding_platform.reconcile.recall import Recall
 from embedding_platform.reconcile.segments import live_segments
@@ -55,6 +55,31 @@ def test_a_large_load_is_flushed_and_nothing_else_is(client, lake, monkeypatch):
     lake.run()
     assert collect(client, lake).sync.upserted == 1
     assert flushed == [report.collection]
+
+
+class Blind:
+    """A client whose searches find nothing, as where a server has not taken up rows yet."""
+
+    def __init__(self, client) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str):
+        return getattr(self._client, name)
+
+    def search(self, collection: str, data: list, **keywords: object) -> list[list]:
+        return [[] for _ in data]
+
+
+def test_rows_that_no_search_finds_are_not_placed(client, lake):
+    milvus = MilvusSettings(searchable_seconds=0.3)
+    # The second run writes nothing, but does what the first did not end.
+    for probed in (1, 5):
+        with pytest.raises(UnsoundError, match=f"{probed} of {probed} rows just written to .* are not found by search"):
+            reconcile_collection(Blind(client), lake.target, lake.live(), milvus, QualitySettings())
+        assert not holds_all(lake.target, lake.live())
+    assert ids_in(client, lake) == {id_of(f"n{number}") for number in range(5)}
+    assert collect(client, lake).sync.batches == 0
+    assert holds_all(lake.target, lake.live())
 
 
 def test_rows_that_somebody_dropped_come_back(client, lake):
@@ -202,6 +227,17 @@ def test_a_vector_altered_under_its_version_is_put_right(client, lake):
     assert collect(client, lake).drift == Drift(altered=1)
     (mended,) = get_rows(client, report.collection, [id_of("n0")])
     np.testing.assert_array_equal(np.float32(mended["vector"]), np.float32(row["vector"]))
+
+
+@pytest.mark.parametrize("field", ["text", "vector"])
+def test_whatever_row_is_altered_under_its_version_is_found_within_a_round_of_audits(client, lake, field):
+    report = collect(client, lake)
+    for number in range(5):
+        (row,) = get_rows(client, report.collection, [id_of(f"n{number}")])
+        other = {"text": "altered", "vector": np.roll(row["vector"], 1)}[field]
+        client.upsert(report.collection, [{**row, field: other}], partition_name=lake.target.partition("one").name)
+        # Two rows of five each time.
+        assert sum(collect(client, lake, audit_rows=2).drift.altered for _ in range(3)) == 1
 
 
 def test_a_milvus_that_lost_everything_counts_what_it_lost(client, lake):

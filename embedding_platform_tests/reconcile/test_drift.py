@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from embedding_platform import storage
+from embedding_platform.errors import PlatformError
 from embedding_platform.increments import diff
 from embedding_platform.milvus.partitions import Partition
 from embedding_platform.milvus.sync import Comparison
@@ -85,6 +86,18 @@ def test_what_is_meant_is_kept_once_however_often_it_fails(ahead, tmp_path):
 
 def test_a_source_is_placed_as_it_was_listed_and_as_nothing_else(ahead):
     assert not ahead.is_placed("listing 1")
-    ahead.place("listing 1")
+    ahead.place("listing 1", None)
     assert ahead.is_placed("listing 1")
     assert not ahead.is_placed("listing 2")
+
+
+def test_doubt_stands_until_a_run_that_began_after_it_ends(ahead):
+    ahead.place("listing 1", None)
+    met = ahead.placed()
+    ahead.doubt()
+    assert not ahead.is_placed("listing 1")
+    with pytest.raises(PlatformError, match=r"a run that was held up wrote to .*; run again"):
+        ahead.place("listing 1", met)
+    assert not ahead.is_placed("listing 1")
+    ahead.place("listing 1", ahead.placed())
+    assert ahead.is_placed("listing 1")

@@ -2,13 +2,14 @@
 
 import threading
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from pymilvus import MilvusClient
 
 from embedding_platform.errors import PlatformError
-from embedding_platform.milvus.alias import alias_target
+from embedding_platform.milvus.alias import alias_target, publications
 from embedding_platform.milvus.partitions import Removed
 from embedding_platform.milvus.query import search_rows
 from embedding_platform.milvus.schema import read_provenance
@@ -170,33 +171,65 @@ def test_there_is_nothing_to_roll_back_before_a_publication(client, lake):
         reinstate(client, lake.target)
 
 
-def test_readers_meet_no_gap_while_a_model_is_migrated_and_rolled_back(client, two):
-    published = publish_to(client, two, "one", "two")
+def read_through_migrations(client, own, lake: Lake) -> None:
+    """Let `own`, another client, search without a pause while the model is migrated and rolled back."""
+    published = publish_to(client, lake, "one", "two")
     answers, errors, done = [], [], threading.Event()
 
     def read() -> None:
-        own = MilvusClient(uri=client._config.uri)
         query = vector_of("amber birch")
         while not done.is_set():
             try:
-                answers.append(len(search_rows(own, published.alias, query, 3, two.index, "COSINE")))
-            except PlatformError as error:
+                answers.append(len(search_rows(own, published.alias, query, 3, lake.index, "COSINE")))
+            except Exception as error:  # noqa: BLE001 - whatever it is, a reader met it
                 errors.append(error)
+
+    def go_on_reading() -> None:
+        before = len(answers)
+        while len(answers) < before + 5 and not errors:
+            time.sleep(0.01)
 
     reader = threading.Thread(target=read)
     reader.start()
     try:
         for fingerprint in ("e", "d", "c"):
-            before = len(answers)
-            assert migrate(client, two, fingerprint * 64, "one", "two").moved
-            while len(answers) < before + 5 and not errors:
-                time.sleep(0.01)
+            assert migrate(client, lake, fingerprint * 64, "one", "two").moved
+            go_on_reading()
         roll_back(client, "text/small")
+        go_on_reading()
     finally:
         done.set()
         reader.join()
     assert errors == []
     assert set(answers) == {3}
+
+
+def test_readers_meet_no_gap_while_a_model_is_migrated_and_rolled_back(client, two):
+    read_through_migrations(client, MilvusClient(uri=client._config.uri), two)
+
+
+@pytest.fixture
+def server_clients(milvus_server) -> Iterator[list[MilvusClient]]:
+    """Two clients of a server, and nothing of ours on it after the test."""
+    clients = [MilvusClient(milvus_server.uri, token=milvus_server.token) for _ in range(2)]
+    yield clients
+    for publication in publications(clients[0], "text/small"):
+        for alias in clients[0].list_aliases(publication.collection)["aliases"]:
+            clients[0].drop_alias(alias)
+        clients[0].drop_collection(publication.collection)
+    for one in clients:
+        one.close()
+
+
+@pytest.mark.long
+@pytest.mark.server
+def test_readers_of_a_server_meet_no_gap_either(server_clients, lake):
+    client, own = server_clients
+    lake.write("a", 10, "two")
+    lake.run("two")
+    for source in ("one", "two"):
+        collect(client, lake, source)
+    read_through_migrations(client, own, lake)
 
 
 def test_sources_move_to_a_partition_key_and_back_as_a_migration(client, two):
