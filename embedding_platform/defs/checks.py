@@ -478,7 +478,7 @@ def _is_collapsed(report: EmbeddingsReport, quality: QualitySettings) -> bool:
 
 def _alike(report: EmbeddingsReport) -> list[tuple[str, str, float]]:
     """Pairs of different contents with almost one vector, those beside each other in the sample, nearest first."""
-    unit, contents = normalise(report.judged.sample), report.judged.sampled
+    unit, contents = normalise(report.judged.sample.vectors), report.judged.sample.contents
     cosines = np.einsum("nd,nd->n", unit[:-1], unit[1:])
     places = np.argsort(-cosines, kind="stable")[:MOST_NAMED]
     return [(contents[place], contents[place + 1], float(cosines[place])) for place in places]

@@ -90,7 +90,7 @@ def compare_distribution(
     """
     url = layout.distribution_url(store, space_key, fingerprint, source)
     kept = _read(url)
-    now = distribution(judged.sample)
+    now = distribution(judged.sample.vectors)
     last = kept["accepted"][-1] if kept["accepted"] else None
     if last is None or now.count < FEWEST:
         is_new = last is None or last["data_version"] != data_version
@@ -133,7 +133,7 @@ def accept_distribution(
     if not change.is_new or change.vectors < FEWEST:
         return
     url = layout.distribution_url(store, space_key, fingerprint, source)
-    now = distribution(judged.sample)
+    now = distribution(judged.sample.vectors)
     _accept(url, _read(url), _line(now, change.figures, data_version), _encoded(now.centre))
 
 
@@ -191,8 +191,8 @@ def _noises(now: Distribution, before: Distribution) -> dict[str, float]:
 
 def _outliers(judged: Judged, before: Distribution) -> list[tuple[str, float]]:
     centre = before.centre / max(float(np.linalg.norm(before.centre)), 1e-12)
-    cosines = normalise(judged.sample) @ centre
-    return [(judged.sampled[place], float(cosines[place])) for place in np.argsort(cosines)[:MOST_OUTLIERS]]
+    cosines = normalise(judged.sample.vectors) @ centre
+    return [(judged.sample.contents[place], float(cosines[place])) for place in np.argsort(cosines)[:MOST_OUTLIERS]]
 
 
 def _line(now: Distribution, figures: dict[str, float], data_version: str) -> dict[str, Any]:

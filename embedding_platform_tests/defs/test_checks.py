@@ -67,7 +67,7 @@ def test_sound_vectors_pass_every_check_with_their_thresholds(lake: Lake) -> Non
 @pytest.mark.parametrize("fault", ["dimension", "finite", "zero", "norm"])
 def test_a_stored_vector_with_a_fault_is_named_by_its_file(lake: Lake, fault: str) -> None:
     lake.run()
-    content = lake.live().sample(1)[1][0]
+    content = lake.live().sample().contents[0]
     verdict = verdicts_on(lake, judged={"faults": {fault: [content]}}, faults={fault: [content]})[fault]
     assert not verdict.passed
     assert verdict.severity == dg.AssetCheckSeverity.ERROR
@@ -98,7 +98,7 @@ def test_copies_are_named_with_how_many_there_are(lake: Lake) -> None:
 
 def test_what_has_no_vector_is_named(lake: Lake) -> None:
     lake.run()
-    content = lake.live().sample(1)[1][0]
+    content = lake.live().sample().contents[0]
     verdict = verdicts_on(lake, missing=[content])["count"]
     assert not verdict.passed
     assert value(verdict, "missing") == 1
@@ -123,7 +123,7 @@ def test_a_collapsed_model_is_shown_with_files_that_it_takes_for_one(lake: Lake)
 
 def test_a_moved_distribution_warns_with_figures_limits_and_files(lake: Lake) -> None:
     lake.run()
-    content = lake.live().sample(1)[1][0]
+    content = lake.live().sample().contents[0]
     figures, limits = (
         {"shift": 0.3, "spread_change": 0.0, "norm_change": 0.0},
         dict.fromkeys(("shift", "spread_change", "norm_change"), 0.1),
@@ -143,7 +143,7 @@ def test_recall_that_falls_short_names_what_was_searched_with(lake: Lake, tmp_pa
     lake.run()
     report = collect(connect(str(tmp_path / "lite")), lake)
     close_directory(str(tmp_path / "lite"))
-    content = lake.live().sample(1)[1][0]
+    content = lake.live().sample().contents[0]
     short = replace(report, recall=replace(report.recall, at_10=0.5, worst=((content, 0.25),)))
     found = checks.of_collection(short, QUALITY, {content: "n0.txt"})
     (verdict,) = (verdict for verdict in found if verdict.check_name == "recall")

@@ -21,8 +21,12 @@ from embedding_platform.reconcile.distribution import (
     compare_distribution,
     limit_of,
 )
-from embedding_platform.vectors.judged import Judged
+from embedding_platform.vectors import sampled
+from embedding_platform.vectors.judged import Judged, judge_stored
 from embedding_platform.vectors.judgement import distribution
+from embedding_platform.vectors.sampled import Sample
+from embedding_platform.vectors.store import append, compact, stored_hashes
+from embedding_platform_tests.reconcile.small_lake import space_of
 
 PLACE = ("text/small", "f" * 64, "letters")
 DIMENSION = 32
@@ -36,15 +40,16 @@ def drawn(seed: int, towards: int = 0, count: int = 1000, scatter: float = 0.3) 
     vectors = vectors.astype(np.float32)
     norms = np.linalg.norm(vectors, axis=1)
     contents = [f"{towards}-{number}" for number in range(count)]
-    return Judged(count, np.ones(count, bool), norms, {}, None, contents, vectors)
+    return Judged(count, np.ones(count, bool), norms, {}, None, Sample(contents, vectors))
 
 
 def mixed(*parts: Judged) -> Judged:
-    return replace(
-        parts[0],
-        sampled=[content for part in parts for content in part.sampled],
-        sample=np.concatenate([part.sample for part in parts]),
-    )
+    contents = [content for part in parts for content in part.sample.contents]
+    return with_vectors(parts[0], np.concatenate([part.sample.vectors for part in parts]), contents)
+
+
+def with_vectors(judged: Judged, vectors: np.ndarray, contents: list[str] | None = None) -> Judged:
+    return replace(judged, sample=Sample(contents or judged.sample.contents, vectors))
 
 
 def look(store: Path, judged: Judged, version: str, accept: bool = True) -> Change:
@@ -85,11 +90,11 @@ def test_vectors_that_all_became_alike_change_the_spread(tmp_path: Path) -> None
 def test_longer_vectors_of_the_same_directions_change_the_norm_alone(tmp_path: Path) -> None:
     judged = drawn(0)
     look(tmp_path, judged, "a")
-    longer = replace(judged, sample=judged.sample * 1.5)
+    longer = with_vectors(judged, judged.sample.vectors * 1.5)
     assert look(tmp_path, longer, "b").exceeded == ["norm_change"]
-    uneven = replace(judged, sample=judged.sample * np.linspace(0.1, 3.4, len(judged.sample))[:, None])
-    assert look(tmp_path / "few", replace(uneven, sample=uneven.sample[::80]), "a").exceeded == []
-    few = look(tmp_path / "few", replace(uneven, sample=uneven.sample[40::80]), "b")
+    uneven = judged.sample.vectors * np.linspace(0.1, 3.4, len(judged.sample.vectors))[:, None]
+    assert look(tmp_path / "few", with_vectors(judged, uneven[::80]), "a").exceeded == []
+    few = look(tmp_path / "few", with_vectors(judged, uneven[40::80]), "b")
     assert few.limits["norm_change"] > USUAL, "of few and uneven norms the mean is chance"
     assert look(tmp_path / "even", judged, "a").exceeded == look(tmp_path / "even", drawn(1), "b").exceeded == []
 
@@ -176,6 +181,30 @@ def test_the_history_stays_small(tmp_path: Path) -> None:
     assert len(lines) == MOST_ACCEPTED + 1
     assert lines[-1]["data_version"] == str(MOST_ACCEPTED + 8)
     assert len(storage.read_bytes(layout.distribution_url(str(tmp_path), *PLACE)) or b"") < 20_000
+
+
+def test_joining_shards_is_no_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampled, "MOST", 60)
+    space, fingerprint = space_of("text"), PLACE[1]
+    folder = layout.vectors_folder(str(tmp_path), *PLACE)
+    generator = np.random.default_rng(0)
+    for shard in range(40):
+        # A folder of media about one thing after the other, as a listing has them.
+        vectors = generator.normal(0, 0.1, (20, space.model.dimension)).astype(np.float32)
+        vectors[:, shard // 10] += 1.0
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        append(folder, [generator.bytes(16).hex() for _ in vectors], vectors, fingerprint, "run", "cpu")
+    looks = []
+    for _ in range(2):
+        live = stored_hashes(folder, fingerprint)
+        judged = judge_stored(folder, space, live, fingerprint)
+        looks.append((judged.sample.contents, look(tmp_path, judged, "same")))
+        compact(folder, space.model.dimension, fingerprint, fewest=4)
+    assert len(storage.table_names(folder)) == 1
+    (contents, _), (contents_after, after) = looks
+    assert len(contents) == 60
+    assert contents == contents_after
+    assert max(after.figures.values()) < 1e-6
 
 
 @pytest.mark.parametrize("payload", [b"", b"{", b"[]", b'{"accepted": []}', b"\xff"])

@@ -115,14 +115,12 @@ def test_a_compaction_that_comes_between_is_followed(folder, monkeypatch):
     assert (judged.judged, judged.held.all(), len(judged.norms)) == (32, True, 32)
 
 
-def test_directions_are_compared_over_several_shards(folder, monkeypatch):
-    monkeypatch.setattr(judged_module, "SAMPLE_VECTORS", 8)
+def test_directions_are_compared_over_several_shards(folder):
     for shard in range(20):
         put(folder, {f"{shard}-{number}": unit(shard % 2) for number in range(4)})
-    spread = judge_stored(folder, SPACE, stored_hashes(folder, FINGERPRINT), FINGERPRINT).spread
-    assert spread is not None
-    # One vector of each of 8 shards.
-    assert spread.pairs == 8 * 7 // 2
+    judged = judge_stored(folder, SPACE, stored_hashes(folder, FINGERPRINT), FINGERPRINT)
+    assert judged.spread is not None
+    assert (len(judged.sample.contents), judged.spread.low, judged.spread.high) == (80, 0.0, 1.0)
     assert judge_stored(folder, SPACE, index(), FINGERPRINT).spread is None
 
 
