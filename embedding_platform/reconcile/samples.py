@@ -100,7 +100,9 @@ def _some_vectors(folder: str, dimension: int) -> np.ndarray:
     answers = iter([{shard: _evenly(rows, OTHER_VECTORS) for shard, rows in near.items() if rows}])
     tables = storage.iterate_rows(folder, vectors_schema(dimension), ["vector"], lambda: next(answers, {}))
     parts = [vectors_of(table, dimension) for table in tables]
-    return np.concatenate([np.empty((0, dimension), np.float32), *parts])
+    vectors = np.concatenate([np.empty((0, dimension), np.float32), *parts])
+    # What is wrong with another source is for its own run to tell.
+    return vectors[np.isfinite(vectors).all(axis=1)]
 
 
 def _others(own: Segment, hits: Sequence[tuple[str, float]], rows: dict[str, dict[str, Any]]) -> list[Near]:

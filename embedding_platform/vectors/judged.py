@@ -36,8 +36,8 @@ _VERDICTS = pa.schema(
 class Judged:
     """What the stored vectors of live contents are like.
 
-    `held` tells of each live content whether it has a vector, bool [n]; `norms` are those of
-    the vectors, float64 [judged]; `faults` maps each fault to the hashes of the contents that
+    `held` tells of each live content whether it has a vector, bool [n]; `norms` are the finite
+    ones of the vectors, float64 [at most judged]; `faults` maps each fault to the hashes of the contents that
     have it. `sample` are some of the vectors, the same wherever they lie.
     """
 
@@ -119,7 +119,7 @@ def _summary(
             content = joined[int(first + verdict.rows[place])].as_py()
             faults.setdefault(verdict.faults[place], []).append(content)
     sample = sample_stored(folder, space.model.dimension, list(zip(verdicts, hashes, strict=True)), rows)
-    return Judged(len(rows), wanted.taken, norms, faults, judgement.spread(sample.vectors), sample)
+    return Judged(len(rows), wanted.taken, norms[np.isfinite(norms)], faults, judgement.spread(sample.vectors), sample)
 
 
 def _read(url: str, judge: str) -> Iterator[tuple[str, str, _Verdict]]:

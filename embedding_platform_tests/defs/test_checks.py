@@ -8,12 +8,15 @@ from typing import Any
 
 import dagster as dg
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from embedding_platform import storage
 from embedding_platform.definitions import build_definitions
 from embedding_platform.defs import assets, checks, freshness
 from embedding_platform.defs.freshness import MOST_LOOKED_AT, Listings, last_listings
 from embedding_platform.errors import PlatformError, UnsoundError
+from embedding_platform.increments import index_of
 from embedding_platform.inference.golden import GoldenReport
 from embedding_platform.milvus.connection import close_directory, connect
 from embedding_platform.milvus.partitions import Removed
@@ -22,6 +25,7 @@ from embedding_platform.reconcile.distribution import Change
 from embedding_platform.reconcile.publication import Gate, PublicationReport
 from embedding_platform.runs import run_sources
 from embedding_platform.settings import QualitySettings
+from embedding_platform.vectors.store import append
 from embedding_platform_tests.conftest import open_platform
 from embedding_platform_tests.reconcile.small_lake import Lake, collect, write_image
 
@@ -304,6 +308,32 @@ def test_a_failure_that_a_check_stands_for_shows_as_that_check(
     ]
     (run,) = run_sources(images, instance, ["image"])
     assert run.failures == ("image/resnet50/embeddings: check golden failed: other vectors than before; go back",)
+
+
+def test_a_stored_vector_that_is_spoilt_fails_its_check_while_others_are_embedded(
+    images: Platform, instance: dg.DagsterInstance
+) -> None:
+    assert run_of(images, instance).success
+    live = images.live(images.space("image/resnet50"), "cats")
+    shards = storage.table_names(live.folder)
+    (stored,) = live.vectors(index_of(pa.array(live.sample().contents)))
+    spoilt = np.where(np.arange(len(stored.hashes))[:, None] == 0, np.nan, stored.vectors)
+    append(live.folder, list(stored.hashes), spoilt, live.fingerprint, "run", "cpu")
+    storage.remove_shards(live.folder, shards)
+    write_image(Path(images.settings.media_url) / "cats" / "new.png", 9)
+
+    result = run_of(images, instance)
+    assert not result.success
+    (verdict,) = (found for found in result.get_asset_check_evaluations() if found.check_name == "finite")
+    assert not verdict.passed
+    assert [record.data["content hash"] for record in verdict.metadata["worst"].records] == [stored.hashes[0]]
+    (embeddings,) = (
+        event.materialization
+        for event in result.get_asset_materialization_events()
+        if event.asset_key.path[-1] == "embeddings"
+    )
+    assert embeddings.metadata["embedded"].value == 1
+    assert embeddings.metadata["mean_norm"].value == pytest.approx(1.0, abs=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -57,8 +57,10 @@ def test_what_is_stored_of_live_contents_is_judged_once_each(folder):
         judged = judge_stored(folder, SPACE, index("a", "b", "zero", "long", "hot", "missing"), FINGERPRINT)
         assert judged.faults == {"zero": ["zero"], "norm": ["long"], "finite": ["hot"]}
         assert judged.held.tolist() == [True] * 5 + [False]
-        assert judged.judged == len(judged.norms) == 5
-        assert sorted(judged.norms[np.isfinite(judged.norms)]) == [0, 1, 1, 2]
+        assert judged.judged == 5
+        assert sorted(judged.norms) == [0, 1, 1, 2]
+        assert judged.spread is not None
+        assert np.isfinite([judged.spread.low, judged.spread.high]).all()
 
 
 def test_a_shard_is_judged_once_until_its_file_or_the_judge_changes(folder, read, monkeypatch):
