@@ -82,7 +82,7 @@ def compare_distribution(
 ) -> Change:
     """Compare a sample of the stored vectors with the last accepted distribution; see `limit_of` for the limits.
 
-    What is not within its limits is written down as waiting, so that a person can accept it.
+    What is not within its limits is written down as waiting, so that a person can accept it, until it is again.
     `usual` is the largest change that is taken for usual while there is no history.
 
     Raises:
@@ -111,9 +111,12 @@ def compare_distribution(
         outliers=[],
         is_new=last["data_version"] != data_version,
     )
-    if not change.exceeded:
-        return change
     waiting = kept["waiting"]
+    if not change.exceeded:
+        if waiting is not None:
+            # The vectors that waited are there no more: accepting them now would tell of those that are.
+            _write(url, {**kept, "waiting": None})
+        return change
     if waiting is None or waiting["data_version"] != data_version:
         kept["waiting"] = {**_line(now, figures, data_version), "centre": _encoded(now.centre)}
         _write(url, kept)
