@@ -29,20 +29,24 @@ MOST_ROWS = 100_000
 class Probe:
     """What a probe of one space found.
 
-    `published` is the collection that the alias names, "" without one. `recall` is the lowest of
-    the `searched` sources, over `rows` rows; None where none could be searched, and `why_not` says
-    why. `seconds_behind` maps the listed sources that the collection does not hold as they are to
+    `published` is the collection that the alias names, "" without one. `recalls` are those of the
+    sources that were searched, over `rows` rows; where none could be, `why_not` says why.
+    `seconds_behind` maps the listed sources that the collection does not hold as they are to
     how long ago they were listed.
     """
 
     alias: str
     published: str
-    searched: tuple[str, ...]
+    recalls: dict[str, Recall]
     rows: int
-    recall: Recall | None
     why_not: str
     seconds_since_listing: float | None
     seconds_behind: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def recall(self) -> Recall | None:
+        """The lowest of each figure of the sources that were searched."""
+        return lowest(list(self.recalls.values())) if self.recalls else None
 
 
 def probe(
@@ -66,27 +70,25 @@ def probe(
     # A listing from the future is one from before the clock was set back.
     ages = {source: max(0.0, now - at) for source, at in listed.items()}
     held = [source for source in sources if source not in behind]
-    rows, recalls, searched = 0, [], []
+    rows, recalls = 0, {}
     if published == target.collection:
         for source, count in _some(store, target, held, turn):
             # By the name that readers search.
             partition = Partition(target.alias, source, target.layout)
             index = tuned(client, target.collection, target.space.index)
-            recalls.append(measure_recall(client, partition, live(source), index, sample))
-            searched.append(source)
+            recalls[source] = measure_recall(client, partition, live(source), index, sample)
             rows += count
     if not published:
         why_not = "nothing is published yet"
     elif published != target.collection:
         why_not = f"{target.collection} is being filled, and {published} is left as it is"
     else:
-        why_not = "" if searched else f"no source is held whole, or all have over {MOST_ROWS} rows"
+        why_not = "" if recalls else f"no source is held whole, or all have over {MOST_ROWS} rows"
     return Probe(
         alias=target.alias,
         published=published,
-        searched=tuple(searched),
+        recalls=recalls,
         rows=rows,
-        recall=lowest(recalls) if recalls else None,
         why_not=why_not,
         seconds_since_listing=min(ages.values(), default=None),
         seconds_behind={source: ages[source] for source in sorted(behind)},

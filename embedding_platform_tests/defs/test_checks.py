@@ -22,6 +22,7 @@ from embedding_platform.milvus.connection import close_directory, connect
 from embedding_platform.milvus.partitions import Removed
 from embedding_platform.platform import Platform
 from embedding_platform.reconcile.distribution import Change
+from embedding_platform.reconcile.drift import Drift
 from embedding_platform.reconcile.publication import Gate, PublicationReport
 from embedding_platform.runs import run_sources
 from embedding_platform.settings import QualitySettings
@@ -159,6 +160,21 @@ def test_recall_that_falls_short_names_what_was_searched_with(lake: Lake, tmp_pa
     assert all(verdict.passed and "worst" not in verdict.metadata for verdict in sound)
 
 
+def test_rows_that_others_touched_are_named_with_what_was_done(lake: Lake, tmp_path: Path) -> None:
+    lake.run()
+    report = collect(connect(str(tmp_path / "lite")), lake)
+    close_directory(str(tmp_path / "lite"))
+    drift = Drift(dropped=1, added=1, named=(("a", "dropped"), ("x", "added")))
+    found = {one.check_name: one for one in checks.of_collection(replace(report, drift=drift), QUALITY, {})}
+    assert not found["tampering"].passed
+    assert found["tampering"].severity == dg.AssetCheckSeverity.WARN
+    assert [tuple(row.values()) for row in rows_of(found["tampering"])] == [("a", "dropped"), ("x", "added")]
+    assert "rows just written are found" in str(found["index"].description)
+    idle = replace(report, sync=replace(report.sync, upserted=0))
+    found = {one.check_name: one for one in checks.of_collection(idle, QUALITY, {})}
+    assert "no row had to be written" in str(found["index"].description)
+
+
 def test_names_in_tables_are_cut(lake: Lake) -> None:
     reject = ("x" * 5000, "/x", "v", "y" * 5000)
     (row,) = rows_of(checks.of_rejects([reject], 1, QUALITY))
@@ -171,13 +187,18 @@ def test_the_gate_the_alias_and_the_model_have_a_verdict_each() -> None:
     assert [name for name, verdict in found.items() if not verdict.passed] == ["gate", "alias"]
     assert rows_of(found["gate"]) == [{"source": "letters", "reason": "2 items are not cut yet"}]
     assert "points to old, and not to new" in str(found["alias"].description)
+    assert found["golden"].description == "the model was not asked: the alias waits, see the check gate"
     behind = replace(waiting, previous="new", waiting={}, behind={"letters": "not in new"})
     found = {verdict.check_name: verdict for verdict in checks.of_published(behind, Listings(0, {}), QUALITY)}
     assert [name for name, verdict in found.items() if not verdict.passed] == ["gate"]
+    assert found["golden"].description == "the model was not asked: the alias had not to move"
     moved = replace(waiting, waiting={}, moved=True, gate=Gate(5, 1.0, 1.0, 0.9999, None), removed=Removed(0, 0))
     found = {verdict.check_name: verdict for verdict in checks.of_published(moved, Listings(0, {}), QUALITY)}
     assert all(verdict.passed for verdict in found.values())
     assert value(found["golden"], "worst_cosine") == 0.9999
+    again = replace(moved, gate=Gate(5, 1.0, 1.0, None, None))
+    found = {verdict.check_name: verdict for verdict in checks.of_published(again, Listings(0, {}), QUALITY)}
+    assert found["golden"].description == "the model passed here before, and was not asked again"
 
 
 @pytest.mark.parametrize(
