@@ -318,8 +318,11 @@ def of_published(report: PublicationReport, listings: Listings, quality: Quality
     """Verdicts on the alias; warnings but for the model, since the last good collection stays published."""
     due = report.waiting or report.behind
     told = "; ".join(f"{source}: {reason}" for source, reason in list(due.items())[:MOST_NAMED])
+    if len(due) > MOST_NAMED:
+        told += f"; {len(due) - MOST_NAMED} more sources"
     if report.waiting:
-        description = f"{report.alias} waits. {told}"
+        unread = f", and {report.unread} more were not looked at" if report.unread else ""
+        description = f"{report.alias} waits. {told}{unread}"
     elif report.behind:
         description = f"{report.alias} points to {report.collection}, which is behind. {told}"
     else:
@@ -330,8 +333,8 @@ def of_published(report: PublicationReport, listings: Listings, quality: Quality
             "gate",
             not due,
             description,
-            {"waiting": len(report.waiting), "behind": len(report.behind)},
-            _table(("source", "reason"), due.items()) if due else None,
+            {"waiting": len(report.waiting), "unread": report.unread, "behind": len(report.behind)},
+            _table(("source", "reason"), list(due.items())[:MOST_EXAMPLES]) if due else None,
         ),
         _result(
             "published",

@@ -181,6 +181,18 @@ def test_names_in_tables_are_cut(lake: Lake) -> None:
     assert {len(cell) for cell in row.values()} == {checks.MOST_CELL_CHARACTERS}
 
 
+def test_of_many_sources_that_are_behind_all_are_counted_and_some_named() -> None:
+    behind = {f"s{number}": "not in new" for number in range(500)}
+    report = PublicationReport("text_small", "new", "new", moved=False, behind=behind)
+    (verdict, *_) = checks.of_published(report, Listings(0, {}), QUALITY)
+    assert value(verdict, "behind") == 500
+    assert "; 497 more sources" in str(verdict.description)
+    assert len(rows_of(verdict)) == checks.MOST_EXAMPLES
+    waiting = replace(report, previous="old", behind={}, waiting={"s1": "Milvus differs"}, unread=480)
+    (verdict, *_) = checks.of_published(waiting, Listings(0, {}), QUALITY)
+    assert "s1: Milvus differs, and 480 more were not looked at" in str(verdict.description)
+
+
 def test_the_gate_the_alias_and_the_model_have_a_verdict_each() -> None:
     waiting = PublicationReport("text_small", "new", "old", moved=False, waiting={"letters": "2 items are not cut yet"})
     found = {verdict.check_name: verdict for verdict in checks.of_published(waiting, Listings(0, {}), QUALITY)}
