@@ -19,7 +19,8 @@ from embedding_platform.milvus.index import VECTOR_FIELD, ann_search, present_in
 from embedding_platform.milvus.partitions import Removed, drop_other_partitions
 from embedding_platform.milvus.query import get_rows
 from embedding_platform.milvus.schema import alias_name, has_collection, read_provenance
-from embedding_platform.reconcile.collection import collection_increment, holds_all
+from embedding_platform.reconcile.collection import collection_increment
+from embedding_platform.reconcile.placed import unplaced
 from embedding_platform.reconcile.recall import Recall, lowest, recall_of
 from embedding_platform.reconcile.rows import LiveRows
 from embedding_platform.reconcile.target import Target
@@ -242,9 +243,8 @@ def _not_there(
 
 def _not_placed(target: Target, sources: Sequence[str], live: Callable[[str], LiveRows]) -> dict[str, str]:
     """Sources that the collection does not hold as they are listed now."""
-    due = [source for source in sources if not holds_all(target, live(source))]
     reason = f"not in {target.collection} as it is now; materialize {target.space.key}/collection for it"
-    return dict.fromkeys(due, reason)
+    return dict.fromkeys(unplaced(target, sources, live), reason)
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,12 @@ class LiveRows:
     def state(self) -> str:
         """A mark that changes whenever the source is listed anew, or the way in which its files are cut."""
         listed = listing_age(self.store, self.space.modality, self.source)
-        return records.digest(listed, code_version(self.space.modality, self.cutting))
+        return records.digest(listed, self.cut_version)
+
+    @property
+    def cut_version(self) -> str:
+        """The version of the present way of cutting."""
+        return code_version(self.space.modality, self.cutting)
 
     def uncut(self) -> int:
         """Items that the present cutter has neither cut nor rejected, whose segments are therefore unknown."""
