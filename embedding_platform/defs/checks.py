@@ -102,7 +102,7 @@ CHECKS: Mapping[str, tuple[_Check, ...]] = {
             "distribution",
             False,
             "Centre, spread and mean norm of the vectors are as when the checks last passed, as far as is usual for "
-            "this source.",
+            "this source; those of a new source as far from its space's other sources as they are from each other.",
             "Look at the files that are named: where the media are meant to be that different, accept it with "
             "`embedding-platform accept SPACE --source NAME`; where not, put the media right, or see what changed in "
             "decoder and model.",
@@ -469,6 +469,7 @@ def _of_distribution(change: Change, paths: Mapping[str, str], command: str) -> 
         "spread": change.spread,
         "mean_norm": change.mean_norm,
         "accepted_changes": change.accepted,
+        "other_sources": change.others,
         **change.figures,
         **{f"{name}_limit": limit for name, limit in change.limits.items()},
     }
@@ -477,7 +478,8 @@ def _of_distribution(change: Change, paths: Mapping[str, str], command: str) -> 
     if not change.figures:
         description = "nothing to compare with yet, or too few vectors to tell"
     else:
-        description = ", ".join(
+        beside = f"a new source beside {change.others} others: " if change.others else ""
+        description = beside + ", ".join(
             f"{name.replace('_', ' ')} {value:.4f} of at most {change.limits[name]:.4f}"
             for name, value in change.figures.items()
         )

@@ -52,11 +52,12 @@ def with_vectors(judged: Judged, vectors: np.ndarray, contents: list[str] | None
     return replace(judged, sample=Sample(contents or judged.sample.contents, vectors))
 
 
-def look(store: Path, judged: Judged, version: str, accept: bool = True) -> Change:
+def look(store: Path, judged: Judged, version: str, accept: bool = True, source: str = "letters") -> Change:
     """One run: compare, and accept what is within its limits."""
-    change = compare_distribution(str(store), *PLACE, judged, version, USUAL)
+    place = (str(store), *PLACE[:2], source)
+    change = compare_distribution(*place, judged, version, USUAL)
     if accept and not change.exceeded:
-        accept_distribution(str(store), *PLACE, judged, change, version)
+        accept_distribution(*place, judged, change, version)
     return change
 
 
@@ -165,6 +166,54 @@ def test_a_steady_source_is_held_to_its_own_history_and_a_lively_one_is_let(tmp_
     lively = look(tmp_path / "lively", mixed(drawn(0, count=1000), drawn(1, towards=1, count=240)), "next")
     assert lively.accepted == FEWEST_ACCEPTED
     assert lively.exceeded == []
+
+
+def others(store: Path, count: int, changes: int = 0) -> None:
+    """Other sources of the space, of one kind and each of another thing, with some accepted changes."""
+    for number in range(count):
+        for change in range(changes + 1):
+            parts = (drawn(100 * number + change, count=2000), drawn(number, towards=number + 1, count=200))
+            look(store, mixed(*parts), f"{change}", source=f"other {number}")
+
+
+@pytest.mark.parametrize(
+    ("new", "exceeded"),
+    [
+        (mixed(drawn(0), drawn(1, towards=20, count=100)), []),
+        (drawn(0, scatter=0.001), ["shift", "spread_change"]),
+        (drawn(0, towards=20), ["shift"]),
+        (drawn(0, scatter=3.0), ["shift", "spread_change", "norm_change"]),
+        (with_vectors(drawn(0), 3 * drawn(0).sample.vectors), ["norm_change"]),
+    ],
+    ids=["alike", "all the same", "elsewhere", "noise", "longer"],
+)
+def test_a_new_source_is_held_against_the_others_of_its_space(tmp_path: Path, new: Judged, exceeded: list[str]) -> None:
+    others(tmp_path, FEWEST_ACCEPTED)
+    change = look(tmp_path, new, "a")
+    assert (change.others, change.exceeded) == (FEWEST_ACCEPTED, exceeded)
+    assert bool(kept(tmp_path).get("accepted")) == (not exceeded)
+    if exceeded:
+        assert look(tmp_path, new, "a").exceeded == exceeded
+        accept_waiting(str(tmp_path), *PLACE)
+    again = look(tmp_path, new, "a")
+    assert (again.others, again.exceeded, again.accepted) == (0, [], 0), "from now on it is compared with itself"
+
+
+def test_beside_few_others_nothing_can_be_told_of_a_new_source(tmp_path: Path) -> None:
+    others(tmp_path, FEWEST_ACCEPTED - 1)
+    assert look(tmp_path, drawn(0, towards=20), "a").figures == {}
+
+
+def test_of_a_source_without_a_history_its_space_tells_what_is_usual(tmp_path: Path) -> None:
+    little = mixed(drawn(2, count=2000), drawn(3, towards=9, count=100))
+    for folder, changes in (("steady", 1), ("first", 0)):
+        others(tmp_path / folder, FEWEST_ACCEPTED, changes)
+        look(tmp_path / folder, drawn(1, count=2000), "a")
+    steady, first = (look(tmp_path / folder, little, "b") for folder in ("steady", "first"))
+    assert (steady.accepted, first.accepted) == (FEWEST_ACCEPTED, 0)
+    assert steady.figures["shift"] == first.figures["shift"] < first.limits["shift"] == USUAL
+    assert steady.exceeded
+    assert not first.exceeded
 
 
 def test_the_limit_is_the_median_and_some_robust_deviations_more() -> None:
