@@ -1,5 +1,6 @@
 """Checks in runs: what fails shows as failed, with numbers, the worst offenders and what to do."""
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -11,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from embedding_platform import storage
+from embedding_platform import layout, storage
 from embedding_platform.definitions import build_definitions
 from embedding_platform.defs import assets, checks, freshness
 from embedding_platform.defs.freshness import MOST_LOOKED_AT, Listings, last_listings
@@ -341,6 +342,38 @@ def test_a_failure_that_a_check_stands_for_shows_as_that_check(
     ]
     (run,) = run_sources(images, instance, ["image"])
     assert run.failures == ("image/resnet50/embeddings: check golden failed: other vectors than before; go back",)
+
+
+def test_vectors_that_moved_warn_and_are_not_accepted_by_the_run_that_brought_them(
+    tmp_path: Path, instance: dg.DagsterInstance
+) -> None:
+    folder = tmp_path / "media" / "letters"
+    folder.mkdir(parents=True)
+    platform = open_platform(tmp_path, spaces=["text/minilm"])
+    instance.add_dynamic_partitions("text_sources", ["letters"])
+    job = build_definitions(platform).resolve_job_def("text_sync")
+    wanted = [dg.AssetKey(path.split("/")) for path in ("text/files", "text/segments", "text/minilm/embeddings")]
+
+    def run_over(sentence: str) -> dg.ExecuteInProcessResult:
+        for number in range(12):
+            (folder / f"{number}.txt").write_text(sentence.format(number))
+        return job.execute_in_process(instance=instance, partition_key="letters", asset_selection=wanted)
+
+    run_over("Letter number {} tells of ships that came to the harbour.")
+    space = platform.space("text/minilm")
+    url = layout.distribution_url(platform.store, space.key, platform.fingerprint(space), "letters")
+    accepted = json.loads(storage.read_bytes(url) or b"")["accepted"]
+    assert len(accepted) == 1
+    result = run_over("Take {} eggs, butter and flour, and bake the cake for an hour.")
+    assert result.success, "it is a warning"
+    (verdict,) = (found for found in result.get_asset_check_evaluations() if found.check_name == "distribution")
+    assert (verdict.passed, verdict.severity) == (False, dg.AssetCheckSeverity.WARN)
+    named = {record.data["farthest from the former centre"] for record in verdict.metadata["worst"].records}
+    assert named <= {path.name for path in folder.iterdir()}
+    assert verdict.metadata["accept_with"].value == "embedding-platform accept text/minilm --source letters"
+    kept = json.loads(storage.read_bytes(url) or b"")
+    assert kept["accepted"] == accepted
+    assert kept["waiting"]["data_version"] != accepted[0]["data_version"]
 
 
 def test_a_stored_vector_that_is_spoilt_fails_its_check_while_others_are_embedded(
