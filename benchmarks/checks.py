@@ -6,7 +6,7 @@
 Vectors are drawn, in shards of the size that a compaction leaves. *Vectors* are judged and compared with the last
 accepted distribution, as the embeddings asset does; *sources* are those that a collection is asked
 for, as the asset `published` does. First where nothing is kept from an earlier run, then without a
-change, in the median of five runs; with the bytes that the process read.
+change, in the median of five runs: seconds, those of a processor among them, and the bytes that the process read.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def main() -> None:
     options = parser.parse_args()
     model = Model("drawn", "drawn", options.dimension, ("text",), "none", "drawn")
     space = Space("text", "drawn", model)
-    print(f"{'':<12}{'first s':>10}{'MB':>8}{'again s':>10}{'MB':>8}")
+    print(f"{'':<16}{'first s':>8}{'CPU s':>8}{'MB':>8}{'again s':>10}{'CPU s':>8}{'MB':>8}")
     with tempfile.TemporaryDirectory() as store:
         print_line(f"{options.vectors} vectors", judging(store, space, options.vectors))
         print_line(f"{options.sources} sources", looking(store, space, options.sources))
@@ -92,17 +92,20 @@ def looking(store: str, space: Space, count: int) -> Callable[[], None]:
 
 
 def print_line(name: str, work: Callable[[], None]) -> None:
-    """Seconds and megabytes read of the first run, and of the median of later ones."""
+    """The figures of the first run, and the median of those of later ones."""
     first, *later = (measured(work) for _ in range(1 + ROUNDS))
     again = tuple(statistics.median(values) for values in zip(*later, strict=True))
-    print(f"{name:<15}{first[0]:>7.3f}{first[1]:>8.1f}{again[0]:>10.3f}{again[1]:>8.1f}", flush=True)
+    print(
+        f"{name:<16}{first[0]:>8.2f}{first[1]:>8.2f}{first[2]:>8.1f}{again[0]:>10.2f}{again[1]:>8.2f}{again[2]:>8.1f}",
+        flush=True,
+    )
 
 
-def measured(work: Callable[[], None]) -> tuple[float, float]:
-    """Seconds, and megabytes that the process read from files, whether or not the system had them in memory."""
-    before, started = bytes_read(), time.perf_counter()
+def measured(work: Callable[[], None]) -> tuple[float, float, float]:
+    """Seconds, seconds of a processor, and megabytes read from files, whether or not they were in memory."""
+    before, processor, started = bytes_read(), time.process_time(), time.perf_counter()
     work()
-    return time.perf_counter() - started, (bytes_read() - before) / 1e6
+    return time.perf_counter() - started, time.process_time() - processor, (bytes_read() - before) / 1e6
 
 
 def bytes_read() -> int:

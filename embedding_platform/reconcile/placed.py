@@ -47,9 +47,9 @@ def _marks(target: Target, sources: Sequence[str], some: LiveRows) -> dict[str, 
     items = storage.shard_marks(layout.items_folder(store, modality))
     rejected = storage.shard_marks(layout.rejected_items_folder(store, modality))
     placed = storage.shard_marks(layout.placed_folder(store, target.collection), ".txt")
-    marks = {}
+    cut_version, marks = some.cut_version, {}
     for source in sources:
         table, note = layout.table_of(source), layout.note_of(source)
         told = (items.get(table, ""), rejected.get(table, ""), placed.get(note, ""))
-        marks[source] = digest(some.cut_version, *told)
+        marks[source] = digest(cut_version, *told)
     return marks
