@@ -56,6 +56,9 @@ def sample_stored(
     is_worth_it = sum(len(hashes) for _, hashes in shards) > storage.ROWS_PER_GROUP
     if is_worth_it and not sample.equals(kept):
         storage.write_table(url, sample)
+    elif not is_worth_it and kept.num_rows:
+        # It may hold what was pruned.
+        storage.remove(url)
     return Sample(sample["content_hash"].to_pylist(), vectors_of(sample, dimension))
 
 

@@ -93,9 +93,12 @@ def test_a_small_source_is_kept_once(folder: str) -> None:
     put(folder, *(f"{number:02x}" for number in range(8)))
     sample(folder)
     assert not Path(folder, "judged").exists()
-    put(folder, "09")
+    name = put(folder, "09")
     sample(folder)
     assert Path(folder, "judged", "sample.parquet").exists()
+    storage.remove_shards(folder, [name])
+    sample(folder)
+    assert not Path(folder, "judged", "sample.parquet").exists()
 
 
 def test_what_is_not_live_is_not_sampled(folder: str) -> None:
