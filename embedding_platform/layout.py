@@ -11,7 +11,7 @@ FINGERPRINT_DIGITS = 16
 
 def items_url(store: str, modality: str, source: str) -> str:
     """The table of a source's media files."""
-    return join(items_folder(store, modality), f"{_safe(source)}.parquet")
+    return join(items_folder(store, modality), table_of(source))
 
 
 def items_folder(store: str, modality: str) -> str:
@@ -21,7 +21,7 @@ def items_folder(store: str, modality: str) -> str:
 
 def rejected_items_url(store: str, modality: str, source: str) -> str:
     """The table of files that could not be listed."""
-    return join(rejected_items_folder(store, modality), f"{_safe(source)}.parquet")
+    return join(rejected_items_folder(store, modality), table_of(source))
 
 
 def rejected_items_folder(store: str, modality: str) -> str:
@@ -37,6 +37,16 @@ def examined_folder(store: str, modality: str, source: str) -> str:
 def rejected_examined_folder(store: str, modality: str, source: str) -> str:
     """The shards of those that it could not use."""
     return join(store, "rejected", "examined", modality, _safe(source))
+
+
+def table_of(source: str) -> str:
+    """The name of a source's table in a folder that has one for each."""
+    return f"{_safe(source)}.parquet"
+
+
+def note_of(source: str) -> str:
+    """The name of a source's note in a folder that has one for each."""
+    return f"{_safe(source)}.txt"
 
 
 def source_name(table: str) -> str:
@@ -115,7 +125,22 @@ def intended_url(store: str, collection: str, source: str) -> str:
 
 def placed_url(store: str, collection: str, source: str) -> str:
     """What a source was listed as when a collection last held all of it."""
-    return join(collection_folder(store, collection), "placed", f"{_safe(source)}.txt")
+    return join(placed_folder(store, collection), note_of(source))
+
+
+def placed_folder(store: str, collection: str) -> str:
+    """The folder over the notes of what all sources were listed as when a collection last held all of them."""
+    return join(collection_folder(store, collection), "placed")
+
+
+def found_placed_url(store: str, collection: str) -> str:
+    """Which sources a collection was last found to hold as they were listed."""
+    return join(collection_folder(store, collection), "found_placed.parquet")
+
+
+def behind_url(store: str, collection: str) -> str:
+    """Since when sources are not in a collection as they are listed, by source, as the probes met them."""
+    return join(collection_folder(store, collection), "behind.json")
 
 
 def audited_url(store: str, collection: str, source: str) -> str:

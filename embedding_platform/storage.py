@@ -201,8 +201,11 @@ def table_names(folder: str) -> list[str]:
     return sorted(name for name in names if name.endswith(".parquet") and not name.startswith("."))
 
 
-def shard_marks(folder: str) -> dict[str, str]:
-    """A mark of each shard of `folder` that changes whenever its file is written anew, for instance by another hand."""
+def shard_marks(folder: str, suffix: str = ".parquet") -> dict[str, str]:
+    """A mark of each shard of `folder` that changes whenever its file is written anew, for instance by another hand.
+
+    With another `suffix` it tells of the files that end in it.
+    """
     fs, path = file_system(folder)
     fs.invalidate_cache(path)
     if not fs.exists(path):
@@ -211,7 +214,7 @@ def shard_marks(folder: str) -> dict[str, str]:
     return {
         name: hashlib.sha256(mark.encode()).hexdigest()[:32]
         for name, mark in marks.items()
-        if name.endswith(".parquet") and not name.startswith(".")
+        if name.endswith(suffix) and not name.startswith(".")
     }
 
 

@@ -41,6 +41,8 @@ CONSOLE = Console(width=None if sys.stdout.isatty() else 120)
 MOST_TEXT = 160
 MOST_PATHS = 10
 """Paths shown of those that were rejected for one reason."""
+MOST_WAITING = 20
+"""Sources shown that an alias waits for."""
 
 
 class RateColumn(ProgressColumn):
@@ -308,8 +310,11 @@ def print_publication(report: PublicationReport) -> None:
     """Where an alias points, or what stands in the way."""
     if report.published:
         CONSOLE.print(f"{report.alias} is {report.collection}", soft_wrap=True)
-    for source, reason in report.waiting.items():
+    named = list(report.waiting.items())[:MOST_WAITING]
+    for source, reason in named:
         CONSOLE.print(f"[red]{escape(source)}:[/] {escape(reason)}", soft_wrap=True)
+    if more := len(report.waiting) + report.unread - len(named):
+        CONSOLE.print(f"and {more} more sources wait, or were not looked at")
 
 
 def print_prunable(things: Sequence[Prunable]) -> None:

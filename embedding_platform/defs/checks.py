@@ -12,6 +12,7 @@ import dagster as dg
 import numpy as np
 
 from embedding_platform.defs import metadata
+from embedding_platform.defs.failures import Failure
 from embedding_platform.defs.freshness import MOST_LOOKED_AT, Listings
 from embedding_platform.defs.tables import table
 from embedding_platform.errors import UnsoundError
@@ -19,6 +20,7 @@ from embedding_platform.inference.golden import GoldenReport
 from embedding_platform.reconcile.collection import CollectionReport
 from embedding_platform.reconcile.distribution import Change
 from embedding_platform.reconcile.embeddings import EmbeddingsReport
+from embedding_platform.reconcile.probing import Probe
 from embedding_platform.reconcile.publication import PublicationReport
 from embedding_platform.reconcile.recall import Recall
 from embedding_platform.reconcile.segments import Reject
@@ -34,6 +36,9 @@ MOST_NAMED = 3
 
 FEWEST_TO_COLLAPSE = 10
 """A handful of alike files is no sign of a broken model."""
+
+
+_ERROR, _WARN = dg.AssetCheckSeverity.ERROR, dg.AssetCheckSeverity.WARN
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ CHECKS: Mapping[str, tuple[_Check, ...]] = {
             "distribution",
             False,
             "Centre, spread and mean norm of the vectors are as when the checks last passed, as far as is usual for "
-            "this source.",
+            "this source; those of a new source as far from its space's other sources as they are from each other.",
             "Look at the files that are named: where the media are meant to be that different, accept it with "
             "`embedding-platform accept SPACE --source NAME`; where not, put the media right, or see what changed in "
             "decoder and model.",
@@ -130,7 +135,7 @@ CHECKS: Mapping[str, tuple[_Check, ...]] = {
             False,
             "Nobody else dropped, altered or added rows; where somebody did, they are put right.",
             "Nothing is left to do here; find out who else writes to this Milvus, and let them have a user without "
-            "that right.",
+            "that right. `embedding-platform trace ID` tells what a row is of.",
         ),
     ),
     "published": (
@@ -138,7 +143,8 @@ CHECKS: Mapping[str, tuple[_Check, ...]] = {
             "gate",
             False,
             "Every source is complete and sound in the collection that the alias is to name.",
-            "Run the sources that are named: `embedding-platform run --source NAME`.",
+            "Run the sources that are named: `embedding-platform run --source NAME`. After a rollback nothing is to be "
+            "run: `embedding-platform publish SPACE` takes it back.",
         ),
         _Check(
             "alias",
@@ -155,12 +161,34 @@ CHECKS: Mapping[str, tuple[_Check, ...]] = {
             "failed; then `embedding-platform run --source NAME`.",
         ),
     ),
+    "probe": (
+        _Check(
+            "probe_recall",
+            False,
+            "Searches through the alias find what exact search over the stored vectors finds.",
+            "Run `embedding-platform tune` for the space, which finds search parameters that suffice; where rows are "
+            "missing, `embedding-platform run --source NAME` puts them back.",
+        ),
+        _Check(
+            "probe_freshness",
+            False,
+            "No listed source has been missing from the collection for over `alerts.stale_seconds`.",
+            "See the last runs of the sources that are named, and that the daemon runs and the sensors are on; then "
+            "`embedding-platform run --source NAME`.",
+        ),
+        _Check(
+            "failed_sources",
+            False,
+            "No source's last run failed at an asset of this space, or upstream of it.",
+            "Do what the mend of each failure says, then `embedding-platform run --source NAME`.",
+        ),
+    ),
 }
-"""The checks by the last part of an asset's key."""
+"""The checks by the last part of an asset's key, and those of the probe of what is published."""
 
 
-def specs(asset: dg.AssetKey, partitions: dg.PartitionsDefinition | None) -> list[dg.AssetCheckSpec]:
-    """The check specifications of the asset, by the last part of its key."""
+def specs(asset: dg.AssetKey, partitions: dg.PartitionsDefinition | None, stage: str = "") -> list[dg.AssetCheckSpec]:
+    """The check specifications of the asset, by the last part of its key, or those of another `stage`."""
     return [
         dg.AssetCheckSpec(
             check.name,
@@ -169,7 +197,7 @@ def specs(asset: dg.AssetKey, partitions: dg.PartitionsDefinition | None) -> lis
             description=f"{check.holds}\n\nIf not: {check.mend}",
             partitions_def=partitions,
         )
-        for check in CHECKS[asset.path[-1]]
+        for check in CHECKS[stage or asset.path[-1]]
     ]
 
 
@@ -198,7 +226,7 @@ def of_rejects(
         ),
         {"rejected": len(rejected), "share": share, "most_allowed": quality.max_rejected_share},
         _rejects(rejected) if rejected else None,
-        is_warning=not blocks,
+        severity=_ERROR if blocks else _WARN,
     )
 
 
@@ -263,7 +291,8 @@ def of_collection(
             "collection",
             "index",
             True,
-            f"{index.type}, {'built now' if report.index_built else 'as it was'}; rows just written are found",
+            f"{index.type}, {'built now' if report.index_built else 'as it was'}; "
+            + ("rows just written are found" if report.written else "no row had to be written"),
             {
                 "type": index.type,
                 "built_now": report.index_built,
@@ -280,7 +309,7 @@ def of_collection(
             not (drift.dropped or drift.altered or drift.added),
             f"somebody else dropped {drift.dropped} rows, altered {drift.altered}, added {drift.added}",
             {"dropped": drift.dropped, "altered": drift.altered, "added": drift.added},
-            is_warning=True,
+            _table(("row", "what others did"), drift.named) if drift.named else None,
         ),
     ]
 
@@ -289,22 +318,23 @@ def of_published(report: PublicationReport, listings: Listings, quality: Quality
     """Verdicts on the alias; warnings but for the model, since the last good collection stays published."""
     due = report.waiting or report.behind
     told = "; ".join(f"{source}: {reason}" for source, reason in list(due.items())[:MOST_NAMED])
+    if len(due) > MOST_NAMED:
+        told += f"; {len(due) - MOST_NAMED} more sources"
     if report.waiting:
-        description = f"{report.alias} waits. {told}"
+        unread = f", and {report.unread} more were not looked at" if report.unread else ""
+        description = f"{report.alias} waits. {told}{unread}"
     elif report.behind:
         description = f"{report.alias} points to {report.collection}, which is behind. {told}"
     else:
         description = f"{report.alias} points to {report.collection}"
-    golden = report.gate.golden if report.gate is not None else None
     return [
         _result(
             "published",
             "gate",
             not due,
             description,
-            {"waiting": len(report.waiting), "behind": len(report.behind)},
-            _table(("source", "reason"), due.items()) if due else None,
-            is_warning=True,
+            {"waiting": len(report.waiting), "unread": report.unread, "behind": len(report.behind)},
+            _table(("source", "reason"), list(due.items())[:MOST_EXAMPLES]) if due else None,
         ),
         _result(
             "published",
@@ -316,17 +346,90 @@ def of_published(report: PublicationReport, listings: Listings, quality: Quality
                 else f"{report.alias} points to {report.previous or 'nothing'}, and not to {report.collection}"
             ),
             {"moved": report.moved},
-            is_warning=True,
         ),
-        _result(
-            "published",
-            "golden",
-            True,
-            "the model passed when its collection was first published" if golden is None else "the model passed",
-            {} if golden is None else {"worst_cosine": golden},
-        ),
+        _of_golden_at_the_gate(report),
         _of_freshness(listings, quality),
     ]
+
+
+def of_probe(
+    space: Space, found: Probe, failures: Sequence[Failure], quality: QualitySettings, stale_seconds: float
+) -> list[dg.AssetCheckResult]:
+    """Verdicts on what readers get of a space, all of them warnings on its alias."""
+    key = dg.AssetKey([space.modality, space.name, "published"])
+    verdicts = [_of_searches(found, quality), _of_behind(found, stale_seconds), _of_failures(failures)]
+    return [verdict._replace(asset_key=key) for verdict in verdicts]
+
+
+def _of_searches(found: Probe, quality: QualitySettings) -> dg.AssetCheckResult:
+    recall = found.recall
+    shortfall = recall.shortfall(quality) if recall else ""
+    measured = f"lowest recall@10 of {len(found.recalls)} sources is {recall.at_10:.3f}" if recall else found.why_not
+    lowest_first = sorted(found.recalls.items(), key=lambda item: (item[1].at_10, item[1].at_100))
+    rows = ((source, f"{one.at_10:.3f}", f"{one.at_100:.3f}") for source, one in lowest_first)
+    return _result(
+        "probe",
+        "probe_recall",
+        not shortfall,
+        f"{found.alias}: {shortfall or measured}",
+        {
+            "collection": found.published or "none",
+            "searched": ", ".join(found.recalls) or "none",
+            "rows": found.rows,
+            "floor_at_10": quality.min_recall,
+            "floor_at_100": quality.min_recall_at_100,
+            **(metadata.of_recall(recall) if recall else {}),
+        },
+        _table(("source", "recall@10", "recall@100"), rows) if shortfall else None,
+    )
+
+
+def _of_behind(found: Probe, stale_seconds: float) -> dg.AssetCheckResult:
+    behind = sorted(found.seconds_behind.items(), key=lambda item: -item[1])
+    stale = [(source, seconds) for source, seconds in behind if seconds > stale_seconds]
+    named = ", ".join(f"{source} for {seconds / 60:.0f} min" for source, seconds in stale[:MOST_NAMED])
+    newest = {} if found.seconds_since_listing is None else {"seconds_since_listing": found.seconds_since_listing}
+    rows = ((source, f"{seconds:.0f}") for source, seconds in stale[:MOST_EXAMPLES])
+    return _result(
+        "probe",
+        "probe_freshness",
+        not stale,
+        (
+            f"{len(stale)} sources are not in the collection as listed: {named}"
+            if stale
+            else f"{len(behind)} sources are on their way into the collection"
+        ),
+        {
+            "behind": len(behind),
+            "oldest_seconds_behind": behind[0][1] if behind else 0.0,
+            "most_seconds": stale_seconds,
+            **newest,
+        },
+        _table(("source", "seconds"), rows) if stale else None,
+    )
+
+
+def _of_failures(failures: Sequence[Failure]) -> dg.AssetCheckResult:
+    named = "; ".join(f"{one.source}: {one.reason}" for one in failures[:MOST_NAMED])
+    rows = ((one.source, one.asset, one.reason, one.mend, one.run_id) for one in failures[:MOST_EXAMPLES])
+    return _result(
+        "probe",
+        "failed_sources",
+        not failures,
+        f"{len(failures)} sources' last run failed. {named}" if failures else "no source's last run failed",
+        {"failed": len(failures)},
+        _table(("source", "asset", "reason", "mend", "run"), rows) if failures else None,
+    )
+
+
+def _of_golden_at_the_gate(report: PublicationReport) -> dg.AssetCheckResult:
+    if report.gate is None:
+        # The gate asks the model last, and only of an alias that is to move.
+        told = "the alias had not to move" if report.published else "the alias waits, see the check gate"
+        return _result("published", "golden", True, f"the model was not asked: {told}", {})
+    if report.gate.golden is None:
+        return _result("published", "golden", True, "the model passed here before, and was not asked again", {})
+    return _result("published", "golden", True, "the model passed", {"worst_cosine": report.gate.golden})
 
 
 def _of_freshness(listings: Listings, quality: QualitySettings) -> dg.AssetCheckResult:
@@ -347,7 +450,6 @@ def _of_freshness(listings: Listings, quality: QualitySettings) -> dg.AssetCheck
             "most_hours": most,
         },
         _table(("source", "listed"), rows) if old else None,
-        is_warning=True,
     )
 
 
@@ -367,6 +469,7 @@ def _of_distribution(change: Change, paths: Mapping[str, str], command: str) -> 
         "spread": change.spread,
         "mean_norm": change.mean_norm,
         "accepted_changes": change.accepted,
+        "other_sources": change.others,
         **change.figures,
         **{f"{name}_limit": limit for name, limit in change.limits.items()},
     }
@@ -375,13 +478,14 @@ def _of_distribution(change: Change, paths: Mapping[str, str], command: str) -> 
     if not change.figures:
         description = "nothing to compare with yet, or too few vectors to tell"
     else:
-        description = ", ".join(
+        beside = f"a new source beside {change.others} others: " if change.others else ""
+        description = beside + ", ".join(
             f"{name.replace('_', ' ')} {value:.4f} of at most {change.limits[name]:.4f}"
             for name, value in change.figures.items()
         )
     rows = ((paths.get(content, content), f"{cosine:.3f}") for content, cosine in change.outliers)
     worst = _table(("farthest from the former centre", "cosine"), rows) if change.outliers else None
-    return _result("embeddings", "distribution", not change.exceeded, description, numbers, worst, is_warning=True)
+    return _result("embeddings", "distribution", not change.exceeded, description, numbers, worst)
 
 
 def _of_recall(recall: Recall | None, quality: QualitySettings, paths: Mapping[str, str]) -> dg.AssetCheckResult:
@@ -478,7 +582,7 @@ def _is_collapsed(report: EmbeddingsReport, quality: QualitySettings) -> bool:
 
 def _alike(report: EmbeddingsReport) -> list[tuple[str, str, float]]:
     """Pairs of different contents with almost one vector, those beside each other in the sample, nearest first."""
-    unit, contents = normalise(report.judged.sample), report.judged.sampled
+    unit, contents = normalise(report.judged.sample.vectors), report.judged.sample.contents
     cosines = np.einsum("nd,nd->n", unit[:-1], unit[1:])
     places = np.argsort(-cosines, kind="stable")[:MOST_NAMED]
     return [(contents[place], contents[place + 1], float(cosines[place])) for place in places]
@@ -495,7 +599,6 @@ def _of_duplicates(report: EmbeddingsReport, quality: QualitySettings, paths: Ma
         f"{report.duplicates} of {report.segments} segments repeat another's content",
         {"duplicates": report.duplicates, "share": share, "most_allowed": quality.max_duplicate_share},
         None if passed else _table(("content of", "segments"), rows),
-        is_warning=True,
     )
 
 
@@ -510,8 +613,9 @@ def _result(
     description: str,
     numbers: Mapping[str, dg.MetadataValue | str | int | float | bool],
     worst: dg.MetadataValue | None = None,
-    is_warning: bool = False,
+    severity: dg.AssetCheckSeverity | None = None,
 ) -> dg.AssetCheckResult:
+    """A verdict; where its `severity` is not given, it is that of a check that blocks, or does not."""
     (check,) = (check for check in CHECKS[stage] if check.name == name)
     told = dict(numbers)
     if worst is not None:
@@ -522,7 +626,7 @@ def _result(
     return dg.AssetCheckResult(
         check_name=name,
         passed=passed,
-        severity=dg.AssetCheckSeverity.WARN if is_warning else dg.AssetCheckSeverity.ERROR,
+        severity=severity or (_ERROR if check.blocking else _WARN),
         description=description,
         metadata=told,
     )

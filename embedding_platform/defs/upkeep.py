@@ -1,11 +1,12 @@
 """Upkeep: two assets that tidy the store and report what may be pruned, and the probes of what is published."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import dagster as dg
 
+from embedding_platform.defs import checks
 from embedding_platform.defs.failures import Failure, failure_of
-from embedding_platform.defs.metadata import explained, of_recall
+from embedding_platform.defs.metadata import explained
 from embedding_platform.defs.partitions import set_name
 from embedding_platform.defs.resources import PlatformResource, clear_failures
 from embedding_platform.defs.runs_of_sources import ever_failed, last_run
@@ -15,16 +16,12 @@ from embedding_platform.reconcile.files import listed_sources
 from embedding_platform.reconcile.probing import Probe, probe
 from embedding_platform.reconcile.pruning import prunable
 from embedding_platform.reconcile.upkeep import compact_all
-from embedding_platform.settings import QualitySettings
 from embedding_platform.spaces import Space
 
 GROUP = "upkeep"
 
 MOST_LISTED = 50
 """Rows of a table in metadata."""
-
-MOST_NAMED = 3
-"""Sources that a check's description names."""
 
 
 def upkeep_assets(owners: list[str]) -> list[dg.AssetsDefinition]:
@@ -35,23 +32,18 @@ def upkeep_assets(owners: list[str]) -> list[dg.AssetsDefinition]:
 def space_probes(space: Space) -> dg.AssetChecksDefinition:
     """The checks of what readers get of a space, beside the runs that make it: recall, freshness, failed sources."""
     key = dg.AssetKey([space.modality, space.name, "published"])
-    described = {
-        "probe_recall": "Searches through the alias find what exact search over the stored vectors finds.",
-        "probe_freshness": "No listed source has been missing from the collection for over alerts.stale_seconds.",
-        "failed_sources": "No source's last run failed at an asset of this space, or upstream of it, however long ago.",
-    }
 
     @dg.multi_asset_check(
         name=f"{space.modality}_{space.name}_probe",
-        specs=[dg.AssetCheckSpec(name, asset=key, description=told) for name, told in described.items()],
+        specs=checks.specs(key, None, "probe"),
         description=f"What readers of {space.key} get, looked at without changing anything.",
     )
     def probes(context: dg.AssetCheckExecutionContext, platform: PlatformResource) -> Iterator[dg.AssetCheckResult]:
         with clear_failures():
             found = _probe(platform, space, context.run.run_id)
-        yield _of_recall(key, found, platform.settings.quality)
-        yield _of_freshness(key, found, platform.settings.alerts.stale_seconds)
-        yield _of_failures(key, _failed_sources(context.instance, space))
+        failures = _failed_sources(context.instance, space)
+        settings = platform.settings
+        yield from checks.of_probe(space, found, failures, settings.quality, settings.alerts.stale_seconds)
 
     return probes
 
@@ -135,72 +127,6 @@ def _probe(platform: Platform, space: Space, turn: str) -> Probe:
         lambda source: platform.live(space, source),
         platform.settings.quality.recall_sample,
         turn,
-    )
-
-
-def _of_recall(key: dg.AssetKey, found: Probe, quality: QualitySettings) -> dg.AssetCheckResult:
-    recall = found.recall
-    shortfall = recall.shortfall(quality) if recall else ""
-    figures = of_recall(recall) if recall else {}
-    measured = f"lowest recall@10 of {len(found.searched)} sources is {recall.at_10:.3f}" if recall else found.why_not
-    mend = f"; run `embedding-platform tune {key.path[0]}/{key.path[1]}`" if shortfall else ""
-    return dg.AssetCheckResult(
-        check_name="probe_recall",
-        asset_key=key,
-        passed=not shortfall,
-        severity=dg.AssetCheckSeverity.WARN,
-        description=f"{found.alias}: {shortfall or measured}{mend}",
-        metadata={
-            "collection": found.published or "none",
-            "searched": ", ".join(found.searched) or "none",
-            "rows": found.rows,
-            "floor_at_10": quality.min_recall,
-            "floor_at_100": quality.min_recall_at_100,
-            **figures,
-        },
-    )
-
-
-def _of_freshness(key: dg.AssetKey, found: Probe, stale_seconds: float) -> dg.AssetCheckResult:
-    behind = sorted(found.seconds_behind.items(), key=lambda item: -item[1])
-    stale = [(source, seconds) for source, seconds in behind if seconds > stale_seconds]
-    named = ", ".join(f"{source} for {seconds / 60:.0f} min" for source, seconds in stale[:MOST_NAMED])
-    if stale:
-        description = f"{len(stale)} sources are not in the collection as listed: {named}; see their last runs"
-    else:
-        description = f"{len(behind)} sources are on their way into the collection"
-    newest = {} if found.seconds_since_listing is None else {"seconds_since_listing": found.seconds_since_listing}
-    return dg.AssetCheckResult(
-        check_name="probe_freshness",
-        asset_key=key,
-        passed=not stale,
-        severity=dg.AssetCheckSeverity.WARN,
-        description=description,
-        metadata={
-            "behind": len(behind),
-            "oldest_seconds_behind": behind[0][1] if behind else 0.0,
-            "stale_seconds": stale_seconds,
-            "sources": table(("source", "seconds"), behind[:MOST_LISTED]),
-            **newest,
-        },
-    )
-
-
-def _of_failures(key: dg.AssetKey, failures: Sequence[Failure]) -> dg.AssetCheckResult:
-    named = "; ".join(f"{one.source}: {one.reason}" for one in failures[:MOST_NAMED])
-    return dg.AssetCheckResult(
-        check_name="failed_sources",
-        asset_key=key,
-        passed=not failures,
-        severity=dg.AssetCheckSeverity.WARN,
-        description=f"{len(failures)} sources' last run failed. {named}" if failures else "no source's last run failed",
-        metadata={
-            "failed": len(failures),
-            "failures": table(
-                ("source", "asset", "reason", "mend", "run"),
-                [(one.source, one.asset, one.reason, one.mend, one.run_id) for one in failures[:MOST_LISTED]],
-            ),
-        },
     )
 
 

@@ -3,7 +3,8 @@
 A model that silently gives other vectors, a decoder that turns everything grey, or a source that
 fills with something else moves the centre of the vectors, or changes how far they scatter. How
 much of that is usual is known from the source's own history: of each change that was accepted,
-one line is kept, and of the last one the centre.
+one line is kept, and of the last one the centre. A source that is new is held against the space's
+other sources, and one with few changes to what is usual of them.
 """
 
 import base64
@@ -48,6 +49,9 @@ NOISE = 3.0
 
 MOST_OUTLIERS = 10
 
+MOST_OTHERS = 50
+"""Other sources of a space whose histories are read."""
+
 _NOTHING: dict[str, Any] = {"accepted": [], "centre": "", "waiting": None}
 
 
@@ -56,10 +60,11 @@ class Change:
     """How far the distribution of a source's vectors is from the last accepted one.
 
     `figures` and `limits` are by FIGURES; both are empty where there is nothing to compare with
-    yet, or too few vectors. `accepted` counts the changes that the limits come from, `outliers`
-    are the contents farthest from the accepted centre and their cosines with it, the farthest
-    first, none while the change is within its limits. `is_new` tells whether the vectors are
-    others than when last accepted.
+    yet, or too few vectors. `accepted` counts the changes that the limits come from; `others` the
+    sources of the space that a new one is compared with, 0 where it is compared with itself.
+    `outliers` are the contents farthest from the accepted centre and their cosines with it, the
+    farthest first, none while the change is within its limits. `is_new` tells whether the vectors
+    are others than when last accepted.
     """
 
     vectors: int
@@ -70,6 +75,7 @@ class Change:
     accepted: int
     outliers: list[tuple[str, float]]
     is_new: bool
+    others: int = 0
 
     @property
     def exceeded(self) -> list[str]:
@@ -82,7 +88,7 @@ def compare_distribution(
 ) -> Change:
     """Compare a sample of the stored vectors with the last accepted distribution; see `limit_of` for the limits.
 
-    What is not within its limits is written down as waiting, so that a person can accept it.
+    What is not within its limits is written down as waiting, so that a person can accept it, until it is again.
     `usual` is the largest change that is taken for usual while there is no history.
 
     Raises:
@@ -90,17 +96,23 @@ def compare_distribution(
     """
     url = layout.distribution_url(store, space_key, fingerprint, source)
     kept = _read(url)
-    now = distribution(judged.sample)
+    now = distribution(judged.sample.vectors)
     last = kept["accepted"][-1] if kept["accepted"] else None
-    if last is None or now.count < FEWEST:
-        is_new = last is None or last["data_version"] != data_version
-        return Change(now.count, now.spread, now.mean_norm, {}, {}, len(kept["accepted"]), [], is_new)
-    before = Distribution(last["vectors"], _decoded(kept["centre"]), last["mean_norm"])
-    figures = _figures(now, before)
-    noises = _noises(now, before)
-    # The first has nothing that it was compared with.
+    is_new = last is None or last["data_version"] != data_version
+    # The first has nothing of its own that it was compared with.
     history = kept["accepted"][1:]
-    limits = {name: limit_of([one[name] for one in history], noises[name], usual) for name in FIGURES}
+    others = _others(url) if is_new and now.count >= FEWEST and len(history) < FEWEST_ACCEPTED else []
+    figures: dict[str, float] = {}
+    limits: dict[str, float] = {}
+    before = None
+    if last is not None and now.count >= FEWEST:
+        before = _last_of(kept)
+        figures, noises = _figures(now, before), _noises(now, before)
+        if len(history) < FEWEST_ACCEPTED:
+            history = [*history, *(line for other in others for line in other["accepted"][1:])]
+        limits = {name: limit_of([one[name] for one in history], noises[name], usual) for name in FIGURES}
+    elif last is None and len(others) >= FEWEST_ACCEPTED:
+        before, figures, limits = _beside(now, [_last_of(other) for other in others], usual)
     change = Change(
         vectors=now.count,
         spread=now.spread,
@@ -109,11 +121,17 @@ def compare_distribution(
         limits=limits,
         accepted=len(history),
         outliers=[],
-        is_new=last["data_version"] != data_version,
+        is_new=is_new,
+        others=len(others) if last is None and figures else 0,
     )
-    if not change.exceeded:
+    if before is None:
         return change
     waiting = kept["waiting"]
+    if not change.exceeded:
+        if waiting is not None:
+            # The vectors that waited are there no more: accepting them now would tell of those that are.
+            _write(url, {**kept, "waiting": None})
+        return change
     if waiting is None or waiting["data_version"] != data_version:
         kept["waiting"] = {**_line(now, figures, data_version), "centre": _encoded(now.centre)}
         _write(url, kept)
@@ -133,7 +151,7 @@ def accept_distribution(
     if not change.is_new or change.vectors < FEWEST:
         return
     url = layout.distribution_url(store, space_key, fingerprint, source)
-    now = distribution(judged.sample)
+    now = distribution(judged.sample.vectors)
     _accept(url, _read(url), _line(now, change.figures, data_version), _encoded(now.centre))
 
 
@@ -158,8 +176,9 @@ def accept_waiting(store: str, space_key: str, fingerprint: str, source: str) ->
 def limit_of(history: Sequence[float], noise: float, usual: float) -> float:
     """The largest change that is not remarkable, after the changes of `history` were accepted.
 
-    From FEWEST_ACCEPTED changes on it is their median and DEVIATIONS robust standard deviations
-    more, at least LEAST_LIMIT; before, it is `usual`. It is never below `noise`.
+    From FEWEST_ACCEPTED changes on, of the source itself or of others of its space, it is their median and
+    DEVIATIONS robust standard deviations more, at least LEAST_LIMIT; before, it is `usual`. It is never below
+    `noise`.
     """
     if len(history) < FEWEST_ACCEPTED:
         return max(usual, noise)
@@ -167,6 +186,47 @@ def limit_of(history: Sequence[float], noise: float, usual: float) -> float:
     median = float(np.median(values))
     deviation = TO_STANDARD_DEVIATION * float(np.median(np.abs(values - median)))
     return max(median + DEVIATIONS * deviation, noise, LEAST_LIMIT)
+
+
+def _others(url: str) -> list[dict[str, Any]]:
+    """What is kept of the space's other sources, of at most MOST_OTHERS of those that have anything accepted."""
+    folder, own = url.rsplit("/", 1)
+    names = sorted(storage.shard_marks(folder, ".json").keys() - {own})
+    step = max(1, len(names) // MOST_OTHERS)
+    kept = (_read(storage.join(folder, name)) for name in names[::step][:MOST_OTHERS])
+    return [one for one in kept if one["accepted"]]
+
+
+def _last_of(kept: dict[str, Any]) -> Distribution:
+    """The distribution that was accepted last."""
+    last = kept["accepted"][-1]
+    return Distribution(last["vectors"], _decoded(kept["centre"]), last["mean_norm"])
+
+
+def _beside(
+    now: Distribution, others: Sequence[Distribution], usual: float
+) -> tuple[Distribution, dict[str, float], dict[str, float]]:
+    """All others as one, how far a new source is from them, and how far it may be, after how far each of them is.
+
+    Sources are of one kind and yet of other things, so that `usual` is allowed at least.
+    """
+    centre = np.mean([other.centre for other in others], axis=0)
+    together = Distribution(
+        sum(other.count for other in others), centre, float(np.median([other.mean_norm for other in others]))
+    )
+    spread = float(np.median([other.spread for other in others]))
+
+    def far(one: Distribution) -> dict[str, float]:
+        # The centre of all scatters more than any source does by itself.
+        return {**_figures(one, together), "spread_change": abs(one.spread - spread)}
+
+    figures, noises = far(now), _noises(now, together)
+    history = [far(other) for other in others]
+    for one in history:
+        # Each has a part in the centre of all; this is its distance from the centre of the rest.
+        one["shift"] *= len(others) / (len(others) - 1)
+    limits = {name: max(limit_of([one[name] for one in history], noises[name], usual), usual) for name in FIGURES}
+    return together, figures, limits
 
 
 def _figures(now: Distribution, before: Distribution) -> dict[str, float]:
@@ -191,8 +251,8 @@ def _noises(now: Distribution, before: Distribution) -> dict[str, float]:
 
 def _outliers(judged: Judged, before: Distribution) -> list[tuple[str, float]]:
     centre = before.centre / max(float(np.linalg.norm(before.centre)), 1e-12)
-    cosines = normalise(judged.sample) @ centre
-    return [(judged.sampled[place], float(cosines[place])) for place in np.argsort(cosines)[:MOST_OUTLIERS]]
+    cosines = normalise(judged.sample.vectors) @ centre
+    return [(judged.sample.contents[place], float(cosines[place])) for place in np.argsort(cosines)[:MOST_OUTLIERS]]
 
 
 def _line(now: Distribution, figures: dict[str, float], data_version: str) -> dict[str, Any]:

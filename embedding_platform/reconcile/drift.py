@@ -6,7 +6,7 @@ source was listed as when all of it was last there, and `audited` how far rows h
 whole. They only explain, or say where to look next: what is to be done follows from Milvus itself.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from uuid import uuid4
 
 import pandas as pd
@@ -26,13 +26,21 @@ _DOUBT = b"doubt "
 """What stands in the place of a listing's state where a late run may have written over newer rows."""
 
 
+MOST_NAMED = 20
+"""Rows named of each kind of drift."""
+
+
 @dataclass(frozen=True)
 class Drift:
-    """Rows that somebody else dropped from Milvus, altered, or added."""
+    """How many rows somebody else dropped from Milvus, altered, or added.
+
+    `named` are the ids of some of them with what was done to each; they do not count when two are compared.
+    """
 
     dropped: int = 0
     altered: int = 0
     added: int = 0
+    named: tuple[tuple[str, str], ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -73,11 +81,13 @@ class WriteAhead:
         wrong = increment.new.append(increment.stale).append(increment.orphaned)
         verified, intended = _rows_of(self._verified, wrong), _rows_of(self._intended, wrong)
         ours = pd.concat([verified, intended])
-        return Drift(
-            dropped=len(increment.new.intersection(verified.index).difference(intended.index)),
-            altered=len(found.altered) + _foreign(found.actual, increment.stale, ours),
-            added=len(increment.orphaned.difference(ours.index)),
-        )
+        rows = {
+            "dropped": increment.new.intersection(verified.index).difference(intended.index),
+            "altered": found.altered.append(_foreign(found.actual, increment.stale, ours)),
+            "added": increment.orphaned.difference(ours.index),
+        }
+        named = tuple((row_id, deed) for deed, ids in rows.items() for row_id in ids[:MOST_NAMED])
+        return Drift(len(rows["dropped"]), len(rows["altered"]), len(rows["added"]), named)
 
     def intend(self, increment: Increment, desired: pd.Series) -> None:
         """Write down what is about to be written and deleted, on top of what was before."""
@@ -156,12 +166,12 @@ def _rows_of(url: str, ids: pd.Index) -> pd.Series:
     return series_of(table["id"], table["version"])
 
 
-def _foreign(actual: pd.Series, stale: pd.Index, ours: pd.Series) -> int:
-    """How many stale rows have a version that we never gave them, or stand there twice."""
+def _foreign(actual: pd.Series, stale: pd.Index, ours: pd.Series) -> pd.Index:
+    """The stale rows that have a version that we never gave them, or stand there twice."""
     met = actual[actual.index.isin(stale)]
     known = pd.MultiIndex.from_arrays([ours.index, ours.to_numpy()])
     foreign = ~pd.MultiIndex.from_arrays([met.index, met.to_numpy()]).isin(known)
-    return int(met.index[foreign | met.index.duplicated()].nunique())
+    return met.index[foreign | met.index.duplicated()].unique()
 
 
 def _table(rows: pd.Series) -> pa.Table:

@@ -1,15 +1,17 @@
 """What readers get: searches of the published collection against exact search, and how old what it lacks is."""
 
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from embedding_platform import layout, storage
+from embedding_platform.errors import PlatformError
 from embedding_platform.milvus.alias import alias_target
 from embedding_platform.milvus.index import tuned
 from embedding_platform.milvus.partitions import Partition
-from embedding_platform.reconcile.collection import holds_all
+from embedding_platform.reconcile.placed import unplaced
 from embedding_platform.reconcile.recall import Recall, lowest, measure_recall
 from embedding_platform.reconcile.rows import LiveRows
 from embedding_platform.reconcile.target import Target
@@ -29,20 +31,24 @@ MOST_ROWS = 100_000
 class Probe:
     """What a probe of one space found.
 
-    `published` is the collection that the alias names, "" without one. `recall` is the lowest of
-    the `searched` sources, over `rows` rows; None where none could be searched, and `why_not` says
-    why. `seconds_behind` maps the listed sources that the collection does not hold as they are to
-    how long ago they were listed.
+    `published` is the collection that the alias names, "" without one. `recalls` are those of the
+    sources that were searched, over `rows` rows; where none could be, `why_not` says why.
+    `seconds_behind` maps the listed sources that the collection does not hold as they are to
+    how long they have been so.
     """
 
     alias: str
     published: str
-    searched: tuple[str, ...]
+    recalls: dict[str, Recall]
     rows: int
-    recall: Recall | None
     why_not: str
     seconds_since_listing: float | None
     seconds_behind: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def recall(self) -> Recall | None:
+        """The lowest of each figure of the sources that were searched."""
+        return lowest(list(self.recalls.values())) if self.recalls else None
 
 
 def probe(
@@ -54,42 +60,44 @@ def probe(
     sample: int,
     turn: str,
 ) -> Probe:
-    """Search the space's alias with stored vectors of some sources, others for another `turn`; nothing is changed.
+    """Search the space's alias with stored vectors of some sources, others for another `turn`.
+
+    Nothing is changed, but that it is noted which sources the collection does not hold as they are:
+    only so can a later probe tell how long.
 
     Raises:
-        PlatformError: if Milvus fails.
+        PlatformError: if Milvus fails, or notes of former probes cannot be read.
     """
     published = alias_target(client, target.alias) or ""
-    behind = {source for source in sources if not holds_all(target, live(source))}
+    behind = unplaced(target, sources, live)
     listed = {source: _listed_at(store, target.space.modality, source) for source in sources}
     now = time.time()
     # A listing from the future is one from before the clock was set back.
     ages = {source: max(0.0, now - at) for source, at in listed.items()}
-    held = [source for source in sources if source not in behind]
-    rows, recalls, searched = 0, [], []
+    held = sorted(set(sources).difference(behind))
+    since = _behind_since(store, target, {source: listed[source] for source in behind}, now)
+    rows, recalls = 0, {}
     if published == target.collection:
         for source, count in _some(store, target, held, turn):
             # By the name that readers search.
             partition = Partition(target.alias, source, target.layout)
             index = tuned(client, target.collection, target.space.index)
-            recalls.append(measure_recall(client, partition, live(source), index, sample))
-            searched.append(source)
+            recalls[source] = measure_recall(client, partition, live(source), index, sample)
             rows += count
     if not published:
         why_not = "nothing is published yet"
     elif published != target.collection:
         why_not = f"{target.collection} is being filled, and {published} is left as it is"
     else:
-        why_not = "" if searched else f"no source is held whole, or all have over {MOST_ROWS} rows"
+        why_not = "" if recalls else f"no source is held whole, or all have over {MOST_ROWS} rows"
     return Probe(
         alias=target.alias,
         published=published,
-        searched=tuple(searched),
+        recalls=recalls,
         rows=rows,
-        recall=lowest(recalls) if recalls else None,
         why_not=why_not,
         seconds_since_listing=min(ages.values(), default=None),
-        seconds_behind={source: ages[source] for source in sorted(behind)},
+        seconds_behind={source: max(0.0, now - since[source]) for source in sorted(behind)},
     )
 
 
@@ -105,6 +113,35 @@ def _some(store: str, target: Target, sources: Sequence[str], turn: str) -> list
         if len(chosen) == MOST_SOURCES:
             break
     return chosen
+
+
+def _behind_since(store: str, target: Target, listed: Mapping[str, float], now: float) -> dict[str, float]:
+    """Since when each source has been behind, in seconds since 1970; `listed` tells when each was listed last.
+
+    What a former probe noted stands until the collection has held the source again. Otherwise it is
+    the last listing, if the collection held what was there before; and else now, since neither a new
+    collection nor a new way of cutting leaves a time.
+    """
+    url = layout.behind_url(store, target.collection)
+    kept = _noted(url)
+    since = {}
+    for source, listed_at in listed.items():
+        placed_at = storage.modified_at(layout.placed_url(store, target.collection, source))
+        found = listed_at if 0 < placed_at < listed_at else now
+        since[source] = min(found, kept[source]) if kept.get(source, 0.0) > placed_at else found
+    if since != kept:
+        storage.write_bytes(url, json.dumps(since).encode())
+    return since
+
+
+def _noted(url: str) -> dict[str, float]:
+    payload = storage.read_bytes(url)
+    try:
+        return {source: float(since) for source, since in json.loads(payload or b"{}").items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise PlatformError(
+            f"cannot read {url}: {error}; remove this file: what is behind is counted from the next probe on"
+        ) from error
 
 
 def _listed_at(store: str, modality: str, source: str) -> float:

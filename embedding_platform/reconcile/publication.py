@@ -19,7 +19,8 @@ from embedding_platform.milvus.index import VECTOR_FIELD, ann_search, present_in
 from embedding_platform.milvus.partitions import Removed, drop_other_partitions
 from embedding_platform.milvus.query import get_rows
 from embedding_platform.milvus.schema import alias_name, has_collection, read_provenance
-from embedding_platform.reconcile.collection import collection_increment, holds_all
+from embedding_platform.reconcile.collection import collection_increment
+from embedding_platform.reconcile.placed import unplaced
 from embedding_platform.reconcile.recall import Recall, lowest, recall_of
 from embedding_platform.reconcile.rows import LiveRows
 from embedding_platform.reconcile.target import Target
@@ -33,8 +34,8 @@ OVERLAP_ROWS = 50
 
 OVERLAP_AT = 10
 
-MOST_WAITING = 20
-"""Sources that are not ready and named; beyond them, more are not looked at."""
+MOST_UNSOUND = 20
+"""Sources that are not sound; beyond them, no more are read."""
 
 
 NOTHING = Removed(0, 0)
@@ -61,7 +62,8 @@ class Gate:
 class PublicationReport:
     """Whether readers search the present model's collection, and what stands in the way if not.
 
-    `waiting` maps each source that is not ready to the reason; it is empty once published.
+    `waiting` maps each source that is not ready to the reason; it is empty once published. Beyond
+    MOST_UNSOUND that are in the collection and not sound in it, `unread` sources were not looked at.
     `behind` maps sources that changed since the published collection held all of them.
     `removed` are partitions and rows that no source accounts for. `gate` is None where the
     alias had not to move.
@@ -72,6 +74,7 @@ class PublicationReport:
     previous: str | None
     moved: bool
     waiting: dict[str, str] = field(default_factory=dict)
+    unread: int = 0
     behind: dict[str, str] = field(default_factory=dict)
     removed: Removed = NOTHING
     gate: Gate | None = None
@@ -124,10 +127,11 @@ def publish(
         found[source] = _look(client, target, live(source), quality, held_out)
         if found[source].reason:
             waiting[source] = found[source].reason
-        if len(waiting) >= MOST_WAITING:
+        if len(waiting) >= MOST_UNSOUND:
             break
     if waiting:
-        return PublicationReport(alias, name, previous, moved=False, waiting=waiting)
+        unread = len(sources) - len(found) if found else 0
+        return PublicationReport(alias, name, previous, moved=False, waiting=waiting, unread=unread)
     recalls = [one.recall for one in found.values() if one.recall is not None]
     least = lowest(recalls) if recalls else None
     gate = Gate(
@@ -239,9 +243,8 @@ def _not_there(
 
 def _not_placed(target: Target, sources: Sequence[str], live: Callable[[str], LiveRows]) -> dict[str, str]:
     """Sources that the collection does not hold as they are listed now."""
-    due = [source for source in sources if not holds_all(target, live(source))]
     reason = f"not in {target.collection} as it is now; materialize {target.space.key}/collection for it"
-    return dict.fromkeys(due[:MOST_WAITING], reason)
+    return dict.fromkeys(unplaced(target, sources, live), reason)
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,13 @@
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from embedding_platform import layout, records, storage
+from embedding_platform.errors import PlatformError
 from embedding_platform.milvus.index import VECTOR_FIELD, ann_search, recall_at_k
 from embedding_platform.milvus.partitions import Partition
 from embedding_platform.milvus.query import get_rows
@@ -101,6 +102,9 @@ def recall_of(
     Measured where there is no figure for this index and these queries yet, the index was
     `rebuilt`, or more than LASTING_SHARE of the rows changed since it was measured; `changed`
     is how many just did.
+
+    Raises:
+        PlatformError: if Milvus fails, or the figure that is kept cannot be read.
     """
     rows = len(live.versions)
     if not rows:
@@ -109,18 +113,33 @@ def recall_of(
     asked = json.dumps([index.type, dict(index.build), dict(index.search), sample], sort_keys=True)
     if held_out is not None:
         asked = records.digest(asked, held_out.tobytes().hex())
-    kept = json.loads(storage.read_bytes(url) or b"{}")
+    kept, figures = _kept(url)
     since = kept.get("changed", 0) + changed
     lasts = since <= LASTING_SHARE * rows and rows > SMALL if changed else kept.get("rows") == live.data_version
-    if kept.get("asked") == asked and lasts and not rebuilt:
-        worst = tuple((content, share) for content, share in kept["recall"].get("worst", ()))
-        recall = replace(Recall(**kept["recall"]), measured=False, worst=worst)
+    if figures is not None and kept["asked"] == asked and lasts and not rebuilt:
+        recall = replace(figures, measured=False)
     else:
         recall, since = measure_recall(client, partition, live, index, sample, held_out), 0
     if recall.measured or changed:
         kept = {"asked": asked, "rows": live.data_version, "changed": since, "recall": asdict(recall)}
         storage.write_bytes(url, json.dumps(kept).encode())
     return recall
+
+
+def _kept(url: str) -> tuple[dict[str, Any], Recall | None]:
+    """What is kept of the last measurement, and its figures; nothing before the first."""
+    payload = storage.read_bytes(url)
+    if payload is None:
+        return {}, None
+    try:
+        kept = json.loads(payload)
+        worst = tuple((content, share) for content, share in kept["recall"].get("worst", ()))
+        kept = {name: kept[name] for name in ("asked", "rows", "changed", "recall")}
+        return kept, replace(Recall(**kept["recall"]), worst=worst)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise PlatformError(
+            f"cannot read {url}: {error}; remove this file and run again: it is measured anew"
+        ) from error
 
 
 def measure_recall(

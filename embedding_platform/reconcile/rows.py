@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,6 +17,7 @@ from embedding_platform.reconcile.files import items_table, listing_age
 from embedding_platform.reconcile.segments import iterate_live_segments, rejected_items, segments_increment
 from embedding_platform.spaces import Space
 from embedding_platform.vectors import store as vector_store
+from embedding_platform.vectors.sampled import Sample, least_distinct, sample_stored
 
 ROWS_AT_ONCE = 1000
 """Rows that are Python objects at one time; what waits is kept in tables."""
@@ -71,7 +71,12 @@ class LiveRows:
     def state(self) -> str:
         """A mark that changes whenever the source is listed anew, or the way in which its files are cut."""
         listed = listing_age(self.store, self.space.modality, self.source)
-        return records.digest(listed, code_version(self.space.modality, self.cutting))
+        return records.digest(listed, self.cut_version)
+
+    @property
+    def cut_version(self) -> str:
+        """The version of the present way of cutting."""
+        return code_version(self.space.modality, self.cutting)
 
     def uncut(self) -> int:
         """Items that the present cutter has neither cut nor rejected, whose segments are therefore unknown."""
@@ -127,14 +132,12 @@ class LiveRows:
         last = rows.slice(rows.num_rows - 1).to_pylist()[0]
         return index_of(rows["segment_id"]), f"{last['content_hash']} {last['segment_id']}"
 
-    def sample(self, most: int) -> tuple[np.ndarray, list[str]]:
-        """Vectors of the source, float32 [n, d], at most so many, and their contents.
-
-        Shards are named by their content, so that the first vectors are as good a sample as any.
-        """
-        parts = list(self.vectors(index_of(self._some_contents(most, 0))))
-        vectors = np.concatenate([part.vectors for part in parts]) if parts else np.empty((0, 0), np.float32)
-        return vectors, [content for part in parts for content in part.hashes]
+    def sample(self) -> Sample:
+        """Some vectors of the source, chosen at random by their contents; the same as those that are judged."""
+        shards = list(vector_store.shard_hashes(self.folder, self.fingerprint))
+        stored = pa.chunked_array([chunk for _, hashes in shards for chunk in hashes.chunks], pa.string())
+        rows = vector_store.Wanted(index_of(least_distinct(self._embedded["content_hash"]))).rows_in(stored)
+        return sample_stored(self.folder, self.space.model.dimension, shards, rows)
 
     def segments_of(self, contents: Sequence[str]) -> list[records.Segment]:
         """A live segment of the source for each of some contents that it has, however many share one."""

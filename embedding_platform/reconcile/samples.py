@@ -14,6 +14,7 @@ from embedding_platform.reconcile.rows import LiveRows
 from embedding_platform.reconcile.target import Target
 from embedding_platform.records import Segment, vectors_schema
 from embedding_platform.spaces import Index
+from embedding_platform.vectors.sampled import Sample
 from embedding_platform.vectors.store import vectors_of
 
 if TYPE_CHECKING:
@@ -37,23 +38,16 @@ class Near:
     score: float
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Some vectors of a source, float32 [n, d], and their contents."""
-
-    vectors: np.ndarray
-    contents: list[str]
-
-
 def sample_of_source(live: LiveRows) -> Sample:
     """At most OWN_VECTORS of the source."""
-    return Sample(*live.sample(OWN_VECTORS))
+    sample = live.sample()
+    return Sample(sample.contents[:OWN_VECTORS], sample.vectors[:OWN_VECTORS])
 
 
 def samples_of_others(live: LiveRows) -> dict[str, np.ndarray]:
     """Stored vectors, float32 [n, d], of at most OTHER_SOURCES other sources of the space, by source.
 
-    They are those at the beginning of one shard each, live or not.
+    They lie evenly among those at the beginning of one shard each, live or not.
     """
     folder = layout.space_folder(live.store, live.space.key, live.fingerprint)
     own_name = live.folder.rsplit("/", 1)[-1]
@@ -78,7 +72,7 @@ def neighbours(
         PlatformError: if Milvus fails.
     """
     count = len(sample.contents)
-    places = np.unique(np.linspace(0, count - 1, min(NEIGHBOURS, count)).astype(int))
+    places = _evenly(count, NEIGHBOURS)
     contents = {sample.contents[place]: sample.vectors[place] for place in places}
     segment_of = {segment.content_hash: segment for segment in live.segments_of(list(contents))}
     chosen = [(segment_of[content], vector) for content, vector in contents.items() if content in segment_of]
@@ -94,14 +88,21 @@ def neighbours(
     ]
 
 
+def _evenly(count: int, most: int) -> np.ndarray:
+    """At most so many of `count` places, ascending."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).astype(int))
+
+
 def _some_vectors(folder: str, dimension: int) -> np.ndarray:
     first = storage.table_names(folder)[:1]
-    count = min([OTHER_VECTORS, *(storage.row_count(storage.join(folder, shard)) for shard in first)])
+    near = {shard: min(storage.row_count(storage.join(folder, shard)), storage.ROWS_PER_GROUP) for shard in first}
     # A shard that goes away meanwhile is left out.
-    answers = iter([{shard: np.arange(count) for shard in first if count}])
+    answers = iter([{shard: _evenly(rows, OTHER_VECTORS) for shard, rows in near.items() if rows}])
     tables = storage.iterate_rows(folder, vectors_schema(dimension), ["vector"], lambda: next(answers, {}))
     parts = [vectors_of(table, dimension) for table in tables]
-    return np.concatenate([np.empty((0, dimension), np.float32), *parts])
+    vectors = np.concatenate([np.empty((0, dimension), np.float32), *parts])
+    # What is wrong with another source is for its own run to tell.
+    return vectors[np.isfinite(vectors).all(axis=1)]
 
 
 def _others(own: Segment, hits: Sequence[tuple[str, float]], rows: dict[str, dict[str, Any]]) -> list[Near]:

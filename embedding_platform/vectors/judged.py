@@ -16,11 +16,8 @@ from embedding_platform import storage
 from embedding_platform.records import digest, vectors_schema
 from embedding_platform.spaces import Space
 from embedding_platform.vectors import judgement
+from embedding_platform.vectors.sampled import Sample, sample_stored
 from embedding_platform.vectors.store import Wanted, shard_hashes, vectors_of
-
-SAMPLE_VECTORS = 2000
-SAMPLE_SHARDS = 8
-"""Vectors whose directions are compared, and the most shards that they are taken from."""
 
 _VERDICTS = pa.schema(
     [
@@ -39,9 +36,9 @@ _VERDICTS = pa.schema(
 class Judged:
     """What the stored vectors of live contents are like.
 
-    `held` tells of each live content whether it has a vector, bool [n]; `norms` are those of
-    the vectors, float64 [judged]; `faults` maps each fault to the hashes of the contents that
-    have it. `sample` are some of the vectors, float32 [s, d], and `sampled` their contents.
+    `held` tells of each live content whether it has a vector, bool [n]; `norms` are the finite
+    ones of the vectors, float64 [at most judged]; `faults` maps each fault to the hashes of the contents that
+    have it. `sample` are some of the vectors, the same wherever they lie.
     """
 
     judged: int
@@ -49,8 +46,7 @@ class Judged:
     norms: np.ndarray
     faults: dict[str, list[str]]
     spread: judgement.Spread | None
-    sampled: list[str]
-    sample: np.ndarray
+    sample: Sample
 
 
 @dataclass(frozen=True)
@@ -116,32 +112,14 @@ def _summary(
     norms = np.concatenate([np.zeros(0), *(verdict.norms for verdict in verdicts.values())])[rows]
     ends = np.cumsum([len(verdict.norms) for verdict in verdicts.values()])
     faults: dict[str, list[str]] = {}
-    chosen: dict[str, np.ndarray] = {}
-    for (name, verdict), end in zip(verdicts.items(), ends, strict=True):
+    for verdict, end in zip(verdicts.values(), ends, strict=True):
         first = end - len(verdict.norms)
         own = rows[np.searchsorted(rows, first) : np.searchsorted(rows, end)] - first
-        if len(own):
-            chosen[name] = own
         for place in np.flatnonzero(np.isin(verdict.rows, own)):
             content = joined[int(first + verdict.rows[place])].as_py()
             faults.setdefault(verdict.faults[place], []).append(content)
-    sampled, sample = _sample(folder, space, chosen)
-    return Judged(len(rows), wanted.taken, norms, faults, judgement.spread(sample), sampled, sample)
-
-
-def _sample(folder: str, space: Space, rows_of: dict[str, np.ndarray]) -> tuple[list[str], np.ndarray]:
-    """Some contents and their vectors, taken from shards evenly among those that hold the rows."""
-    names = list(rows_of)[:: max(1, len(rows_of) // SAMPLE_SHARDS)][:SAMPLE_SHARDS]
-    chosen = {name: rows_of[name][: SAMPLE_VECTORS // len(names)] for name in names}
-    dimension = space.model.dimension
-    # A shard that goes away meanwhile is left out.
-    answers = iter([chosen])
-    tables = storage.iterate_rows(
-        folder, vectors_schema(dimension), ["content_hash", "vector"], lambda: next(answers, {})
-    )
-    parts = [(table["content_hash"].to_pylist(), vectors_of(table, dimension)) for table in tables]
-    vectors = np.concatenate([np.empty((0, dimension), np.float32), *(vectors for _, vectors in parts)])
-    return [content for contents, _ in parts for content in contents], vectors
+    sample = sample_stored(folder, space.model.dimension, list(zip(verdicts, hashes, strict=True)), rows)
+    return Judged(len(rows), wanted.taken, norms[np.isfinite(norms)], faults, judgement.spread(sample.vectors), sample)
 
 
 def _read(url: str, judge: str) -> Iterator[tuple[str, str, _Verdict]]:

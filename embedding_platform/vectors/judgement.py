@@ -99,11 +99,12 @@ def explain(fault: str, vector: np.ndarray, space: Space) -> str:
 def spread(vectors: np.ndarray, seed: int = 0, most_pairs: int = 20_000) -> Spread | None:
     """Percentiles 5, 50 and 95 of the cosine between random pairs of vectors [n, d].
 
-    None for fewer than two vectors. Seeded, so that equal vectors give equal figures.
+    Vectors that are not finite do not count. None for fewer than two. Seeded, so that equal vectors give
+    equal figures.
     """
-    if len(vectors) < 2:
+    unit = normalise(vectors[np.isfinite(vectors).all(axis=1)])
+    if len(unit) < 2:
         return None
-    unit = normalise(vectors)
     generator = np.random.default_rng(seed)
     count = min(most_pairs, len(unit) * (len(unit) - 1) // 2)
     left = generator.integers(0, len(unit), count)

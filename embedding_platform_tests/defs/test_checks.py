@@ -1,5 +1,6 @@
 """Checks in runs: what fails shows as failed, with numbers, the worst offenders and what to do."""
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -8,20 +9,25 @@ from typing import Any
 
 import dagster as dg
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from embedding_platform import layout, storage
 from embedding_platform.definitions import build_definitions
 from embedding_platform.defs import assets, checks, freshness
 from embedding_platform.defs.freshness import MOST_LOOKED_AT, Listings, last_listings
 from embedding_platform.errors import PlatformError, UnsoundError
+from embedding_platform.increments import index_of
 from embedding_platform.inference.golden import GoldenReport
 from embedding_platform.milvus.connection import close_directory, connect
 from embedding_platform.milvus.partitions import Removed
 from embedding_platform.platform import Platform
 from embedding_platform.reconcile.distribution import Change
+from embedding_platform.reconcile.drift import Drift
 from embedding_platform.reconcile.publication import Gate, PublicationReport
 from embedding_platform.runs import run_sources
 from embedding_platform.settings import QualitySettings
+from embedding_platform.vectors.store import append
 from embedding_platform_tests.conftest import open_platform
 from embedding_platform_tests.reconcile.small_lake import Lake, collect, write_image
 
@@ -67,7 +73,7 @@ def test_sound_vectors_pass_every_check_with_their_thresholds(lake: Lake) -> Non
 @pytest.mark.parametrize("fault", ["dimension", "finite", "zero", "norm"])
 def test_a_stored_vector_with_a_fault_is_named_by_its_file(lake: Lake, fault: str) -> None:
     lake.run()
-    content = lake.live().sample(1)[1][0]
+    content = lake.live().sample().contents[0]
     verdict = verdicts_on(lake, judged={"faults": {fault: [content]}}, faults={fault: [content]})[fault]
     assert not verdict.passed
     assert verdict.severity == dg.AssetCheckSeverity.ERROR
@@ -98,7 +104,7 @@ def test_copies_are_named_with_how_many_there_are(lake: Lake) -> None:
 
 def test_what_has_no_vector_is_named(lake: Lake) -> None:
     lake.run()
-    content = lake.live().sample(1)[1][0]
+    content = lake.live().sample().contents[0]
     verdict = verdicts_on(lake, missing=[content])["count"]
     assert not verdict.passed
     assert value(verdict, "missing") == 1
@@ -123,7 +129,7 @@ def test_a_collapsed_model_is_shown_with_files_that_it_takes_for_one(lake: Lake)
 
 def test_a_moved_distribution_warns_with_figures_limits_and_files(lake: Lake) -> None:
     lake.run()
-    content = lake.live().sample(1)[1][0]
+    content = lake.live().sample().contents[0]
     figures, limits = (
         {"shift": 0.3, "spread_change": 0.0, "norm_change": 0.0},
         dict.fromkeys(("shift", "spread_change", "norm_change"), 0.1),
@@ -143,7 +149,7 @@ def test_recall_that_falls_short_names_what_was_searched_with(lake: Lake, tmp_pa
     lake.run()
     report = collect(connect(str(tmp_path / "lite")), lake)
     close_directory(str(tmp_path / "lite"))
-    content = lake.live().sample(1)[1][0]
+    content = lake.live().sample().contents[0]
     short = replace(report, recall=replace(report.recall, at_10=0.5, worst=((content, 0.25),)))
     found = checks.of_collection(short, QUALITY, {content: "n0.txt"})
     (verdict,) = (verdict for verdict in found if verdict.check_name == "recall")
@@ -155,10 +161,37 @@ def test_recall_that_falls_short_names_what_was_searched_with(lake: Lake, tmp_pa
     assert all(verdict.passed and "worst" not in verdict.metadata for verdict in sound)
 
 
+def test_rows_that_others_touched_are_named_with_what_was_done(lake: Lake, tmp_path: Path) -> None:
+    lake.run()
+    report = collect(connect(str(tmp_path / "lite")), lake)
+    close_directory(str(tmp_path / "lite"))
+    drift = Drift(dropped=1, added=1, named=(("a", "dropped"), ("x", "added")))
+    found = {one.check_name: one for one in checks.of_collection(replace(report, drift=drift), QUALITY, {})}
+    assert not found["tampering"].passed
+    assert found["tampering"].severity == dg.AssetCheckSeverity.WARN
+    assert [tuple(row.values()) for row in rows_of(found["tampering"])] == [("a", "dropped"), ("x", "added")]
+    assert "rows just written are found" in str(found["index"].description)
+    idle = replace(report, sync=replace(report.sync, upserted=0))
+    found = {one.check_name: one for one in checks.of_collection(idle, QUALITY, {})}
+    assert "no row had to be written" in str(found["index"].description)
+
+
 def test_names_in_tables_are_cut(lake: Lake) -> None:
     reject = ("x" * 5000, "/x", "v", "y" * 5000)
     (row,) = rows_of(checks.of_rejects([reject], 1, QUALITY))
     assert {len(cell) for cell in row.values()} == {checks.MOST_CELL_CHARACTERS}
+
+
+def test_of_many_sources_that_are_behind_all_are_counted_and_some_named() -> None:
+    behind = {f"s{number}": "not in new" for number in range(500)}
+    report = PublicationReport("text_small", "new", "new", moved=False, behind=behind)
+    (verdict, *_) = checks.of_published(report, Listings(0, {}), QUALITY)
+    assert value(verdict, "behind") == 500
+    assert "; 497 more sources" in str(verdict.description)
+    assert len(rows_of(verdict)) == checks.MOST_EXAMPLES
+    waiting = replace(report, previous="old", behind={}, waiting={"s1": "Milvus differs"}, unread=480)
+    (verdict, *_) = checks.of_published(waiting, Listings(0, {}), QUALITY)
+    assert "s1: Milvus differs, and 480 more were not looked at" in str(verdict.description)
 
 
 def test_the_gate_the_alias_and_the_model_have_a_verdict_each() -> None:
@@ -167,13 +200,18 @@ def test_the_gate_the_alias_and_the_model_have_a_verdict_each() -> None:
     assert [name for name, verdict in found.items() if not verdict.passed] == ["gate", "alias"]
     assert rows_of(found["gate"]) == [{"source": "letters", "reason": "2 items are not cut yet"}]
     assert "points to old, and not to new" in str(found["alias"].description)
+    assert found["golden"].description == "the model was not asked: the alias waits, see the check gate"
     behind = replace(waiting, previous="new", waiting={}, behind={"letters": "not in new"})
     found = {verdict.check_name: verdict for verdict in checks.of_published(behind, Listings(0, {}), QUALITY)}
     assert [name for name, verdict in found.items() if not verdict.passed] == ["gate"]
+    assert found["golden"].description == "the model was not asked: the alias had not to move"
     moved = replace(waiting, waiting={}, moved=True, gate=Gate(5, 1.0, 1.0, 0.9999, None), removed=Removed(0, 0))
     found = {verdict.check_name: verdict for verdict in checks.of_published(moved, Listings(0, {}), QUALITY)}
     assert all(verdict.passed for verdict in found.values())
     assert value(found["golden"], "worst_cosine") == 0.9999
+    again = replace(moved, gate=Gate(5, 1.0, 1.0, None, None))
+    found = {verdict.check_name: verdict for verdict in checks.of_published(again, Listings(0, {}), QUALITY)}
+    assert found["golden"].description == "the model passed here before, and was not asked again"
 
 
 @pytest.mark.parametrize(
@@ -304,6 +342,64 @@ def test_a_failure_that_a_check_stands_for_shows_as_that_check(
     ]
     (run,) = run_sources(images, instance, ["image"])
     assert run.failures == ("image/resnet50/embeddings: check golden failed: other vectors than before; go back",)
+
+
+def test_vectors_that_moved_warn_and_are_not_accepted_by_the_run_that_brought_them(
+    tmp_path: Path, instance: dg.DagsterInstance
+) -> None:
+    folder = tmp_path / "media" / "letters"
+    folder.mkdir(parents=True)
+    platform = open_platform(tmp_path, spaces=["text/minilm"])
+    instance.add_dynamic_partitions("text_sources", ["letters"])
+    job = build_definitions(platform).resolve_job_def("text_sync")
+    wanted = [dg.AssetKey(path.split("/")) for path in ("text/files", "text/segments", "text/minilm/embeddings")]
+
+    def run_over(sentence: str) -> dg.ExecuteInProcessResult:
+        for number in range(12):
+            (folder / f"{number}.txt").write_text(sentence.format(number))
+        return job.execute_in_process(instance=instance, partition_key="letters", asset_selection=wanted)
+
+    run_over("Letter number {} tells of ships that came to the harbour.")
+    space = platform.space("text/minilm")
+    url = layout.distribution_url(platform.store, space.key, platform.fingerprint(space), "letters")
+    accepted = json.loads(storage.read_bytes(url) or b"")["accepted"]
+    assert len(accepted) == 1
+    result = run_over("Take {} eggs, butter and flour, and bake the cake for an hour.")
+    assert result.success, "it is a warning"
+    (verdict,) = (found for found in result.get_asset_check_evaluations() if found.check_name == "distribution")
+    assert (verdict.passed, verdict.severity) == (False, dg.AssetCheckSeverity.WARN)
+    named = {record.data["farthest from the former centre"] for record in verdict.metadata["worst"].records}
+    assert named <= {path.name for path in folder.iterdir()}
+    assert verdict.metadata["accept_with"].value == "embedding-platform accept text/minilm --source letters"
+    kept = json.loads(storage.read_bytes(url) or b"")
+    assert kept["accepted"] == accepted
+    assert kept["waiting"]["data_version"] != accepted[0]["data_version"]
+
+
+def test_a_stored_vector_that_is_spoilt_fails_its_check_while_others_are_embedded(
+    images: Platform, instance: dg.DagsterInstance
+) -> None:
+    assert run_of(images, instance).success
+    live = images.live(images.space("image/resnet50"), "cats")
+    shards = storage.table_names(live.folder)
+    (stored,) = live.vectors(index_of(pa.array(live.sample().contents)))
+    spoilt = np.where(np.arange(len(stored.hashes))[:, None] == 0, np.nan, stored.vectors)
+    append(live.folder, list(stored.hashes), spoilt, live.fingerprint, "run", "cpu")
+    storage.remove_shards(live.folder, shards)
+    write_image(Path(images.settings.media_url) / "cats" / "new.png", 9)
+
+    result = run_of(images, instance)
+    assert not result.success
+    (verdict,) = (found for found in result.get_asset_check_evaluations() if found.check_name == "finite")
+    assert not verdict.passed
+    assert [record.data["content hash"] for record in verdict.metadata["worst"].records] == [stored.hashes[0]]
+    (embeddings,) = (
+        event.materialization
+        for event in result.get_asset_materialization_events()
+        if event.asset_key.path[-1] == "embeddings"
+    )
+    assert embeddings.metadata["embedded"].value == 1
+    assert embeddings.metadata["mean_norm"].value == pytest.approx(1.0, abs=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def functions_of(module: str) -> Iterator[ast.FunctionDef]:
 @pytest.mark.parametrize("function", list(functions_of("metadata")), ids=lambda function: function.name)
 def test_metadata_are_explained(function: ast.FunctionDef) -> None:
     stage = next((stage for stage in CHECKS if stage in function.name), None)
-    sections = ["Every asset", stage] if stage else ["Every asset", *CHECKS]
+    sections = ["Every asset", stage] if stage else ["Every asset", *(set(CHECKS) & set(SECTIONS))]
     explained = set().union(*(named(SECTIONS[section]) for section in sections))
     assert set(shown_by(function)) - explained == set()
 

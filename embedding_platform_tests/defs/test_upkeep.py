@@ -66,7 +66,10 @@ def test_rows_that_went_missing_since_are_met_by_the_next_probe(indexed) -> None
         assert not check.passed
         assert check.severity == dg.AssetCheckSeverity.WARN
         assert "recall@10 is" in (check.description or "")
-        assert "embedding-platform tune text/minilm" in (check.description or "")
+        assert "embedding-platform tune" in check.metadata["what_to_do"].value
+        (row,) = check.metadata["worst"].value.records
+        assert row.data["source"] == "letters"
+        assert float(row.data["recall@10"]) < 1.0
     finally:
         (run,) = run_sources(platform, instance)
     assert run.of("collection", "dropped_by_others") == 4
@@ -104,7 +107,8 @@ def test_sources_whose_last_run_failed_are_listed_until_one_succeeds(indexed) ->
     assert not job.execute_in_process(instance=instance, partition_key="letters", raise_on_error=False).success
     check = probed(platform, instance)["failed_sources"]
     assert not check.passed
-    (row,) = check.metadata["failures"].value.records
+    assert "embedding-platform run" in check.metadata["what_to_do"].value
+    (row,) = check.metadata["worst"].value.records
     assert row.data["source"] == "letters"
     assert row.data["asset"] == "text/minilm/collection"
     assert "127.0.0.1:9" in row.data["reason"]

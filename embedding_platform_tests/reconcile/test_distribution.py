@@ -21,8 +21,12 @@ from embedding_platform.reconcile.distribution import (
     compare_distribution,
     limit_of,
 )
-from embedding_platform.vectors.judged import Judged
+from embedding_platform.vectors import sampled
+from embedding_platform.vectors.judged import Judged, judge_stored
 from embedding_platform.vectors.judgement import distribution
+from embedding_platform.vectors.sampled import Sample
+from embedding_platform.vectors.store import append, compact, stored_hashes
+from embedding_platform_tests.reconcile.small_lake import space_of
 
 PLACE = ("text/small", "f" * 64, "letters")
 DIMENSION = 32
@@ -36,22 +40,24 @@ def drawn(seed: int, towards: int = 0, count: int = 1000, scatter: float = 0.3) 
     vectors = vectors.astype(np.float32)
     norms = np.linalg.norm(vectors, axis=1)
     contents = [f"{towards}-{number}" for number in range(count)]
-    return Judged(count, np.ones(count, bool), norms, {}, None, contents, vectors)
+    return Judged(count, np.ones(count, bool), norms, {}, None, Sample(contents, vectors))
 
 
 def mixed(*parts: Judged) -> Judged:
-    return replace(
-        parts[0],
-        sampled=[content for part in parts for content in part.sampled],
-        sample=np.concatenate([part.sample for part in parts]),
-    )
+    contents = [content for part in parts for content in part.sample.contents]
+    return with_vectors(parts[0], np.concatenate([part.sample.vectors for part in parts]), contents)
 
 
-def look(store: Path, judged: Judged, version: str, accept: bool = True) -> Change:
+def with_vectors(judged: Judged, vectors: np.ndarray, contents: list[str] | None = None) -> Judged:
+    return replace(judged, sample=Sample(contents or judged.sample.contents, vectors))
+
+
+def look(store: Path, judged: Judged, version: str, accept: bool = True, source: str = "letters") -> Change:
     """One run: compare, and accept what is within its limits."""
-    change = compare_distribution(str(store), *PLACE, judged, version, USUAL)
+    place = (str(store), *PLACE[:2], source)
+    change = compare_distribution(*place, judged, version, USUAL)
     if accept and not change.exceeded:
-        accept_distribution(str(store), *PLACE, judged, change, version)
+        accept_distribution(*place, judged, change, version)
     return change
 
 
@@ -85,11 +91,11 @@ def test_vectors_that_all_became_alike_change_the_spread(tmp_path: Path) -> None
 def test_longer_vectors_of_the_same_directions_change_the_norm_alone(tmp_path: Path) -> None:
     judged = drawn(0)
     look(tmp_path, judged, "a")
-    longer = replace(judged, sample=judged.sample * 1.5)
+    longer = with_vectors(judged, judged.sample.vectors * 1.5)
     assert look(tmp_path, longer, "b").exceeded == ["norm_change"]
-    uneven = replace(judged, sample=judged.sample * np.linspace(0.1, 3.4, len(judged.sample))[:, None])
-    assert look(tmp_path / "few", replace(uneven, sample=uneven.sample[::80]), "a").exceeded == []
-    few = look(tmp_path / "few", replace(uneven, sample=uneven.sample[40::80]), "b")
+    uneven = judged.sample.vectors * np.linspace(0.1, 3.4, len(judged.sample.vectors))[:, None]
+    assert look(tmp_path / "few", with_vectors(judged, uneven[::80]), "a").exceeded == []
+    few = look(tmp_path / "few", with_vectors(judged, uneven[40::80]), "b")
     assert few.limits["norm_change"] > USUAL, "of few and uneven norms the mean is chance"
     assert look(tmp_path / "even", judged, "a").exceeded == look(tmp_path / "even", drawn(1), "b").exceeded == []
 
@@ -140,10 +146,11 @@ def test_a_change_is_told_until_it_is_accepted_and_then_no_more(tmp_path: Path) 
     assert kept(tmp_path)["waiting"]["data_version"] == "c"
 
 
-def test_a_change_that_goes_back_by_itself_is_told_no_more(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("seed", "version"), [(2, "c"), (0, "a")], ids=["others like them", "the same"])
+def test_a_change_that_goes_back_by_itself_is_told_no_more(tmp_path: Path, seed: int, version: str) -> None:
     look(tmp_path, drawn(0), "a")
     assert look(tmp_path, drawn(1, towards=1), "b").exceeded
-    assert look(tmp_path, drawn(2), "c").exceeded == []
+    assert look(tmp_path, drawn(seed), version).exceeded == []
     with pytest.raises(PlatformError, match="no change of text/small, source letters, waits"):
         accept_waiting(str(tmp_path), *PLACE)
 
@@ -161,6 +168,54 @@ def test_a_steady_source_is_held_to_its_own_history_and_a_lively_one_is_let(tmp_
     assert lively.exceeded == []
 
 
+def others(store: Path, count: int, changes: int = 0) -> None:
+    """Other sources of the space, of one kind and each of another thing, with some accepted changes."""
+    for number in range(count):
+        for change in range(changes + 1):
+            parts = (drawn(100 * number + change, count=2000), drawn(number, towards=number + 1, count=200))
+            look(store, mixed(*parts), f"{change}", source=f"other {number}")
+
+
+@pytest.mark.parametrize(
+    ("new", "exceeded"),
+    [
+        (mixed(drawn(0), drawn(1, towards=20, count=100)), []),
+        (drawn(0, scatter=0.001), ["shift", "spread_change"]),
+        (drawn(0, towards=20), ["shift"]),
+        (drawn(0, scatter=3.0), ["shift", "spread_change", "norm_change"]),
+        (with_vectors(drawn(0), 3 * drawn(0).sample.vectors), ["norm_change"]),
+    ],
+    ids=["alike", "all the same", "elsewhere", "noise", "longer"],
+)
+def test_a_new_source_is_held_against_the_others_of_its_space(tmp_path: Path, new: Judged, exceeded: list[str]) -> None:
+    others(tmp_path, FEWEST_ACCEPTED)
+    change = look(tmp_path, new, "a")
+    assert (change.others, change.exceeded) == (FEWEST_ACCEPTED, exceeded)
+    assert bool(kept(tmp_path).get("accepted")) == (not exceeded)
+    if exceeded:
+        assert look(tmp_path, new, "a").exceeded == exceeded
+        accept_waiting(str(tmp_path), *PLACE)
+    again = look(tmp_path, new, "a")
+    assert (again.others, again.exceeded, again.accepted) == (0, [], 0), "from now on it is compared with itself"
+
+
+def test_beside_few_others_nothing_can_be_told_of_a_new_source(tmp_path: Path) -> None:
+    others(tmp_path, FEWEST_ACCEPTED - 1)
+    assert look(tmp_path, drawn(0, towards=20), "a").figures == {}
+
+
+def test_of_a_source_without_a_history_its_space_tells_what_is_usual(tmp_path: Path) -> None:
+    little = mixed(drawn(2, count=2000), drawn(3, towards=9, count=100))
+    for folder, changes in (("steady", 1), ("first", 0)):
+        others(tmp_path / folder, FEWEST_ACCEPTED, changes)
+        look(tmp_path / folder, drawn(1, count=2000), "a")
+    steady, first = (look(tmp_path / folder, little, "b") for folder in ("steady", "first"))
+    assert (steady.accepted, first.accepted) == (FEWEST_ACCEPTED, 0)
+    assert steady.figures["shift"] == first.figures["shift"] < first.limits["shift"] == USUAL
+    assert steady.exceeded
+    assert not first.exceeded
+
+
 def test_the_limit_is_the_median_and_some_robust_deviations_more() -> None:
     history = [0.02, 0.03, 0.04, 0.05, 0.9]
     assert limit_of(history, 0.0, USUAL) == pytest.approx(0.04 + DEVIATIONS * TO_STANDARD_DEVIATION * 0.01)
@@ -176,6 +231,30 @@ def test_the_history_stays_small(tmp_path: Path) -> None:
     assert len(lines) == MOST_ACCEPTED + 1
     assert lines[-1]["data_version"] == str(MOST_ACCEPTED + 8)
     assert len(storage.read_bytes(layout.distribution_url(str(tmp_path), *PLACE)) or b"") < 20_000
+
+
+def test_joining_shards_is_no_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampled, "MOST", 60)
+    space, fingerprint = space_of("text"), PLACE[1]
+    folder = layout.vectors_folder(str(tmp_path), *PLACE)
+    generator = np.random.default_rng(0)
+    for shard in range(40):
+        # A folder of media about one thing after the other, as a listing has them.
+        vectors = generator.normal(0, 0.1, (20, space.model.dimension)).astype(np.float32)
+        vectors[:, shard // 10] += 1.0
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        append(folder, [generator.bytes(16).hex() for _ in vectors], vectors, fingerprint, "run", "cpu")
+    looks = []
+    for _ in range(2):
+        live = stored_hashes(folder, fingerprint)
+        judged = judge_stored(folder, space, live, fingerprint)
+        looks.append((judged.sample.contents, look(tmp_path, judged, "same")))
+        compact(folder, space.model.dimension, fingerprint, fewest=4)
+    assert len(storage.table_names(folder)) == 1
+    (contents, _), (contents_after, after) = looks
+    assert len(contents) == 60
+    assert contents == contents_after
+    assert max(after.figures.values()) < 1e-6
 
 
 @pytest.mark.parametrize("payload", [b"", b"{", b"[]", b'{"accepted": []}', b"\xff"])

@@ -8,7 +8,7 @@ from embedding_platform.errors import PlatformError
 from embedding_platform.increments import diff
 from embedding_platform.milvus.partitions import Partition
 from embedding_platform.milvus.sync import Comparison
-from embedding_platform.reconcile.drift import ROWS, Drift, WriteAhead
+from embedding_platform.reconcile.drift import MOST_NAMED, ROWS, Drift, WriteAhead
 
 PARTITION = Partition("collection", "one")
 
@@ -37,23 +37,31 @@ def test_a_first_sync_meets_no_drift(ahead):
 
 
 @pytest.mark.parametrize(
-    ("actual", "altered", "drift"),
+    ("actual", "altered", "drift", "named"),
     [
-        (rows(a="1"), (), Drift(dropped=1)),
-        (rows(a="1", b="9"), (), Drift(altered=1)),
-        (rows(a="1", b="1"), ("b",), Drift(altered=1)),
-        (pd.Series(["1", "1", "1"], index=["a", "b", "b"], dtype="str"), (), Drift(altered=1)),
-        (rows(a="1", b="1", x="1"), (), Drift(added=1)),
-        (rows(), (), Drift(dropped=2)),
+        (rows(a="1"), (), Drift(dropped=1), {"b": "dropped"}),
+        (rows(a="1", b="9"), (), Drift(altered=1), {"b": "altered"}),
+        (rows(a="1", b="1"), ("b",), Drift(altered=1), {"b": "altered"}),
+        (pd.Series(["1", "1", "1"], index=["a", "b", "b"], dtype="str"), (), Drift(altered=1), {"b": "altered"}),
+        (rows(a="1", b="1", x="1"), (), Drift(added=1), {"x": "added"}),
+        (rows(), (), Drift(dropped=2), {"a": "dropped", "b": "dropped"}),
     ],
 )
-def test_what_was_not_ours_is_drift(ahead, actual, altered, drift):
+def test_what_was_not_ours_is_drift_and_is_named(ahead, actual, altered, drift, named):
     ahead.verify(rows(a="1", b="1"))
     found = met(rows(a="1", b="1"), actual)
     if altered:
         stale = pd.Index(altered, dtype="str")
         found = Comparison(actual, diff(rows(a="1", b="2"), actual), stale, 0.0)
     assert ahead.drift(found) == drift
+    assert dict(ahead.drift(found).named) == named
+
+
+def test_of_many_rows_that_were_dropped_some_are_named(ahead):
+    many = rows(**{f"r{number:02}": "1" for number in range(MOST_NAMED + 5)})
+    ahead.verify(many)
+    drift = ahead.drift(met(many, rows()))
+    assert (drift.dropped, len(drift.named)) == (MOST_NAMED + 5, MOST_NAMED)
 
 
 def test_what_a_killed_sync_wrote_or_deleted_is_ours(ahead):

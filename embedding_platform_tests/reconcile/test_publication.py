@@ -65,6 +65,24 @@ def test_a_source_that_was_never_synced_is_told_without_reading_the_others(clien
     }
 
 
+def test_of_many_sources_that_are_due_each_is_counted_and_of_unsound_ones_the_rest_is_not_read(
+    client, lake, monkeypatch
+):
+    monkeypatch.setattr("embedding_platform.reconcile.publication.MOST_UNSOUND", 1)
+    sources = ["one", "two", "three"]
+    for source in sources[1:]:
+        lake.write("a", 10, source)
+    collect(client, lake)
+    waiting = publish_to(client, lake, *sources)
+    assert (list(waiting.waiting), waiting.unread) == (["two", "three"], 0)
+    for source in sources:
+        lake.run(source)
+        collect(client, lake, source)
+        client.delete(lake.target.collection, ids=[id_of("a", source), id_of("n1", source)])
+    waiting = publish_to(client, lake, *sources)
+    assert (list(waiting.waiting), waiting.unread) == (["one"], 2)
+
+
 def test_rows_that_somebody_dropped_before_the_alias_moved_keep_it_where_it_is(client, two):
     client.delete(two.target.collection, ids=[id_of("n1")], partition_name=two.target.partition("one").name)
     waiting = publish_to(client, two, "one", "two")

@@ -1,8 +1,12 @@
 """Recall is measured when it may have changed, and remembered otherwise."""
 
+import json
+
 import numpy as np
 import pytest
 
+from embedding_platform import layout, storage
+from embedding_platform.errors import PlatformError
 from embedding_platform.reconcile import recall as recalls
 from embedding_platform.reconcile.recall import Recall, recall_of
 from embedding_platform.settings import QualitySettings
@@ -37,6 +41,18 @@ def test_recall_is_measured_once_while_nothing_changes(client, lake, measured):
     lake.run()
     collect(client, lake)
     assert measured == [50] * 3
+
+
+@pytest.mark.parametrize("payload", [b"", b"{", b"[]", b'{"asked": ""}', b'{"recall": {"worst": 1}}', b"\xff"])
+def test_a_torn_figure_is_a_clear_failure(client, lake, payload):
+    collect(client, lake)
+    url = layout.recall_url(lake.store, lake.target.collection, "one")
+    kept = json.loads(storage.read_bytes(url))
+    storage.write_bytes(url, payload)
+    with pytest.raises(PlatformError, match=r"one\.json.*remove this file and run again"):
+        ask(client, lake)
+    storage.write_bytes(url, json.dumps(kept).encode())
+    assert ask(client, lake) == Recall(1.0, 1.0, 5, measured=False)
 
 
 def test_rows_that_changed_while_nobody_measured_are_noticed(client, lake, measured):

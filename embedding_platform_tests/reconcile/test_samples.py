@@ -11,6 +11,7 @@ from embedding_platform.reconcile.samples import (
     sample_of_source,
     samples_of_others,
 )
+from embedding_platform.vectors.store import append
 from embedding_platform_tests.inference.small_encoder import vector_of
 from embedding_platform_tests.reconcile.small_lake import collect, write_text
 
@@ -28,6 +29,14 @@ def test_a_few_vectors_of_a_few_other_sources_are_taken(lake, monkeypatch):
         assert vectors.shape == (2, lake.space.model.dimension)
         own = [vector_of(path.read_text()) for path in (lake.media / source).iterdir()]
         assert all(any(np.array_equal(vector, one) for one in own) for vector in vectors)
+
+
+def test_a_vector_of_another_source_that_is_not_finite_is_left_out(lake):
+    lake.write("n", 9, "other")
+    lake.run("other")
+    bad = np.full((1, lake.space.model.dimension), np.nan, np.float32)
+    append(lake.live("broken").folder, ["content"], bad, lake.fingerprint, "run", "cpu")
+    assert list(samples_of_others(lake.live())) == ["other"]
 
 
 def test_a_space_of_one_source_has_no_others(lake):

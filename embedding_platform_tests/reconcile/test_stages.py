@@ -451,7 +451,7 @@ def test_a_run_without_a_difference_reads_no_stored_vector_but_a_sample(lake, mo
         return read(fs, path, schema, columns, rows)
 
     monkeypatch.setattr(storage, "_read_rows", read_rows)
-    monkeypatch.setattr("embedding_platform.vectors.judged.SAMPLE_VECTORS", 8)
+    monkeypatch.setattr("embedding_platform.vectors.sampled.MOST", 8)
     monkeypatch.setattr("embedding_platform.vectors.judged._judge", _die)
     second = lake.embeddings()
     assert len(asked) == 8
