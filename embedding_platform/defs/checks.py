@@ -179,7 +179,7 @@ CHECKS: Mapping[str, tuple[_Check, ...]] = {
         _Check(
             "failed_sources",
             False,
-            "No source's last run failed at an asset of this space, or upstream of it.",
+            "No source's last run failed at an asset of this space, or upstream of it, however long ago.",
             "Do what the mend of each failure says, then `embedding-platform run --source NAME`.",
         ),
     ),
