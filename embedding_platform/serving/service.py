@@ -116,7 +116,7 @@ class Service:
         """The published spaces with their sources, a few seconds old.
 
         They are read by one at a time, and beside the requests wherever somebody asks at least
-        every minute: with thousands of sources that takes seconds.
+        every minute: the more sources there are, the longer it takes.
 
         Raises:
             MilvusError: if Milvus does not answer.
