@@ -9,7 +9,7 @@ MILVUS := .venv-milvus
 MILVUS_INSTALLED := $(MILVUS)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test test-long lint format docs starter-weights clean $(MILVUS)
+.PHONY: help demo dev test test-long pictures lint format docs starter-weights clean $(MILVUS)
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -26,7 +26,10 @@ test: $(INSTALLED_DEV) $(MILVUS) ## Run the test suite.
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --screenshots=build/screenshots
 
 test-long: $(INSTALLED_DEV) $(MILVUS) ## Run the tests that take minutes each, which `make test` leaves out.
-	$(BIN)/pytest -n 2 -m long --dist loadfile
+	$(BIN)/pytest -n 2 -m long --dist loadfile --screenshots=build/screenshots
+
+pictures: ## Take from the last `make test-long` the pictures of the web UI and the search page that README shows.
+	cp $(addprefix build/screenshots/,asset-graph.png neighbours.png search-page.png) docs/
 
 lint: $(INSTALLED_DEV) ## Check style, format and types.
 	$(BIN)/ruff check .

@@ -1,8 +1,12 @@
-"""`embedding-platform up` in a project folder of a test's own: started, asked by GraphQL, killed, and started again."""
+"""`embedding-platform up` in a project folder of a test's own: started, asked by GraphQL, killed, and started again.
+
+Beside it `embedding-platform serve`, and what the definitions say that the web UI has to show.
+"""
 
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -16,7 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import psutil
+
+from embedding_platform.definitions import build_definitions
+from embedding_platform.platform import Platform
+from embedding_platform.settings import load_settings
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,6 +42,36 @@ def make_project(folder: Path, **settings: str) -> None:
     lines = {"spaces": "[text/minilm]", "sensor_seconds": "5", **settings}
     (folder / "embedding_platform.yaml").write_text("".join(f"{name}: {value}\n" for name, value in lines.items()))
     (folder / "media").mkdir(exist_ok=True)
+
+
+@dataclass(frozen=True)
+class SpecifiedAsset:
+    """What the definitions say of an asset; `probed` are those of its checks that no run of the asset makes."""
+
+    group: str
+    depends_on: frozenset[str]
+    checks: frozenset[str]
+    probed: frozenset[str]
+
+
+def specified_assets(folder: Path) -> dict[str, SpecifiedAsset]:
+    """The assets of a project by their keys."""
+    definitions = build_definitions(Platform(load_settings(folder / "embedding_platform.yaml")))
+    probes = [spec for probe in definitions.asset_checks or [] for spec in probe.check_specs]
+    made = [spec for asset in definitions.assets or [] for spec in asset.check_specs]
+
+    def names(specs: list[dg.AssetCheckSpec], key: dg.AssetKey) -> frozenset[str]:
+        return frozenset(spec.name for spec in specs if spec.asset_key == key)
+
+    return {
+        spec.key.to_user_string(): SpecifiedAsset(
+            group=str(spec.group_name),
+            depends_on=frozenset(dep.asset_key.to_user_string() for dep in spec.deps),
+            checks=names([*made, *probes], spec.key),
+            probed=names(probes, spec.key),
+        )
+        for spec in definitions.resolve_all_asset_specs()
+    }
 
 
 @dataclass
@@ -77,6 +116,21 @@ class RunningPlatform:
         return subprocess.run(
             command, cwd=self.folder, env=self.surroundings(), capture_output=True, text=True, check=False
         )
+
+    @contextlib.contextmanager
+    def serving(self) -> Iterator[str]:
+        """`embedding-platform serve` beside it, whose links to runs lead here; yields the page's address."""
+        command = [sys.executable, "-m", "embedding_platform.cli", "serve", "--port", "0"]
+        environment = {**self.surroundings(), "EMBEDDING_PLATFORM_SERVING__DAGSTER_URL": self.address}
+        with subprocess.Popen(command, cwd=self.folder, env=environment, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            try:
+                found = re.search(r"http://\S+?(?=;)", process.stdout.readline())
+                assert found, "it says where the page is"
+                yield found[0]
+            finally:
+                process.send_signal(signal.SIGINT)
+        assert process.returncode == 0
 
     def has_ended(self) -> bool:
         return self.process is None or self.process.poll() is not None
@@ -189,7 +243,8 @@ class RunningPlatform:
             """query ($id: ID!) { runOrError(runId: $id) { ... on Run {
                 runId status parentRunId tags { key value } stepStats { stepKey status } assetMaterializations {
                     partition assetKey { path } metadataEntries {
-                        label __typename ... on IntMetadataEntry { intValue } } } } } }""",
+                        label __typename ... on IntMetadataEntry { intValue } ... on MarkdownMetadataEntry { mdStr }
+                    } } } } }""",
             id=run_id,
         )
         return dict(answer)

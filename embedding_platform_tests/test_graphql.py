@@ -1,6 +1,6 @@
 """What people click in the web UI, by its GraphQL, against a real web server, daemon and local Milvus."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 
@@ -9,7 +9,13 @@ from embedding_platform.platform import Platform
 from embedding_platform.reconcile.files import reconcile_files
 from embedding_platform.reconcile.segments import reconcile_segments
 from embedding_platform.settings import load_settings
-from embedding_platform_tests.running_platform import LOCATION, RunningPlatform, running_project, wait_until
+from embedding_platform_tests.running_platform import (
+    LOCATION,
+    RunningPlatform,
+    running_project,
+    specified_assets,
+    wait_until,
+)
 
 pytestmark = pytest.mark.long
 
@@ -17,6 +23,12 @@ SENSOR = {**LOCATION, "sensorName": "text_media"}
 SPACE = [["text", "minilm", stage] for stage in ("embeddings", "collection", "published")]
 SOURCES = [f"archive{number}" for number in range(5)]
 TEXTS = 3
+LETTERS = {
+    "storm.txt": "A storm tore the roof from the lighthouse.",
+    "lamp.txt": "The lamp of the lighthouse has a new lens.",
+    "soup.txt": "Simmer the lentils for half an hour.",
+}
+"""As many as a map and neighbours want."""
 
 SECONDS_TO_CANCEL = 30
 """From the click to the end of a run in the middle of a step, which goes on to the end of its batch."""
@@ -76,8 +88,31 @@ def test_all_definitions_are_there_and_run_by_themselves(web_ui: RunningPlatform
     assert schedules == dict.fromkeys(("text_nightly", "hourly_probe", "weekly_maintenance"), "RUNNING")
 
 
-def test_a_run_of_one_source_finishes_with_metadata_and_checks_and_can_be_searched(web_ui: RunningPlatform) -> None:
-    web_ui.write("letters", "storm.txt", "A storm tore the roof from the lighthouse.")
+def test_the_assets_their_dependencies_and_checks_are_those_of_the_definitions(web_ui: RunningPlatform) -> None:
+    nodes = web_ui.ask(
+        """{ assetNodes { assetKey { path } groupName dependencyKeys { path } isPartitioned
+            assetChecksOrError { ... on AssetChecks { checks { name } } } } }"""
+    )
+    shown = {
+        "/".join(node["assetKey"]["path"]): (
+            node["groupName"],
+            {"/".join(key["path"]) for key in node["dependencyKeys"]},
+            {check["name"] for check in node["assetChecksOrError"].get("checks", ())},
+        )
+        for node in nodes
+    }
+    specified = specified_assets(web_ui.folder)
+    assert shown == {key: (asset.group, asset.depends_on, asset.checks) for key, asset in specified.items()}
+    assert {"/".join(node["assetKey"]["path"]) for node in nodes if node["isPartitioned"]} == {
+        key for key, asset in specified.items() if asset.group == "text" and not key.endswith("published")
+    }
+
+
+def test_a_run_of_one_source_finishes_with_numbers_pictures_and_checks_and_can_be_searched(
+    web_ui: RunningPlatform,
+) -> None:
+    for name, text in LETTERS.items():
+        web_ui.write("letters", name, text)
     add_source(web_ui, "letters")
     run = web_ui.await_run(web_ui.launch("text_sync", "letters"))
     assert run["status"] == "SUCCESS", web_ui.log()[-3000:]
@@ -87,14 +122,42 @@ def test_a_run_of_one_source_finishes_with_metadata_and_checks_and_can_be_search
         ("text/files", "text/segments", "text/minilm/embeddings", "text/minilm/collection"), "letters"
     )
     numbers = {entry["label"]: entry.get("intValue") for entry in made["text/minilm/embeddings"]["metadataEntries"]}
-    assert (numbers["new"], numbers["embedded"], numbers["dimension"]) == (1, 1, 384)
-    executions = web_ui.ask(
-        """query ($key: AssetKeyInput!) { assetCheckExecutions(assetKey: $key, checkName: "rows", limit: 5) {
-            status runId evaluation { success } } }""",
-        key={"path": SPACE[1]},
-    )
-    assert [(one["status"], one["runId"]) for one in executions] == [("SUCCEEDED", run["runId"])]
+    assert (numbers["new"], numbers["embedded"], numbers["dimension"]) == (len(LETTERS), len(LETTERS), 384)
+    pictures = {
+        (key, entry["label"]): entry["mdStr"]
+        for key, one in made.items()
+        for entry in one["metadataEntries"]
+        if "mdStr" in entry
+    }
+    assert set(pictures) == {
+        ("text/segments", "excerpts"),
+        ("text/minilm/embeddings", "norms"),
+        ("text/minilm/collection", "map"),
+        ("text/minilm/collection", "neighbours"),
+    }
+    for (_, name), picture in pictures.items():
+        # A text is shown by its beginning, all else is drawn.
+        is_words = name in ("excerpts", "neighbours")
+        assert ("lighthouse" in picture) if is_words else ("](data:image/svg+xml;base64," in picture)
+    for key, asset in specified_assets(web_ui.folder).items():
+        of_runs = asset.checks - asset.probed
+        assert verdicts(web_ui, key, of_runs) == dict.fromkeys(of_runs, ("SUCCEEDED", run["runId"])), key
     assert "letters/storm.txt" in web_ui.search("damage by wind")
+
+
+def verdicts(web_ui: RunningPlatform, asset: str, checks: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Status and run of the last execution of each check; one that was never executed has none."""
+    found = {}
+    for check in checks:
+        executions = web_ui.ask(
+            """query ($key: AssetKeyInput!, $check: String!) {
+                assetCheckExecutions(assetKey: $key, checkName: $check, limit: 1) { status runId } }""",
+            key={"path": asset.split("/")},
+            check=check,
+        )
+        for execution in executions:
+            found[check] = (execution["status"], execution["runId"])
+    return found
 
 
 def test_one_space_of_one_source_can_be_launched_alone(web_ui: RunningPlatform) -> None:
@@ -122,14 +185,10 @@ def test_a_probe_can_be_launched_and_leaves_its_verdicts_on_the_published_asset(
         },
     )["run"]["runId"]
     assert web_ui.await_run(run_id)["status"] == "SUCCESS", web_ui.log()[-3000:]
-    for check in ("probe_recall", "probe_freshness", "failed_sources"):
-        (execution,) = web_ui.ask(
-            """query ($key: AssetKeyInput!, $check: String!) {
-                assetCheckExecutions(assetKey: $key, checkName: $check, limit: 1) { status runId } }""",
-            key={"path": SPACE[2]},
-            check=check,
-        )
-        assert execution == {"status": "SUCCEEDED", "runId": run_id}
+    published = "/".join(SPACE[2])
+    probes = specified_assets(web_ui.folder)[published].probed
+    assert probes
+    assert verdicts(web_ui, published, probes) == dict.fromkeys(probes, ("SUCCEEDED", run_id))
 
 
 def test_a_sensor_that_is_started_makes_a_new_file_searchable_with_no_click(web_ui: RunningPlatform) -> None:

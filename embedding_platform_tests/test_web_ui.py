@@ -1,22 +1,75 @@
-"""`embedding-platform up` as a person meets it in a browser: the graph, a run, its numbers, a sensor, a backfill."""
+"""`embedding-platform up` and `serve` as a person meets them in a browser: graph, runs, numbers, sensors, backfills.
+
+The project holds every starter space, and sample media of each modality. The pictures that README shows are taken
+here; `make pictures` puts them into docs/.
+"""
 
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlencode
 
 import pytest
 
-from embedding_platform_tests.running_platform import RunningPlatform, running_project, wait_until
+from embedding_platform.starter.sample_media import make_sample_media, make_sample_queries
+from embedding_platform_tests.running_platform import (
+    LOCATION,
+    ROOT,
+    RunningPlatform,
+    make_project,
+    specified_assets,
+    wait_until,
+)
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Locator, Page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
-JOB = "/locations/embedding_platform/jobs/text_sync"
-SENSOR = "/locations/embedding_platform/sensors/text_media"
+KEPT = (
+    "handbook/*.*",
+    "shapes/*",
+    "field-notes/*-05?.*",
+    "captioned-shapes/*.*",
+    "sounds/*-00?.*",
+    "clips/*-00?.*",
+)
+"""Of the sample media, those that the project has: pictures in two sources, of all else a few in one."""
+
+SOURCES = {
+    ("text_sync", "handbook"),
+    ("image_sync", "shapes"),
+    ("image_sync", "field-notes"),
+    ("image_text_sync", "captioned-shapes"),
+    ("audio_sync", "sounds"),
+    ("video_sync", "clips"),
+}
+"""Their jobs and partitions."""
+
+PICTURES = [
+    ("text/segments", "handbook", "excerpts", 0),
+    ("image/segments", "shapes", "contact_sheet", 1),
+    ("image_text/segments", "captioned-shapes", "contact_sheet", 1),
+    ("audio/segments", "sounds", "waveforms", 1),
+    ("video/segments", "clips", "key_frames", 1),
+    ("text/minilm/embeddings", "handbook", "norms", 1),
+    ("video/perceiver/embeddings", "clips", "norms", 1),
+    ("text/minilm/collection", "handbook", "map", 1),
+    ("text/minilm/collection", "handbook", "neighbours", 0),
+    ("image/clip/collection", "shapes", "map", 1),
+    ("image/clip/collection", "shapes", "neighbours", 12),
+    ("image_text/clip/collection", "captioned-shapes", "map", 1),
+    ("audio/whisper/collection", "sounds", "neighbours", 12),
+    ("video/perceiver/collection", "clips", "neighbours", 12),
+]
+"""Asset, partition, name of a picture, and the images in it: three rows have three neighbours each."""
+
+NAMES_FILES = ("excerpts", "contact_sheet", "key_frames", "neighbours")
+"""Pictures that have the names of files below them."""
+
+IS_DRAWN = "image => image.complete && image.naturalWidth > 0"
 
 pytestmark = [
     pytest.mark.long,
@@ -27,91 +80,281 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningPlatform]:
+    """A project that its sensors have made searchable, with no click."""
     folder = tmp_path_factory.mktemp("project")
-    with running_project(folder) as platform:
-        platform.write("letters", "storm.txt", "A storm tore the roof from the lighthouse.")
-        platform.write("notes", "soup.txt", "Simmer the lentils for half an hour.")
-        wait_until(lambda: "letters/storm.txt" in platform.search("damage by wind"), "the sensor's run is searchable")
+    # On torch no network is converted, which would take longer than all that is embedded here.
+    make_project(folder, spaces="null", runtime="torch", listing="{quiet_seconds: 1}")
+    media = folder / "media"
+    make_sample_media(str(media))
+    make_sample_queries(str(folder / "queries"))
+    kept = {path for pattern in KEPT for path in media.glob(pattern)}
+    for path in [path for path in media.rglob("*") if path.is_file() and path not in kept]:
+        path.unlink()
+    platform = RunningPlatform(folder)
+    platform.start()
+    try:
+        stop_rounds(platform)
+        wait_until(lambda: sources_ended(platform) >= SOURCES, "each source has been through a run", seconds=900)
+        assert sources_run(platform) == dict.fromkeys(SOURCES, "SUCCESS"), platform.log()[-3000:]
         assert platform.milvus_note.exists(), "the local Milvus is served while the web UI runs"
         yield platform
+    finally:
+        platform.end()
     assert not platform.milvus_note.exists(), "and stops with it"
 
 
+def stop_rounds(platform: RunningPlatform) -> None:
+    """Stop the nightly schedules.
+
+    On a new instance they ask at their next tick for a run of each source that has not had one, and that of the
+    sensor may still be under way: the second run finds nothing to do, and draws nothing.
+    """
+    answer = platform.ask(
+        """query ($where: RepositorySelector!) { schedulesOrError(repositorySelector: $where) {
+            ... on Schedules { results { name scheduleState { id } } } } }""",
+        where=LOCATION,
+    )
+    rounds = [schedule for schedule in answer["results"] if schedule["name"].endswith("_nightly")]
+    assert len(rounds) == 5
+    for schedule in rounds:
+        stopped = platform.ask(
+            """mutation ($id: String!) { stopRunningSchedule(id: $id) {
+                ... on ScheduleStateResult { scheduleState { status } } } }""",
+            id=schedule["scheduleState"]["id"],
+        )
+        assert stopped["scheduleState"]["status"] == "STOPPED"
+
+
+def sources_run(platform: RunningPlatform) -> dict[tuple[str, str], str]:
+    """The status of the last run of each job and partition."""
+    found = {}
+    for run in reversed(platform.runs()):
+        tags = {tag["key"]: tag["value"] for tag in run["tags"]}
+        found[run["pipelineName"], tags.get("dagster/partition", "")] = run["status"]
+    return found
+
+
+def sources_ended(platform: RunningPlatform) -> set[tuple[str, str]]:
+    return {source for source, status in sources_run(platform).items() if status in ("SUCCESS", "FAILURE", "CANCELED")}
+
+
 @pytest.fixture(scope="module")
-def page(running: RunningPlatform) -> Iterator["Page"]:
+def browser() -> Iterator["Browser"]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        opened = browser.new_page(viewport={"width": 1600, "height": 1000}, base_url=running.address)
-        opened.set_default_timeout(120_000)
-        yield opened
+        yield browser
         browser.close()
 
 
-def test_the_graph_shows_the_chain_in_its_group(page: "Page", pictures: Path) -> None:
-    page.goto("/locations/embedding_platform/asset-groups/text/lineage")
-    for name in ("files", "segments", "embeddings", "collection", "published"):
-        page.get_by_text(name, exact=True).first.wait_for()
-    page.screenshot(path=pictures / "graph.png")
-    page.goto("/automation")
-    page.get_by_text("text_media").first.wait_for()
-    page.get_by_text("text_nightly").first.wait_for()
+@pytest.fixture(scope="module")
+def page(browser: "Browser", running: RunningPlatform) -> "Page":
+    """The web UI."""
+    opened = browser.new_page(viewport={"width": 1500, "height": 900}, base_url=running.address)
+    opened.set_default_timeout(120_000)
+    return opened
 
 
-def test_a_source_is_materialized_by_hand_and_shows_its_numbers_pictures_and_checks(
-    page: "Page", pictures: Path
+@pytest.fixture(scope="module")
+def search(browser: "Browser", running: RunningPlatform) -> Iterator["Page"]:
+    """The search page of a server of its own."""
+    with running.serving() as address:
+        opened = browser.new_page(viewport={"width": 1200, "height": 900}, base_url=address)
+        opened.set_default_timeout(60_000)
+        yield opened
+
+
+def test_the_graph_shows_every_asset_with_what_it_depends_on_and_the_verdicts_of_its_checks(
+    page: "Page", running: RunningPlatform, pictures: Path
 ) -> None:
-    page.goto(JOB)
+    assets = specified_assets(running.folder)
+    groups = sorted({asset.group for asset in assets.values()})
+    assert groups == ["audio", "image", "image_text", "text", "upkeep", "video"]
+    page.goto("/asset-groups")
+    for group in groups:
+        page.get_by_text(group, exact=True).first.wait_for()
+    for group in groups:
+        own = {key: asset for key, asset in assets.items() if asset.group == group}
+        page.goto(f"/locations/embedding_platform/asset-groups/{group}/lineage")
+        nodes = page.locator("foreignObject")
+        wait_until(lambda nodes=nodes, own=own: nodes.count() == len(own), f"{group} has its {len(own)} assets")
+        names = [key.rpartition("/")[2] for key in own]
+        assert sorted(nodes.locator("[data-tooltip]").all_inner_texts()) == sorted(names)
+        assert page.locator("path[marker-end]").count() == sum(len(asset.depends_on) for asset in own.values())
+        verdicts = nodes.locator("a[href*='view=checks']")
+        checked = {key: asset for key, asset in own.items() if asset.checks}
+        wait_until(lambda verdicts=verdicts, checked=checked: verdicts.count() == len(checked), "its checks are shown")
+        assert {link.get_attribute("href"): link.inner_text() for link in verdicts.all()} == {
+            f"/assets/{key}?view=checks": f"{len(asset.checks - asset.probed)} / {len(asset.checks)} Passed"
+            for key, asset in checked.items()
+        }
+        if group == "image":
+            page.get_by_text("Loading").first.wait_for(state="detached")
+            page.screenshot(path=pictures / "asset-graph.png")
+
+
+@pytest.mark.parametrize(("asset", "source", "name", "images"), PICTURES, ids=str)
+def test_a_picture_of_a_run_is_drawn(
+    page: "Page", running: RunningPlatform, pictures: Path, asset: str, source: str, name: str, images: int
+) -> None:
+    page.goto(f"/assets/{asset}?view=partitions&partition={source}")
+    cell = told(page, name)
+    # The web UI shows a short picture at once, and a longer one by a click.
+    link = cell.get_by_text("[Show Markdown]")
+    link.or_(cell.locator("img")).first.wait_for()
+    if link.count():
+        link.click()
+        cell = page.get_by_role("dialog")
+        cell.wait_for()
+    shown = cell.locator("img")
+    wait_until(lambda: shown.count() == images, f"{name} has {images} images")
+    wait_until(lambda: all(image.evaluate(IS_DRAWN) for image in shown.all()), f"the images of {name} are drawn")
+    words = cell.inner_text()
+    assert "cannot be drawn" not in words
+    if name in NAMES_FILES:
+        assert [path.name for path in (running.folder / "media" / source).iterdir() if path.name in words]
+    if (asset, name) == ("image/clip/collection", "neighbours"):
+        page.screenshot(path=pictures / "neighbours.png")
+
+
+@pytest.mark.parametrize(
+    ("asset", "check", "numbers"),
+    [
+        ("video/perceiver/embeddings", "norm", ("norm_min", "norm_max", "judged")),
+        ("image/resnet50/collection", "recall", ("recall_at_10", "floor_at_10", "queries")),
+    ],
+)
+def test_every_check_of_a_run_has_its_verdict_and_its_numbers(
+    page: "Page", running: RunningPlatform, pictures: Path, asset: str, check: str, numbers: tuple[str, ...]
+) -> None:
+    checks = specified_assets(running.folder)[asset].checks
+    page.goto(f"/assets/{asset}?view=checks&checkDetail={check}")
+    for name in checks:
+        page.get_by_text(name, exact=True).first.wait_for()
+    wait_until(lambda: page.get_by_text("Succeeded", exact=True).count() == len(checks), "each has succeeded")
+    page.get_by_text("Passed", exact=True).first.wait_for()
+    for name in numbers:
+        assert float(told(page, name).inner_text()) > 0
+    page.screenshot(path=pictures / f"checks-{check}.png")
+
+
+def test_a_source_is_materialized_by_hand_and_watched_until_it_is_through(
+    page: "Page", search: "Page", running: RunningPlatform, pictures: Path
+) -> None:
+    switch(page, "text_media", on=False)
+    running.write("handbook", "storm.txt", "A storm tore the roof from the lighthouse.")
+    page.goto("/locations/embedding_platform/jobs/text_sync")
     page.get_by_text("Materialize all").first.click()
     page.get_by_text("Select a partition or create one").click()
-    page.get_by_text("letters", exact=True).locator("visible=true").last.click()
+    page.get_by_text("handbook", exact=True).locator("visible=true").last.click()
     page.keyboard.press("Escape")
     page.get_by_role("button", name="Launch 1 run").click()
     page.get_by_text("View", exact=True).last.click()
     page.wait_for_url(re.compile("/runs/[0-9a-f-]{36}"))
     page.get_by_text("Success", exact=True).first.wait_for()
-    page.goto("/assets/text/minilm/embeddings?view=partitions&partition=letters")
-    for number in ("unchanged", "dagster/partition_row_count", "mean_norm"):
-        page.get_by_text(number, exact=True).first.wait_for()
-    # A run that embeds nothing draws nothing: the pictures are those of the sensor's run.
-    page.goto("/assets/text/minilm/embeddings?view=partitions&partition=notes")
-    page.get_by_text("items_per_second", exact=True).first.wait_for()
+    page.goto("/assets/text/minilm/embeddings?view=partitions&partition=handbook")
+    passages = {name: int(told(page, name).inner_text()) for name in ("new", "embedded", "dagster/partition_row_count")}
+    assert passages["new"] == passages["embedded"] == 1 < passages["dagster/partition_row_count"]
+    assert float(told(page, "items_per_second").inner_text()) > 0
     page.screenshot(path=pictures / "embeddings.png", full_page=True)
-    page.get_by_text("[Show Markdown]").first.click()
-    page.get_by_alt_text("histogram of norms").first.wait_for()
-    page.goto("/assets/text/minilm/embeddings?view=checks")
-    for check in ("dimension", "finite", "zero", "norm", "collapse", "duplicates", "rejects"):
-        page.get_by_text(check, exact=True).first.wait_for()
-    page.screenshot(path=pictures / "checks.png")
+    hits = found(search, "damage by wind", "text/minilm")
+    assert "storm.txt" in hits.first.inner_text()
 
 
-def test_a_file_is_searchable_with_no_click_once_its_sensor_is_switched_on(
-    page: "Page", running: RunningPlatform
+def test_a_sensor_that_is_off_does_nothing_and_one_that_is_on_makes_a_file_searchable_with_no_click(
+    page: "Page", search: "Page", running: RunningPlatform
 ) -> None:
-    page.goto(SENSOR)
-    switch = page.get_by_role("checkbox").first
-    switch.wait_for(state="attached")
-    assert switch.is_checked()
-    for on in (False, True):
-        switch.locator("xpath=..").click()
-        wait_until(lambda on=on: switch.is_checked() == on, f"the switch is {'on' if on else 'off'}")
-    running.write("letters", "bees.txt", "Bees dance to tell where the flowers are.")
-    wait_until(lambda: "letters/bees.txt" in running.search("insects"), "the new file is searchable")
+    switch(page, "text_media", on=False)
+    before = running.runs(pipelineName="text_sync")
+    running.write("handbook", "bees.txt", "Bees dance to tell where the flowers are.")
+    shutil.copy(running.folder / "queries" / "pictures" / "0.png", running.folder / "media" / "shapes" / "dropped.png")
+    picture = search.get_by_role("listitem").filter(has_text="dropped.png")
+    wait_until(
+        lambda: found(search, "a shape", "image/clip", limit=100) and picture.count() == 1, "the picture is on the page"
+    )
+    picture.scroll_into_view_if_needed()
+    wait_until(lambda: picture.locator("img").evaluate(IS_DRAWN), "and drawn")
+    assert running.runs(pipelineName="text_sync") == before, "the other sensor's ticks have come and gone"
+    assert "bees.txt" not in found(search, "a dance of bees", "text/minilm").first.inner_text()
+
+    switch(page, "text_media", on=True)
+    wait_until(
+        lambda: "bees.txt" in found(search, "a dance of bees", "text/minilm").first.inner_text(),
+        "the file is on the page",
+    )
+    assert len(running.runs(pipelineName="text_sync")) == len(before) + 1
 
 
-def test_a_backfill_of_all_sources_is_cancelled(page: "Page", running: RunningPlatform, pictures: Path) -> None:
-    page.goto(JOB)
+def test_the_search_page_finds_each_modality_and_leads_to_the_run_in_the_web_ui(
+    search: "Page", running: RunningPlatform, pictures: Path
+) -> None:
+    hits = found(search, "a red circle", "image/clip")
+    assert "red-circle" in hits.first.inner_text()
+    assert hits.locator("img").count() == 10
+    in_sight = hits.locator("img").all()[:8]
+    wait_until(lambda: all(image.evaluate(IS_DRAWN) for image in in_sight), "the pictures in sight are drawn")
+    search.screenshot(path=pictures / "search-page.png")
+    assert "red-circle" in found(search, "a red circle", "image_text/clip").first.inner_text()
+    for example, kind in (("sounds/0.wav", "audio"), ("clips/0.mp4", "video")):
+        search.goto("/")
+        search.set_input_files("input[type=file]", running.folder / "queries" / example)
+        player = hits.locator(kind).first
+        player.evaluate("player => { player.muted = true; return player.play(); }")
+        wait_until(lambda player=player: player.evaluate("player => player.currentTime > 0"), f"the {kind} plays")
+    hits.first.get_by_role("link", name=re.compile(r"\brun\b")).click()
+    search.wait_for_url(re.compile(f"{re.escape(running.address)}/runs/[0-9a-f-]{{36}}"))
+    search.get_by_text("Success", exact=True).first.wait_for()
+
+
+def test_a_backfill_of_all_sources_is_cancelled(
+    page: "Page", search: "Page", running: RunningPlatform, pictures: Path
+) -> None:
+    page.goto("/locations/embedding_platform/jobs/image_sync")
     page.get_by_text("Materialize all").first.click()
     page.get_by_role("button", name="All", exact=True).click()
     page.get_by_role("button", name="Launch backfill").click()
     page.get_by_text("View", exact=True).last.click()
     page.wait_for_url(re.compile("/runs/b/"))
+    of_it = {"tags": [{"key": "dagster/backfill", "value": re.split("[/?]", page.url.partition("/runs/b/")[2])[0]}]}
+    wait_until(lambda: bool(running.runs(**of_it)), "it has requested runs")
     page.get_by_role("button").last.click()
     page.get_by_text("Cancel backfill", exact=True).first.click()
     page.get_by_role("button", name="Cancel backfill", exact=True).last.click()
-    page.wait_for_timeout(1000)
-    page.reload()
-    page.get_by_text(re.compile("^(Canceled|Canceling)$")).first.wait_for()
+    page.get_by_text("Canceled", exact=True).first.wait_for()
     page.screenshot(path=pictures / "backfill.png")
-    assert "letters/storm.txt" in running.search("damage by wind"), "nothing was lost"
+    statuses = [run["status"] for run in running.runs(**of_it)]
+    assert set(statuses) <= {"SUCCESS", "CANCELED"}, "nothing of it goes on"
+    assert "CANCELED" in statuses
+    assert "red-circle" in found(search, "a red circle", "image/clip").first.inner_text(), "nothing was lost"
+
+
+def test_readme_shows_what_is_taken_here(pictures: Path) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = re.findall(r"\]\(docs/([\w-]+\.png)\)", readme)
+    assert len(shown) == 3
+    assert {name for name in shown if not (pictures / name).is_file()} == set()
+
+
+def told(page: "Page", name: str) -> "Locator":
+    """The cell beside a name in a table of metadata."""
+    return page.locator("tr", has=page.get_by_text(name, exact=True)).locator("td").nth(1)
+
+
+def switch(page: "Page", sensor: str, on: bool) -> None:
+    """Have a sensor on or off, by its switch."""
+    page.goto(f"/locations/embedding_platform/sensors/{sensor}")
+    box = page.get_by_role("checkbox").first
+    box.wait_for(state="attached")
+    if box.is_checked() != on:
+        box.locator("xpath=..").click()
+    wait_until(lambda: box.is_checked() == on, f"the switch is {'on' if on else 'off'}")
+
+
+def found(search: "Page", words: str, space: str, limit: int = 10) -> "Locator":
+    """The hits that the search page lists for words typed."""
+    search.goto(f"/?{urlencode({'space': space, 'limit': limit})}")
+    search.get_by_role("searchbox").fill(words)
+    search.keyboard.press("Enter")
+    search.wait_for_url(re.compile(f"words={words.split()[0]}"))
+    return search.get_by_role("main").get_by_role("listitem")
