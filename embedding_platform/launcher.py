@@ -7,17 +7,22 @@ that run monitoring fails a dead run within seconds and run retries take it up a
 
 import os
 import socket
+import time
 
 from dagster import DagsterRun
 from dagster._core.errors import DagsterUserCodeUnreachableError
 from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
 from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionResult
-from dagster._serdes import deserialize_value
+from dagster._serdes import ConfigurableClassData, deserialize_value
 from grpc import RpcError, StatusCode
 
 from embedding_platform.supervision import Running
 
 PROCESS_TAG = "embedding_platform/process"
+
+SECONDS_TO_RETURN = 30.0
+"""How long a code server may be away before its runs are failed: Dagster tries only once to take a
+failed run up, which cannot be done without the code."""
 
 
 def process_tags() -> dict[str, str]:
@@ -34,13 +39,20 @@ def process_is_gone(run: DagsterRun) -> bool:
 class MonitoredRunLauncher(DefaultRunLauncher):
     """The default launcher with a health check of its runs."""
 
+    def __init__(self, inst_data: ConfigurableClassData | None = None) -> None:
+        super().__init__(inst_data)
+        self._unreachable_since: dict[str, float] = {}
+
     @property
     def supports_check_run_worker_health(self) -> bool:
         """Whether run monitoring may ask: yes."""
         return True
 
     def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
-        """Ask the code server that started the run whether its process is alive."""
+        """Ask the code server that started the run whether its process is alive.
+
+        A server that does not answer is given `SECONDS_TO_RETURN`.
+        """
         client = self._get_grpc_client_for_termination(run.run_id)
         if client is None:
             return _health_of_process(run.tags.get(PROCESS_TAG, ""))
@@ -50,7 +62,11 @@ class MonitoredRunLauncher(DefaultRunLauncher):
         except DagsterUserCodeUnreachableError as error:
             if isinstance(error.__cause__, RpcError) and error.__cause__.code() == StatusCode.DEADLINE_EXCEEDED:
                 return CheckRunHealthResult(WorkerStatus.RUNNING, "the run's code server is busy")
+            since = self._unreachable_since.setdefault(run.run_id, time.monotonic())
+            if time.monotonic() - since < SECONDS_TO_RETURN:
+                return CheckRunHealthResult(WorkerStatus.RUNNING, "the run's code server may be starting again")
             return CheckRunHealthResult(WorkerStatus.FAILED, f"the run's code server is gone: {error}")
+        self._unreachable_since.pop(run.run_id, None)
         if deserialize_value(reply, CanCancelExecutionResult).can_cancel:
             return CheckRunHealthResult(WorkerStatus.RUNNING)
         return CheckRunHealthResult(WorkerStatus.FAILED, "the run's process is gone")

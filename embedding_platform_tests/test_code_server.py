@@ -17,6 +17,7 @@ from dagster._core.test_utils import create_run_for_test
 from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import GrpcServerTarget
 
+from embedding_platform import launcher
 from embedding_platform_tests.running_platform import wait_until
 
 PATIENCE_SECONDS = 60.0
@@ -74,7 +75,9 @@ def served(tmp_path: Path) -> Iterator[Served]:
             process.wait()
 
 
-def test_a_run_is_alive_after_a_reload_and_dead_once_its_server_is(served: Served, tmp_path: Path) -> None:
+def test_a_run_is_alive_after_a_reload_and_dead_once_its_server_is(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     instance, context = served.workspace.instance, served.workspace.create_request_context()
     location = context.get_code_location("small")
     (repository,) = location.get_repositories().values()
@@ -96,6 +99,7 @@ def test_a_run_is_alive_after_a_reload_and_dead_once_its_server_is(served: Serve
     location.client.reload_code(timeout=60)
     assert health() == WorkerStatus.RUNNING
     first.kill()
+    monkeypatch.setattr(launcher, "SECONDS_TO_RETURN", 0.0)
     assert health() == WorkerStatus.FAILED
     assert served.process.poll() is None, "it holds newer code than that of the run"
     (tmp_path / "go_on").touch()

@@ -9,6 +9,7 @@ import pytest
 from dagster._core.launcher import WorkerStatus
 from dagster._core.test_utils import create_run_for_test
 
+from embedding_platform import launcher
 from embedding_platform.defs.jobs import BACKGROUND_TAG
 from embedding_platform.launcher import PROCESS_TAG, MonitoredRunLauncher, process_tags
 
@@ -47,7 +48,6 @@ def test_backfills_and_background_runs_leave_a_place_for_fresh_files(instance: d
     ("tags", "status"),
     [
         ({}, WorkerStatus.UNKNOWN),
-        ({".dagster/grpc_info": '{"host": "localhost", "port": 1}'}, WorkerStatus.FAILED),
         (process_tags(), WorkerStatus.RUNNING),
         ({PROCESS_TAG: f"{socket.gethostname()}:{2**22 + 1}:0.0"}, WorkerStatus.FAILED),
         ({PROCESS_TAG: f"{socket.gethostname()}:{os.getpid()}:0.0"}, WorkerStatus.FAILED),
@@ -57,7 +57,6 @@ def test_backfills_and_background_runs_leave_a_place_for_fresh_files(instance: d
     ],
     ids=[
         "of nobody",
-        "of a code server that is gone",
         "of this process",
         "of a dead process",
         "of a number that this process has now",
@@ -71,3 +70,13 @@ def test_a_dead_run_is_told_from_a_living_one(
 ) -> None:
     run = create_run_for_test(instance, tags=tags, status=dg.DagsterRunStatus.STARTED)
     assert instance.run_launcher.check_run_worker_health(run).status == status
+
+
+def test_a_run_whose_code_server_is_away_is_dead_once_that_had_time_to_return(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tags = {".dagster/grpc_info": '{"host": "localhost", "port": 1}'}
+    run = create_run_for_test(instance, tags=tags, status=dg.DagsterRunStatus.STARTED)
+    assert instance.run_launcher.check_run_worker_health(run).status == WorkerStatus.RUNNING
+    monkeypatch.setattr(launcher, "SECONDS_TO_RETURN", 0.0)
+    assert instance.run_launcher.check_run_worker_health(run).status == WorkerStatus.FAILED
