@@ -42,8 +42,9 @@ _CRON_FIELDS: tuple[tuple[str, int, int, tuple[str, ...]], ...] = (
 )
 """The fields of a cron line: name, least and greatest number, and the names of the numbers from the least on."""
 
-_USER = re.compile(r"://([^/\s]*:\S*|[^/\s]*)@")
-"""User and password of a URL: up to the last @ of its host, or of all of it where the host may be a user with a :."""
+_USER = re.compile(r"(?<!abfs)(?<!abfss)://([^/\s]*:\S*|[^/\s]*)@")
+"""User and password of a URL: up to the last @ of its host, or of all of it where the host may be a user with a :.
+What stands before the @ of an Azure URL is a container."""
 
 _OWNER = re.compile(r"team:\S+|[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}")
 """A team or an email address, as Dagster takes them for the owner of an asset."""
@@ -538,7 +539,7 @@ def without_password(text: str) -> str:
 
     A password may hold @ or / unescaped, so that what cannot be told from one is hidden too.
     """
-    return re.sub(r"://\S+", _without_password, text)
+    return re.sub(r"(abfss?)?://\S+", _without_password, text)
 
 
 def _without_password(url: re.Match[str]) -> str:

@@ -435,6 +435,7 @@ def test_printed_settings_show_no_secret():
         ("http://host:19530/x", "http://host:19530/x"),
         ("s3://bucket/folder/me@home.txt", "s3://bucket/folder/me@home.txt"),
         ("/lake/me@home:1?x", "/lake/me@home:1?x"),
+        (f"abfs://media@account/x?sig={SECRET}", "abfs://media@account/x?*****"),
         ("openai:small@https://api.example.org/v1", "openai:small@https://api.example.org/v1"),
         (f"http://me:{SECRET}@host/x", "http://*****@host/x"),
         (f"http://{SECRET}@host/x", "http://*****@host/x"),
