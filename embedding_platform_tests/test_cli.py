@@ -16,6 +16,7 @@ from embedding_platform.platform import Platform
 from embedding_platform.reconcile.distribution import accept_distribution, compare_distribution
 from embedding_platform.settings import load_settings
 from embedding_platform.vectors.judged import Judged
+from embedding_platform.vectors.sampled import Sample
 
 ROOT = Path(__file__).parents[1]
 
@@ -180,7 +181,12 @@ def test_accept_ends_a_warning_and_refuses_where_there_is_none(folder: Path) -> 
     place = (platform.store, "text/minilm", platform.fingerprint(platform.space("text/minilm")), "letters")
     alike, others = (
         Judged(
-            20, np.ones(20, bool), np.ones(20), {}, None, [*map(str, range(20))], np.eye(20, 384, offset, np.float32)
+            20,
+            np.ones(20, bool),
+            np.ones(20),
+            {},
+            None,
+            Sample([*map(str, range(20))], np.eye(20, 384, offset, np.float32)),
         )
         for offset in (0, 100)
     )
@@ -190,7 +196,7 @@ def test_accept_ends_a_warning_and_refuses_where_there_is_none(folder: Path) -> 
     result = call("accept", "text/minilm", "--source", "letters")
     assert result.exit_code == 2
     assert "no change of text/minilm, source letters, waits to be accepted" in result.output
-    shifted = replace(others, sample=np.ones((20, 384), np.float32))
+    shifted = replace(others, sample=replace(others.sample, vectors=np.ones((20, 384), np.float32)))
     assert compare_distribution(*place, shifted, "later", 0.1).exceeded
     result = call("accept", "text/minilm", "--source", "letters")
     assert result.exit_code == 0

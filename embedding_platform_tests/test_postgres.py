@@ -122,7 +122,11 @@ def test_a_killed_run_frees_its_place_in_a_pool(dagster: dg.DagsterInstance) -> 
     ("change", "said"),
     [
         (lambda url: "", f'environment variable "{VARIABLE}"'),
-        (lambda url: url.replace(PASSWORD, "another-secret"), "password authentication failed"),
+        pytest.param(
+            lambda url: url.replace(PASSWORD, "another-secret"),
+            "password authentication failed",
+            marks=pytest.mark.long,
+        ),
         pytest.param(lambda url: re.sub(r":\d+/", ":1/", url), "Connection refused", marks=pytest.mark.long),
         (lambda url: url.replace("+psycopg2", "+nosuch"), "nosuch"),
     ],

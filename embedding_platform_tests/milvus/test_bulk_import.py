@@ -57,7 +57,7 @@ def files_below(root):
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("layout", ["named", "keyed"])
+@pytest.mark.parametrize("layout", [pytest.param("named", marks=pytest.mark.long), "keyed"])
 def test_imported_rows_are_bitwise_those_that_were_given(server, root, layout, monkeypatch):
     monkeypatch.setattr(bulk_import, "FILE_ROWS", 500)
     partition = Partition(new_collection(server, layout=layout), "photos", layout)

@@ -273,7 +273,7 @@ def test_the_articles_loop_gives_the_encoders_latents_at_full_size(full_size, vi
     assert cosines(vector[None], expected[:1])[0] > 0.999999
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("runtime", ["torch", pytest.param("openvino", marks=pytest.mark.long)])
 def test_the_multimodal_perceiver_at_full_size_gives_the_articles_vectors(full_size, videos, expected, runtime):
     pytest.importorskip(runtime)
     model = replace(describe("perceiver", full_size("perceiver"), 512, "video"), parameters=50_000_000)

@@ -118,8 +118,15 @@ def passages(folder) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("runtime", ["torch", "openvino"])
-@pytest.mark.parametrize("name", ["minilm", "mpnet"])
+@pytest.mark.parametrize(
+    ("name", "runtime"),
+    [
+        ("minilm", "torch"),
+        ("minilm", "openvino"),
+        ("mpnet", "torch"),
+        pytest.param("mpnet", "openvino", marks=pytest.mark.long),
+    ],
+)
 def test_real_files_get_the_vectors_of_the_articles_code(name, runtime, full_size, tmp_path):
     folder, dimension = (MINILM, 384) if name == "minilm" else (full_size("sentence_transformer"), 768)
     model = describe("sentence_transformer", folder, dimension, "text")

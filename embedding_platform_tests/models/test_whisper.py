@@ -234,7 +234,11 @@ def recordings(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("pooling", "snippet", "runtime"),
-    [("", "encoder_padded", "torch"), ("", "encoder_padded", "openvino"), ("decoder", "article", "torch")],
+    [
+        ("", "encoder_padded", "torch"),
+        pytest.param("", "encoder_padded", "openvino", marks=pytest.mark.long),
+        ("decoder", "article", "torch"),
+    ],
 )
 def test_whisper_base_at_full_size_gives_the_reference_vectors(full_size, recordings, pooling, snippet, runtime):
     pytest.importorskip(runtime)
