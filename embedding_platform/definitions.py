@@ -7,6 +7,7 @@ import dagster as dg
 from embedding_platform.defs.assets import modality_assets
 from embedding_platform.defs.failures import failure_sensor
 from embedding_platform.defs.jobs import maintenance_job, modality_job, probe_job
+from embedding_platform.defs.pool_waits import wait_asleep
 from embedding_platform.defs.schedules import schedules_of
 from embedding_platform.defs.sensors import media_sensor
 from embedding_platform.defs.upkeep import space_probes, upkeep_assets
@@ -16,6 +17,8 @@ from embedding_platform.spaces import MODALITIES
 
 # Partitioned asset checks are in preview; the minor version of dagster is pinned for them.
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
+
+wait_asleep()
 
 
 def build_definitions(platform: Platform) -> dg.Definitions:
