@@ -33,13 +33,20 @@ LOCATION = {"repositoryName": "__repository__", "repositoryLocationName": "embed
 
 PATIENCE_SECONDS = 300.0
 
+SELDOM = "0 0 29 2 *"
+"""A cron line of the 29th of February."""
+
 
 def make_project(folder: Path, **settings: str) -> None:
-    """The files of a project that keeps one small text space, and `settings` as further lines."""
+    """The files of a project that keeps one small text space, and `settings` as further lines.
+
+    Its probe and its maintenance keep out of the way: a test that runs over the full hour would meet their runs.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("dagster.yaml", "workspace.yaml"):
         shutil.copy(ROOT / name, folder)
-    lines = {"spaces": "[text/minilm]", "sensor_seconds": "5", **settings}
+    seldom = {"hourly": SELDOM, "weekly": SELDOM}
+    lines = {"spaces": "[text/minilm]", "sensor_seconds": "5", **seldom, **settings}
     (folder / "embedding_platform.yaml").write_text("".join(f"{name}: {value}\n" for name, value in lines.items()))
     (folder / "media").mkdir(exist_ok=True)
 
