@@ -105,7 +105,7 @@ def vectors_folder(store: str, space_key: str, fingerprint: str, source: str) ->
 
 def rejected_vectors_url(store: str, space_key: str, fingerprint: str, source: str) -> str:
     """The table of segments that could not be embedded, or whose vector failed judgement."""
-    return join(store, "rejected", "vectors", space_key, fingerprint[:FINGERPRINT_DIGITS], f"{_safe(source)}.parquet")
+    return join(store, "rejected", "vectors", space_key, fingerprint[:FINGERPRINT_DIGITS], table_of(source))
 
 
 def distribution_url(store: str, space_key: str, fingerprint: str, source: str) -> str:
@@ -115,12 +115,12 @@ def distribution_url(store: str, space_key: str, fingerprint: str, source: str) 
 
 def verified_url(store: str, collection: str, source: str) -> str:
     """The rows of a partition that were last read back from Milvus."""
-    return join(collection_folder(store, collection), "verified", f"{_safe(source)}.parquet")
+    return join(collection_folder(store, collection), "verified", table_of(source))
 
 
 def intended_url(store: str, collection: str, source: str) -> str:
     """The rows that a sync of a partition, which has not ended yet, means to write or delete."""
-    return join(collection_folder(store, collection), "intended", f"{_safe(source)}.parquet")
+    return join(collection_folder(store, collection), "intended", table_of(source))
 
 
 def placed_url(store: str, collection: str, source: str) -> str:
@@ -145,7 +145,7 @@ def behind_url(store: str, collection: str) -> str:
 
 def audited_url(store: str, collection: str, source: str) -> str:
     """How far the rows of a partition have been compared in whole with what they should be."""
-    return join(collection_folder(store, collection), "audited", f"{_safe(source)}.txt")
+    return join(collection_folder(store, collection), "audited", note_of(source))
 
 
 def recall_url(store: str, collection: str, source: str) -> str:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 import dagster as dg
 from dagster._utils.schedules import get_latest_completed_cron_tick
 
+from embedding_platform.defs.checks import CHECKS
 from embedding_platform.defs.jobs import BACKGROUND_TAG, MAINTENANCE, NIGHTLY, PRIORITY_TAG, PROBE, job_name
 from embedding_platform.defs.partitions import set_name
 from embedding_platform.defs.runs_of_sources import UNFINISHED, Met, last_materialized
@@ -109,9 +110,9 @@ def _probing(named: ScheduleSettings, spaces: Sequence[Space] | None, timezone: 
     checks = None
     if spaces is not None:
         checks = [
-            dg.AssetCheckKey(dg.AssetKey([space.modality, space.name, "published"]), name)
+            dg.AssetCheckKey(dg.AssetKey([space.modality, space.name, "published"]), check.name)
             for space in spaces
-            for name in ("probe_recall", "probe_freshness", "failed_sources")
+            for check in CHECKS["probe"]
         ]
     told = f"Searches what is published of {'some' if checks else 'all'} spaces and sees how fresh it is."
     return _single(named, PROBE, timezone, told, {PRIORITY_TAG: "0"}, checks)

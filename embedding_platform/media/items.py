@@ -141,9 +141,7 @@ def list_items(
         if sighting.modality != modality:
             continue
         if sighting.reason:
-            rejected.append(_rejected_row(modality, sighting.entry, sighting.reason))
-            if sighting.last is not None and not_readable_now(sighting.reason):
-                others.append(dataclasses.replace(sighting.last, uri=sighting.entry.uri))
+            outcome: Item | RejectedRow = _rejected_row(modality, sighting.entry, sighting.reason)
         elif sighting.item is not None:
             others.append(
                 dataclasses.replace(
@@ -153,14 +151,15 @@ def list_items(
                     captions_modified=sighting.captions_modified,
                 )
             )
+            continue
         else:
             hashed += 1
             outcome = _examined(sighting, limits)
-            if not isinstance(outcome, Item):
-                rejected.append(outcome)
-                if sighting.last is not None and not_readable_now(outcome[3]):
-                    others.append(dataclasses.replace(sighting.last, uri=sighting.entry.uri))
             tables += examined.add(outcome, sighting.entry.size)
+        if not isinstance(outcome, Item):
+            rejected.append(outcome)
+            if sighting.last is not None and not_readable_now(outcome[3]):
+                others.append(dataclasses.replace(sighting.last, uri=sighting.entry.uri))
     tables += [examined.rest(), records.items_table(others)]
     table = pa.concat_tables(tables)
     paths = table["path"]

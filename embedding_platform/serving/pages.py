@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, File, Form, Query, Request, Response, UploadFile
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from pydantic import StringConstraints
+from pydantic import Field, StringConstraints
 from starlette.responses import HTMLResponse, RedirectResponse
 
 from embedding_platform.errors import MilvusError, PlatformError
@@ -21,8 +21,11 @@ from embedding_platform.serving.refused import RefusedError
 from embedding_platform.serving.service import Service
 from embedding_platform.spaces import MODALITIES
 
-_Name = Annotated[str, StringConstraints(max_length=1024)]
-_Names = list[_Name] | None
+_Words = Annotated[str, StringConstraints(max_length=2000)]
+_Text = Annotated[str, StringConstraints(max_length=1024)]
+_Texts = Annotated[list[_Text] | None, Field(max_length=50)]
+_Moment = Annotated[str, StringConstraints(max_length=40)]
+"""What the fields of the form may hold, in an address or in a body."""
 
 _NUMBERS_OF_HITS = (5, 10, 25, 50, 100)
 
@@ -96,12 +99,12 @@ def add_pages(app: FastAPI, service: Service) -> None:
     @app.post("/", include_in_schema=False)
     def search_by_file(
         file: Annotated[UploadFile | None, File()] = None,
-        space: Annotated[_Names, Form(max_length=50)] = None,
-        source: Annotated[_Names, Form(max_length=50)] = None,
-        path_prefix: Annotated[str, Form(max_length=1024)] = "",
-        after: Annotated[str, Form(max_length=40)] = "",
-        before: Annotated[str, Form(max_length=40)] = "",
-        where: Annotated[str, Form(max_length=1024)] = "",
+        space: Annotated[_Texts, Form()] = None,
+        source: Annotated[_Texts, Form()] = None,
+        path_prefix: Annotated[_Text, Form()] = "",
+        after: Annotated[_Moment, Form()] = "",
+        before: Annotated[_Moment, Form()] = "",
+        where: Annotated[_Text, Form()] = "",
         limit: Annotated[int | None, Form()] = None,
     ) -> Response:
         """The hits of a file that was dropped or chosen."""
@@ -128,7 +131,7 @@ def add_pages(app: FastAPI, service: Service) -> None:
         return page(fields, answer=found, like=f"{row['source']}/{row['path']}")
 
     @app.get("/passage/{modality}/{name}/{row_id}", include_in_schema=False)
-    def passage(modality: str, name: str, row_id: str, words: Annotated[str, Query(max_length=2000)] = "") -> Response:
+    def passage(modality: str, name: str, row_id: str, words: _Words = "") -> Response:
         """A passage in its document."""
         found = service.passage(f"{modality}/{name}", row_id)
         return _page("passage.html", service, passage=found, words=words, row=f"{modality}/{name}/{row_id}", id=row_id)
@@ -172,13 +175,13 @@ class PageFields:
 
     def __init__(
         self,
-        words: Annotated[str, Query(max_length=2000)] = "",
-        space: Annotated[_Names, Query(max_length=50)] = None,
-        source: Annotated[_Names, Query(max_length=50)] = None,
-        path_prefix: Annotated[str, Query(max_length=1024)] = "",
-        after: Annotated[str, Query(max_length=40)] = "",
-        before: Annotated[str, Query(max_length=40)] = "",
-        where: Annotated[str, Query(max_length=1024)] = "",
+        words: _Words = "",
+        space: Annotated[_Texts, Query()] = None,
+        source: Annotated[_Texts, Query()] = None,
+        path_prefix: _Text = "",
+        after: _Moment = "",
+        before: _Moment = "",
+        where: _Text = "",
         limit: int | None = None,
         hybrid: bool = False,
     ) -> None:

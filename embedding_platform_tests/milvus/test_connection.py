@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 
 import pytest
 
@@ -35,22 +36,39 @@ with serve(sys.argv[1]) as uri:
 
 
 @pytest.fixture
-def holder():
-    """Start processes that hold a directory until their input ends."""
-    started = []
+def started():
+    """Start processes that have a directory until their input ends; each and the line that it says then."""
+    processes = []
 
-    def hold(directory):
+    def start(script, directory):
         process = subprocess.Popen(
-            [sys.executable, "-c", HOLDER, directory], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", script, directory], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        started.append(process)
-        assert process.stdout.readline() == "open\n"
-        return process
+        processes.append(process)
+        return process, process.stdout.readline().strip()
 
-    yield hold
-    for process in started:
+    yield start
+    for process in processes:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def holder(started):
+    """Start processes that hold a directory."""
+
+    def hold(directory):
+        process, said = started(HOLDER, directory)
+        assert said == "open"
+        return process
+
+    return hold
+
+
+@pytest.fixture
+def server(started):
+    """Start processes that serve a directory; each and the address."""
+    return partial(started, SERVER)
 
 
 @pytest.fixture
@@ -194,24 +212,6 @@ def test_the_note_of_a_server_whose_keeper_is_gone_is_ignored(tmp_path, note):
         assert not is_served(directory)
         assert connect(directory).list_collections() == []
         close_directory(directory)
-
-
-@pytest.fixture
-def server():
-    """Start processes that serve a directory until their input ends."""
-    started = []
-
-    def start(directory):
-        process = subprocess.Popen(
-            [sys.executable, "-c", SERVER, directory], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        started.append(process)
-        return process, process.stdout.readline().strip()
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
 
 
 def test_the_server_dies_with_its_parent(tmp_path, server):
