@@ -81,7 +81,7 @@ def make_lake(folder: Path, rows: int) -> None:
         path = folder / "media" / f"source-{number % SOURCES}" / f"{number // 1000:03}" / f"{number:06}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(" ".join(drawn.choices(WORDS, k=16)) + f" {number}.")
-    (folder / "embedding_platform.yaml").write_text(f"spaces: [{SPACE}]\nserving: {{concurrent_searches: 4}}\n")
+    (folder / "embedding_platform.yaml").write_text(f"spaces: [{SPACE}]\n")
     (folder / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
 
 
@@ -179,7 +179,7 @@ def report(name: str, clients: int, rounds: Sequence[Round]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=5000)
-    parser.add_argument("--clients", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--questions", type=int, default=300, help="of each contestant in each round")
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
