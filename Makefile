@@ -25,8 +25,10 @@ dev: $(INSTALLED) ## Open the Dagster web UI on http://127.0.0.1:3000, with daem
 test: $(INSTALLED_DEV) $(MILVUS) ## Run the test suite.
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --screenshots=build/screenshots
 
+# Files of many tests come first, which start services and a browser; hundreds of kills and long histories come last,
+# and are what BEGIN_BEFORE, a time in seconds since 1970, has skipped where the machine is slow.
 test-long: $(INSTALLED_DEV) $(MILVUS) ## Run the tests that take minutes each, which `make test` leaves out.
-	$(BIN)/pytest -n 2 -m long --dist loadfile --screenshots=build/screenshots
+	$(BIN)/pytest -n 2 -m long --dist loadfile --screenshots=build/screenshots $(if $(BEGIN_BEFORE),--begin-before=$(BEGIN_BEFORE))
 
 pictures: ## Take from the last `make test-long` the pictures of the web UI and the search page that README shows.
 	cp $(addprefix build/screenshots/,asset-graph.png neighbours.png search-page.png) docs/

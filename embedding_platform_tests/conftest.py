@@ -3,6 +3,7 @@
 import importlib
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,13 @@ TOLD = "told"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--screenshots", metavar="DIR", help="folder to keep the browser tests' pictures of pages in")
+    parser.addoption(
+        "--begin-before",
+        metavar="SECONDS",
+        type=float,
+        default=float("inf"),
+        help="skip each test that would begin later, in seconds since 1970",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -35,6 +43,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = [item for item in items if item.get_closest_marker("long")]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if time.time() > item.config.getoption("begin_before"):
+        pytest.skip("the time that this run has for beginning tests is over")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
