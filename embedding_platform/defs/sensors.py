@@ -175,7 +175,7 @@ def _plan(
         if is_new and look.sight.holds:
             plan.added.append(source)
         name = _short(source)
-        waiting = _waiting(look, cursor.waiting.get(name), now, listing) if look.sight.differs else None
+        waiting = _waiting(look, cursor.waiting.get(name), listing) if look.sight.differs else None
         if waiting is not None:
             plan.waiting[name] = waiting
             plan.cases["changing, left to be quiet"] += 1
@@ -222,15 +222,15 @@ def _case(look: Look, was_stopped: bool, is_new: bool) -> tuple[str, int]:
     return "", REPAIR
 
 
-def _waiting(look: Look, before: _Waiting | None, now: float, listing: ListingSettings) -> _Waiting | None:
-    """How a source that differs waits; None if it has been quiet, or has waited, for long enough.
+def _waiting(look: Look, before: _Waiting | None, listing: ListingSettings) -> _Waiting | None:
+    """How a source that differs waits; None if it had been quiet, or had waited, for long enough when it was looked at.
 
-    Where the file system does not tell when a file changed, or tells a time that is still to come, the
-    source has to look the same for so long.
+    What has come since is not known, however long ago that look was. Where the file system does not tell when a
+    file changed, or tells a time that is still to come, the source has to look the same for so long.
     """
     if not listing.quiet_seconds:
         return None
-    state = look.sight.state
+    state, now = look.sight.state, look.sight.looked_at
     # A time to come is one from before the clock was set back.
     since = before.since if before is not None and before.since <= now else now
     seen = before.seen if before is not None and before.state == state and before.seen <= now else now
