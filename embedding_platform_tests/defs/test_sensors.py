@@ -5,7 +5,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -18,6 +18,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from embedding_platform.definitions import build_definitions
 from embedding_platform.defs import sensors
 from embedding_platform.defs.jobs import FRESH, NIGHTLY, PRIORITY_TAG, REPAIR
+from embedding_platform.defs.runs_of_sources import CHANGED_TAG, LastRun
 from embedding_platform.milvus.connection import close_directory
 from embedding_platform.platform import Platform
 from embedding_platform.reconcile.files import classify_source, reconcile_files
@@ -405,6 +406,97 @@ def test_fresh_files_pass_a_run_that_waits_in_the_background(
     begun = {"dagster/partition": "letters", PRIORITY_TAG: str(NIGHTLY)}
     create_run_for_test(instance, job_name="text_sync", tags=begun, status=dg.DagsterRunStatus.STARTED)
     assert "1 at work" in reason(tick(platform, instance)), "one that has begun is waited for"
+
+
+def changed_at(result: dg.SensorResult | dg.SkipReason) -> str | None:
+    """When the media changed that the one run is requested for, as its tag tells."""
+    assert isinstance(result, dg.SensorResult), result
+    (request,) = result.run_requests or []
+    return request.tags.get(CHANGED_TAG)
+
+
+def test_a_run_is_told_when_its_media_changed_and_tells_how_long_readers_waited_from_then_on(
+    platform: Platform, texts: Path, instance: dg.DagsterInstance
+) -> None:
+    written = os.stat(texts / "one.txt").st_ctime
+    result = tick(platform, instance)
+    assert changed_at(result) == f"{written:.3f}"
+    instance.add_dynamic_partitions("text_sources", ["letters"])
+    job = build_definitions(platform).resolve_job_def("text_sync")
+    (request,) = result.run_requests
+    run = job.execute_in_process(instance=instance, partition_key="letters", tags=request.tags)
+    (collection,) = run.asset_materializations_for_node("text__minilm__collection")
+    from_request, from_change = (
+        collection.metadata[name].value for name in ("seconds_to_searchable", "seconds_from_change_to_searchable")
+    )
+    assert from_change > from_request > 0
+    (texts / "two.txt").write_text("It came by a clock that is ahead of ours.")
+    ahead = {**request.tags, CHANGED_TAG: "99999999999.000"}
+    run = job.execute_in_process(instance=instance, partition_key="letters", tags=ahead)
+    (collection,) = run.asset_materializations_for_node("text__minilm__collection")
+    assert "seconds_to_searchable" in collection.metadata
+    assert "seconds_from_change_to_searchable" not in collection.metadata
+
+
+def test_what_failed_has_waited_since_its_media_changed(
+    platform: Platform, texts: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sensors, "SECONDS_TO_RETRY", 0.0)
+    result = tick(platform, instance)
+    instance.add_dynamic_partitions("text_sources", ["letters"])
+    job = build_definitions(fail_on_milvus(platform)).resolve_job_def("text_sync")
+    for priority in (FRESH, REPAIR):
+        (request,) = result.run_requests
+        assert request.tags[PRIORITY_TAG] == str(priority)
+        assert changed_at(result) == f"{os.stat(texts / 'one.txt').st_ctime:.3f}"
+        job.execute_in_process(instance=instance, partition_key="letters", tags=request.tags, raise_on_error=False)
+        result = tick(platform, instance)
+    reconcile_files(platform.store, platform.settings.media_url, "text", "letters")
+    list(run_sources(platform, instance))
+    replaced = open_platform(platform.settings.base, generations={"text/minilm": 1}, listing=AT_ONCE)
+    result = tick(replaced, instance)
+    assert requested(result).keys() == {"letters"}, "a new collection is asked for"
+    assert changed_at(result) is None, "but no media have changed"
+
+
+@pytest.mark.parametrize("change", ["moved here with its folder", "gone", "written"])
+def test_files_that_are_older_than_a_look_that_did_not_meet_them_tell_no_change(
+    platform: Platform, texts: Path, instance: dg.DagsterInstance, tmp_path: Path, change: str
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "old.txt").write_text("Written before anybody looked.")
+    (texts / "two.txt").write_text("The winter came early.")
+    list(run_sources(platform, instance))
+    assert "1 as listed" in reason(tick(platform, instance))
+    if change == "written":
+        (texts / "three.txt").write_text("The spring was late.")
+    elif change == "gone":
+        (texts / "two.txt").unlink()
+    else:
+        (tmp_path / "elsewhere").rename(texts / "moved")
+    assert (changed_at(tick(platform, instance)) is not None) == (change == "written")
+
+
+@pytest.mark.parametrize(
+    ("sight", "priority", "told"),
+    [
+        (Sight("state", True, True, 1e6, 1e6 - 5), FRESH, "999995.000"),
+        (Sight("state", True, True, 1e6, 1e6 + 5), FRESH, ""),
+        (Sight("state", True, True, 1e6, 1e6 - sensors.MOST_SECONDS_UNNOTICED - 1), FRESH, ""),
+        (Sight("state", True, True, 1e6, 1e6 - 5, other_at=1e6 - 10), FRESH, "999995.000"),
+        (Sight("state", True, True, 1e6, 1e6 - 5, other_at=1e6 - 4), FRESH, ""),
+        (Sight("state", True, True, 1e6), FRESH, ""),
+        (Sight("state", True, False, 1e6, 1e6 - 5), REPAIR, ""),
+    ],
+    ids=["young", "still to come", "old", "since the last look", "before the last look", "unknown", "as listed"],
+)
+def test_a_change_is_told_where_its_time_can_be_that_of_the_media(sight: Sight, priority: int, told: str) -> None:
+    candidate = sensors._Candidate("letters", Look(sight, "", False, False), priority, "new")
+    assert sensors._changed_at(candidate, LastRun()) == told
+    failed = LastRun(state="state", changed_at="7.000", stopped_at=1e6)
+    assert sensors._changed_at(candidate, failed) == "7.000", "over the same media"
+    assert sensors._changed_at(candidate, replace(failed, state="other")) == told
+    assert sensors._changed_at(candidate, replace(failed, stopped_at=None)) == told
 
 
 def test_what_a_collection_lacks_is_requested_in_the_background(
