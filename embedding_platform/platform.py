@@ -4,14 +4,16 @@ The command line and the Dagster resource are both this. A process has one Milvu
 loads a model once.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
-from embedding_platform import layout, storage
+from embedding_platform import layout, records, storage
 from embedding_platform.errors import PlatformError
 from embedding_platform.inference.devices import Execution
 from embedding_platform.inference.engine import load_encoder
@@ -19,6 +21,7 @@ from embedding_platform.inference.golden import GoldenReport, check_golden
 from embedding_platform.inference.pins import hold
 from embedding_platform.inference.precision import PrecisionRecord
 from embedding_platform.media.cutting import Cutting
+from embedding_platform.media.listing import entries_table, newest_change
 from embedding_platform.milvus.connection import connect
 from embedding_platform.models import loading
 from embedding_platform.models.encoder import Encoder, Precision
@@ -28,9 +31,9 @@ from embedding_platform.reconcile.files import (
     classify_source,
     files_increment,
     listed_sources,
+    listing_ages,
     present_sources,
     refuse_emptied,
-    source_mark,
 )
 from embedding_platform.reconcile.pending import Pending, pending_of_source, pending_publication
 from embedding_platform.reconcile.publication import PublicationReport, publish
@@ -40,25 +43,11 @@ from embedding_platform.reconcile.rows import LiveRows
 from embedding_platform.reconcile.target import Target, target_of
 from embedding_platform.records import digest
 from embedding_platform.settings import Settings
+from embedding_platform.sights import SHARE_OF_INTERVAL, Shared, Sight, Sights
 from embedding_platform.spaces import Space
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
-
-
-@dataclass(frozen=True)
-class Sight:
-    """The files of one modality that a source holds.
-
-    `state` is a hash of all of them, `holds` whether there are any, `differs` whether they
-    differ from the last listing. `changed_at` is when the newest of all the source's files changed, in
-    seconds since 1970; None without files, and where the file system does not tell.
-    """
-
-    state: str
-    holds: bool
-    differs: bool
-    changed_at: float | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +59,8 @@ class Platform:
 
     settings: Settings
     watch: Callable[[str, str, int, int], None] = lambda asset, source, done, total: None
+    _root: Shared[list[str]] = field(default_factory=Shared, init=False, repr=False, compare=False)
+    _sources: dict[str, Shared[Sights]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def store(self) -> str:
@@ -258,39 +249,64 @@ class Platform:
             held_out=cache(lambda: self.held_out(space)),
         )
 
-    def seen(self, modality: str, source: str) -> dict[str, str]:
-        """State by path of the files of one modality that a source holds now.
+    def present(self, modality: str) -> list[str]:
+        """Names of the folders under the media root; one look serves each modality once, as those of `sight` do.
+
+        Raises:
+            PlatformError: as `present_sources` does.
+        """
+        media_url, guard = self.settings.media_url, self.settings.listing
+        return self._root.of(modality, self._seconds_of_look, lambda _: present_sources(self.store, media_url, guard))
+
+    def sight(self, modality: str, source: str) -> Sight:
+        """What is to be known of the files of one modality that a source holds.
+
+        A look at the source serves each modality once, for a part of `sensor_seconds`, and until one of
+        its listings is replaced. While neither its files nor its listings change, none of them is read again: only
+        names, sizes and times are looked at.
 
         Raises:
             PlatformError: if it cannot be read, or is large and found empty.
         """
-        states = self._classified(source)
+        # One object, however many ask for a new source at once.
+        shared = self._sources.setdefault(source, Shared())
+        sights = shared.of(
+            modality,
+            self._seconds_of_look,
+            partial(self._look, source),
+            lambda last: last.ages == listing_ages(self.store, source),
+        )
+        return sights.of[modality]
+
+    @property
+    def _seconds_of_look(self) -> float:
+        return SHARE_OF_INTERVAL * self.settings.sensor_seconds
+
+    def _look(self, source: str, last: Sights | None) -> Sights:
+        """Look at a source; of its files only names, sizes and times where they are those of the `last` look."""
+        # A listing that is replaced meanwhile is a reason to look again.
+        looked_at, ages = time.time(), listing_ages(self.store, source)
+        listed = entries_table(self.settings.media_url, source)
+        files = records.column_digest(listed["path"], listed["size"].cast(pa.string()), listed["modified"])
+        if last is not None and (last.ages, last.files) == (ages, files):
+            as_before = {modality: replace(sight, looked_at=looked_at) for modality, sight in last.of.items()}
+            return replace(last, looked_at=looked_at, of=as_before)
+        states = self._classified(source, listed)
         if not states:
             refuse_emptied(self.store, self.settings.media_url, source, self.settings.listing)
-        return states.get(modality, {})
-
-    def _classified(self, source: str) -> dict[str, dict[str, str]]:
-        return classify_source(self.store, self.settings.media_url, source, self.settings.decoding)
-
-    def sight(self, modality: str, source: str) -> Sight:
-        """What is to be known of the files of one modality that a source holds now.
-
-        While neither its files nor its last listings change, none of them is read again: only
-        names, sizes and times are looked at.
-        """
-        mark, changed_at = source_mark(self.store, self.settings.media_url, source)
-        known, sight = self._sights.get((modality, source), ("", None))
-        if sight is None or known != mark:
-            seen = self.seen(modality, source)
+        changed_at, other_at = newest_change(listed), None
+        if last is not None:
+            other_at = last.other_at if last.files == files else last.looked_at
+        of = {}
+        for modality in self.modalities:
+            seen = states.get(modality, {})
             state = digest(*(part for item in sorted(seen.items()) for part in item))[:12]
             differs = not files_increment(self.store, modality, source, seen).is_empty
-            sight = Sight(state, bool(seen), differs, changed_at)
-            self._sights[modality, source] = (mark, sight)
-        return sight
+            of[modality] = Sight(state, bool(seen), differs, looked_at, changed_at, other_at)
+        return Sights(ages, files, looked_at, other_at, of)
 
-    @cached_property
-    def _sights(self) -> dict[tuple[str, str], tuple[str, Sight]]:
-        return {}
+    def _classified(self, source: str, listed: pa.Table | None = None) -> dict[str, dict[str, str]]:
+        return classify_source(self.store, self.settings.media_url, source, self.settings.decoding, listed)
 
     def is_gone(self, modality: str, source: str, sources: int | None = None) -> bool:
         """Whether nothing of the source is left: no listing, and no partition in Milvus.

@@ -10,8 +10,9 @@ from collections.abc import Set
 from dataclasses import dataclass, field
 
 from embedding_platform.errors import PlatformError
-from embedding_platform.platform import Platform, Sight
-from embedding_platform.reconcile.files import listed_sources, listing_age, present_sources
+from embedding_platform.platform import Platform
+from embedding_platform.reconcile.files import listed_sources, listing_age
+from embedding_platform.sights import Sight
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Watch:
         modality, store = self._modality, platform.store
         try:
             current.at = platform.settings.media_url
-            present = present_sources(store, platform.settings.media_url, platform.settings.listing)
+            present = platform.present(modality)
             listed = listed_sources(store, modality)
             sources = sorted({*present, *known, *listed})
             current.sources = len(sources)

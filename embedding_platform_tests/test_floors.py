@@ -15,7 +15,7 @@ ROOT = Path(embedding_platform.__file__).parent
 FLOORS = (
     ("errors", "spaces", "records", "storage", "increments", "layout", "settings"),
     ("media", "models", "vectors", "milvus", "alerts", "starter", "reference"),
-    ("inference", "reconcile", "platform", "watching", "search", "lineage", "serving"),
+    ("inference", "reconcile", "sights", "platform", "watching", "search", "lineage", "serving"),
     ("defs",),
     ("definitions", "supervision", "launcher", "runs", "terminal", "demo", "part", "code_server", "up", "cli"),
 )

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from pymilvus import DataType
 
-from embedding_platform.platform import Platform, Sight
+from embedding_platform.platform import Platform
 from embedding_platform.reconcile.files import listed_sources, reconcile_files
+from embedding_platform.sights import Sight
 from embedding_platform.watching import Watch
 from embedding_platform_tests.conftest import open_platform
 

@@ -11,6 +11,7 @@ from embedding_platform.defs import checks, metadata
 from embedding_platform.defs.freshness import last_listings
 from embedding_platform.defs.partitions import set_name, sources_of
 from embedding_platform.defs.resources import PlatformResource, clear_failures, progress_of
+from embedding_platform.defs.runs_of_sources import media_changed_at
 from embedding_platform.errors import UnsoundError
 from embedding_platform.media.cutting import Cutting, code_version
 from embedding_platform.media.items import verdict_code
@@ -247,7 +248,9 @@ def _collection(space: Space, fingerprint: str, settings: Settings) -> dg.Assets
                 progress=progress_of(context, platform, "rows written"),
             )
             return dg.MaterializeResult(
-                metadata=metadata.of_collection(report, platform, target, live, _requested(context)),
+                metadata=metadata.of_collection(
+                    report, platform, target, live, _requested(context), media_changed_at(context.run)
+                ),
                 data_version=dg.DataVersion(report.data_version),
                 check_results=judged_collection(report, platform, live),
             )

@@ -166,11 +166,17 @@ def of_embeddings(report: EmbeddingsReport, platform: Platform, space: Space, so
 
 
 def of_collection(
-    report: CollectionReport, platform: Platform, target: Target, live: LiveRows, requested: float | None
+    report: CollectionReport,
+    platform: Platform,
+    target: Target,
+    live: LiveRows,
+    requested: float | None,
+    changed: float | None,
 ) -> Metadata:
     """Counts of the increment, what was written, and, where that is anything, pictures of the space.
 
-    `requested` is when the run was asked for, in seconds since 1970.
+    `requested` is when the run was asked for, and `changed` when the media that it was asked for changed, both in
+    seconds since 1970.
     """
     sync, drift, space = report.sync, report.drift, target.space
     metadata: Metadata = {
@@ -196,10 +202,13 @@ def of_collection(
     }
     if report.written:
         metadata["rows_per_second"] = round(report.written / max(report.seconds["written"], 1e-9), 2)
+        # Recall is measured once rows are found.
+        found = time.time() - report.seconds["recall"]
         if requested is not None:
-            # Recall is measured once rows are found.
-            found = time.time() - report.seconds["recall"]
             metadata["seconds_to_searchable"] = round(max(found - requested, 0.0), 3)
+        # A change that is still to come is one by another clock.
+        if changed is not None and changed <= found:
+            metadata["seconds_from_change_to_searchable"] = round(found - changed, 3)
     if report.recall is not None:
         metadata |= of_recall(report.recall)
     if report.is_changed:

@@ -15,6 +15,10 @@ from embedding_platform.spaces import MODALITIES
 STATE_TAG = "embedding_platform/state"
 """Tag of a requested run: a hash of the media that it was requested for."""
 
+CHANGED_TAG = "embedding_platform/changed_at"
+"""Tag of a requested run: when the newest file of these media changed, in seconds since 1970. It is left out where that
+cannot be told. Dagster gives it to the runs that follow a killed one, as it does with all tags of ours."""
+
 PARTITION_TAG = "dagster/partition"
 
 SECONDS_OF_MEMORY = 24 * 3600.0
@@ -46,13 +50,15 @@ STOPPED = (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
 class LastRun:
     """What is known of the newest runs of a source.
 
-    `run_id` and `state` are those of the newest, `stopped_at` is when it failed or was cancelled. `failed` is the
-    newest run that failed and that no later one made good by doing all that it was to do: neither a cancelled
-    run does, nor one over fewer assets. `failures` is how many failed so over the media of the newest.
+    `run_id`, `state` and `changed_at` are those of the newest, the latter two as its tags have them, and `stopped_at`
+    is when it failed or was cancelled. `failed` is the newest run that failed and that no later one made good by
+    doing all that it was to do: neither a cancelled run does, nor one over fewer assets. `failures` is how many
+    failed so over the media of the newest.
     """
 
     run_id: str = ""
     state: str = ""
+    changed_at: str = ""
     stopped_at: float | None = None
     failed: str = ""
     failures: int = 0
@@ -85,10 +91,17 @@ def last_run(instance: dg.DagsterInstance, modality: str, source: str) -> LastRu
     return LastRun(
         run_id=newest.dagster_run.run_id,
         state=state,
+        changed_at=newest.dagster_run.tags.get(CHANGED_TAG, ""),
         stopped_at=(newest.end_time or 0.0) if newest.dagster_run.status in STOPPED else None,
         failed=failed[0].run_id if failed else "",
         failures=sum(1 for _ in over_the_same),
     )
+
+
+def media_changed_at(run: dg.DagsterRun) -> float | None:
+    """When the media changed that a sensor requested the run for, in seconds since 1970, where it could tell."""
+    written = run.tags.get(CHANGED_TAG, "")
+    return float(written) if written.replace(".", "", 1).isdecimal() else None
 
 
 def under_way(instance: dg.DagsterInstance, modality: str) -> dict[str, float]:

@@ -12,6 +12,7 @@ from embedding_platform.defs.jobs import BACKGROUND_TAG, FRESH, PRIORITY_TAG, RE
 from embedding_platform.defs.partitions import most_at_once, set_name, sources_of
 from embedding_platform.defs.resources import PlatformResource
 from embedding_platform.defs.runs_of_sources import (
+    CHANGED_TAG,
     SECONDS_OF_MEMORY,
     STATE_TAG,
     LastRun,
@@ -36,6 +37,10 @@ SECONDS_TO_RETRY = 600.0
 Each further failure over the same media doubles it."""
 
 MOST_SECONDS_TO_RETRY = 6 * 3600.0
+
+MOST_SECONDS_UNNOTICED = 24 * 3600.0
+"""Sensors notice a change within seconds. Media that changed longer ago and are met only now were moved here with the
+times that they had, or nobody has looked for a day: neither wait is one for this platform."""
 
 MOST_REMEMBERED = 200
 """Sources whose waiting a cursor remembers: those that wait longest. It is stored with every tick."""
@@ -175,7 +180,7 @@ def _plan(
         if is_new and look.sight.holds:
             plan.added.append(source)
         name = _short(source)
-        waiting = _waiting(look, cursor.waiting.get(name), now, listing) if look.sight.differs else None
+        waiting = _waiting(look, cursor.waiting.get(name), listing) if look.sight.differs else None
         if waiting is not None:
             plan.waiting[name] = waiting
             plan.cases["changing, left to be quiet"] += 1
@@ -222,15 +227,15 @@ def _case(look: Look, was_stopped: bool, is_new: bool) -> tuple[str, int]:
     return "", REPAIR
 
 
-def _waiting(look: Look, before: _Waiting | None, now: float, listing: ListingSettings) -> _Waiting | None:
-    """How a source that differs waits; None if it has been quiet, or has waited, for long enough.
+def _waiting(look: Look, before: _Waiting | None, listing: ListingSettings) -> _Waiting | None:
+    """How a source that differs waits; None if it had been quiet, or had waited, for long enough when it was looked at.
 
-    Where the file system does not tell when a file changed, or tells a time that is still to come, the
-    source has to look the same for so long.
+    What has come since is not known, however long ago that look was. Where the file system does not tell when a
+    file changed, or tells a time that is still to come, the source has to look the same for so long.
     """
     if not listing.quiet_seconds:
         return None
-    state = look.sight.state
+    state, now = look.sight.state, look.sight.looked_at
     # A time to come is one from before the clock was set back.
     since = before.since if before is not None and before.since <= now else now
     seen = before.seen if before is not None and before.state == state and before.seen <= now else now
@@ -283,9 +288,28 @@ def _request(candidate: _Candidate, last: LastRun) -> dg.RunRequest:
     look = candidate.look
     key = digest(candidate.source, look.age, look.sight.state, last.run_id)
     tags = {STATE_TAG: look.sight.state, PRIORITY_TAG: str(candidate.priority)}
+    changed_at = _changed_at(candidate, last)
+    if changed_at:
+        tags[CHANGED_TAG] = changed_at
     if candidate.priority < FRESH:
         tags[BACKGROUND_TAG] = candidate.why
     return dg.RunRequest(run_key=key, partition_key=candidate.source, tags=tags)
+
+
+def _changed_at(candidate: _Candidate, last: LastRun) -> str:
+    """When the media changed that a run is requested for, as its tag has it; "" where that cannot be told.
+
+    What the last run failed over has been waited for since its change. A file that was moved here with its folder
+    has the time at which it was written elsewhere, one that went away has none at all, and of a clock that
+    differs from ours a time may be still to come.
+    """
+    sight = candidate.look.sight
+    if last.stopped_at is not None and last.state == sight.state:
+        return last.changed_at
+    if candidate.priority < FRESH or sight.changed_at is None:
+        return ""
+    earliest = max(sight.other_at or 0.0, sight.looked_at - MOST_SECONDS_UNNOTICED)
+    return f"{sight.changed_at:.3f}" if earliest <= sight.changed_at <= sight.looked_at else ""
 
 
 def _summary(seen: Round, plan: _Plan) -> str:

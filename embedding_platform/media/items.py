@@ -174,13 +174,15 @@ def classify(
     known: Mapping[str, pa.Table],
     known_rejected: Mapping[str, Sequence[RejectedRow]],
     limits: DecodingSettings = USUAL_LIMITS,
+    listed: pa.Table | None = None,
 ) -> dict[str, dict[str, str]]:
     """The state of every file of a source by modality and path, without hashing any.
 
     `known` and `known_rejected` are those of `list_items`. Only files that are new or changed are
     opened, to recognise what they hold, and those rejected by other code or a lower limit; one that
     could not be read waits for the next listing. Compare with `item_states` and `rejected_state` of
-    the last listing to see what has changed.
+    the last listing to see what has changed. `listed` are the source's files, of schema ENTRIES, where they have been
+    listed already.
 
     Raises:
         PlatformError: if a folder of the source, or a file of captions, cannot be read.
@@ -189,7 +191,7 @@ def classify(
         name: [row for row in rows if not_readable_now(row[3]) or stands(row[3], limits)]
         for name, rows in known_rejected.items()
     }
-    survey = _survey(media_root, source, known, standing, limits)
+    survey = _survey(media_root, source, known, standing, limits, listed)
     states = {
         modality: dict(zip(table["path"].to_pylist(), item_states(table).to_pylist(), strict=True))
         for modality, table in survey.settled.items()
@@ -264,9 +266,10 @@ def _survey(
     known: Mapping[str, pa.Table],
     known_rejected: Mapping[str, Sequence[RejectedRow]],
     limits: DecodingSettings,
+    listed: pa.Table | None = None,
 ) -> _Survey:
     """What every file of the source is."""
-    listed = entries_table(media_root, source)
+    listed = entries_table(media_root, source) if listed is None else listed
     unchanged = {modality: _unchanged(table, listed) for modality, table in known.items()}
     unknown = listed.filter(pc.invert(_is_in(listed["path"], *(table["path"] for table in unchanged.values()))))
     entries = {entry.path: entry for entry in entries_of(unknown)}

@@ -14,7 +14,7 @@ from embedding_platform.errors import PlatformError
 from embedding_platform.increments import Increment, diff, series_of
 from embedding_platform.media.items import Listing, classify, item_states, list_items, rejected_state
 from embedding_platform.media.limits import USUAL_LIMITS
-from embedding_platform.media.listing import entries_table, list_sources, may_be_emptied, newest_change
+from embedding_platform.media.listing import list_sources, may_be_emptied
 from embedding_platform.records import ITEMS, REJECTED, Item
 from embedding_platform.settings import DecodingSettings, ListingSettings
 from embedding_platform.spaces import MODALITIES
@@ -142,10 +142,17 @@ def refuse_emptied(store: str, media_root: str, source: str, guard: ListingSetti
 
 
 def classify_source(
-    store: str, media_root: str, source: str, limits: DecodingSettings = USUAL_LIMITS
+    store: str,
+    media_root: str,
+    source: str,
+    limits: DecodingSettings = USUAL_LIMITS,
+    listed: pa.Table | None = None,
 ) -> dict[str, dict[str, str]]:
-    """State by path by modality of the files that a source holds now, without hashing known ones."""
-    return classify(media_root, source, *_last_listings(store, source), limits)
+    """State by path by modality of the files that a source holds now, without hashing known ones.
+
+    `listed` are those files, of schema ENTRIES, where they have been listed already.
+    """
+    return classify(media_root, source, *_last_listings(store, source), limits, listed)
 
 
 def files_increment(store: str, modality: str, source: str, seen: Mapping[str, str]) -> Increment:
@@ -165,21 +172,9 @@ def listing_age(store: str, modality: str, source: str) -> str:
     return " ".join(storage.change_mark(url) for url in urls)
 
 
-def source_mark(store: str, media_root: str, source: str) -> tuple[str, float | None]:
-    """A mark that changes whenever a file of the source does, or one of its last listings; nothing is opened.
-
-    With it comes when the newest of the files changed, in seconds since 1970, where the file system tells: see
-    `Entry.changed_at`.
-
-    Raises:
-        PlatformError: if a folder of the source may not be read.
-    """
-    ages = (listing_age(store, modality, source) for modality in MODALITIES)
-    entries = entries_table(media_root, source)
-    sizes = entries["size"].cast(pa.string())
-    return records.digest(*ages, records.column_digest(entries["path"], sizes, entries["modified"])), newest_change(
-        entries
-    )
+def listing_ages(store: str, source: str) -> str:
+    """A mark that changes whenever one of the source's last listings was replaced, of whichever modality."""
+    return records.digest(*(listing_age(store, modality, source) for modality in MODALITIES))
 
 
 def listed_sources(store: str, modality: str) -> list[str]:

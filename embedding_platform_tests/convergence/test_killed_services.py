@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from embedding_platform.defs.runs_of_sources import CHANGED_TAG
 from embedding_platform_tests.running_platform import RunningPlatform, running_project, wait_until
 
 pytestmark = pytest.mark.long
@@ -70,6 +71,8 @@ def test_a_run_whose_process_is_killed_is_taken_up_at_its_step(web_ui: RunningPl
     killed = web_ui.await_run(run_id, "FAILURE", seconds=SECONDS_TO_NOTICE)
     assert {"key": "dagster/will_retry", "value": "true"} in killed["tags"]
     retry = await_retry(web_ui, "brig", run_id)
+    changed_at = next(tag for tag in killed["tags"] if tag["key"] == CHANGED_TAG)
+    assert changed_at in retry["tags"], "so that its wait holds that of the killed run"
     assert {step["stepKey"] for step in retry["stepStats"]} == FROM_EMBEDDINGS, "files and segments are not done again"
     assert_searchable_once(web_ui, "brig", embedded)
     told = f"run {run_id[:8]} of text_sync failed: source brig text/minilm/embeddings: "

@@ -7,7 +7,15 @@ import pytest
 from dagster._core.definitions.assets.job.asset_job import IMPLICIT_ASSET_JOB_NAME
 from dagster._core.test_utils import create_run_for_test, freeze_time
 
-from embedding_platform.defs.runs_of_sources import LastRun, Met, ever_failed, last_run, stopped_lately
+from embedding_platform.defs.runs_of_sources import (
+    CHANGED_TAG,
+    LastRun,
+    Met,
+    ever_failed,
+    last_run,
+    media_changed_at,
+    stopped_lately,
+)
 
 SUCCESS, FAILURE, CANCELED = dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED
 
@@ -34,6 +42,15 @@ def make_run(instance: dg.DagsterInstance, status: dg.DagsterRunStatus, *assets:
 
 def test_a_source_without_runs_has_no_last_one(instance: dg.DagsterInstance) -> None:
     assert last_run(instance, "text", "letters") == LastRun()
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [("1764510000.125", 1764510000.125), ("1764510000", 1764510000.0), ("", None), ("lately", None), ("nan", None)],
+)
+def test_a_run_tells_when_its_media_changed_where_its_tag_is_a_time(written: str, told: float | None) -> None:
+    assert media_changed_at(dg.DagsterRun("text_sync", tags={CHANGED_TAG: written})) == told
+    assert media_changed_at(dg.DagsterRun("text_sync")) is None
 
 
 @pytest.mark.parametrize(

@@ -5,23 +5,27 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import dagster as dg
 import pytest
 from dagster._core.test_utils import create_run_for_test
+from fsspec.implementations.memory import MemoryFileSystem
 
 from embedding_platform.definitions import build_definitions
 from embedding_platform.defs import sensors
 from embedding_platform.defs.jobs import FRESH, NIGHTLY, PRIORITY_TAG, REPAIR
+from embedding_platform.defs.runs_of_sources import CHANGED_TAG, LastRun
 from embedding_platform.milvus.connection import close_directory
-from embedding_platform.platform import Platform, Sight
-from embedding_platform.reconcile.files import reconcile_files
+from embedding_platform.platform import Platform
+from embedding_platform.reconcile.files import classify_source, reconcile_files
 from embedding_platform.runs import run_sources
 from embedding_platform.settings import ListingSettings
-from embedding_platform.storage import file_system
+from embedding_platform.sights import Sight
+from embedding_platform.storage import file_system, write_bytes
 from embedding_platform.watching import Look
 from embedding_platform_tests.conftest import open_platform
 
@@ -101,6 +105,18 @@ def test_one_difference_is_requested_once_and_a_later_one_again(
     assert requested(tick(platform, instance)) != first
 
 
+def classified(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The sources that platforms classify from then on, one after the other."""
+    looked: list[str] = []
+
+    def counted(store: str, media_root: str, source: str, *others: Any) -> dict[str, dict[str, str]]:
+        looked.append(source)
+        return classify_source(store, media_root, source, *others)
+
+    monkeypatch.setattr("embedding_platform.platform.classify_source", counted)
+    return looked
+
+
 def test_nothing_is_requested_while_nothing_changes(
     platform: Platform, texts: Path, instance: dg.DagsterInstance
 ) -> None:
@@ -111,14 +127,7 @@ def test_nothing_is_requested_while_nothing_changes(
 def test_a_source_is_classified_again_only_when_its_files_or_its_listings_change(
     platform: Platform, texts: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looked: list[str] = []
-    seen = Platform.seen
-
-    def counted(self: Platform, modality: str, source: str) -> dict[str, str]:
-        looked.append(source)
-        return seen(self, modality, source)
-
-    monkeypatch.setattr(Platform, "seen", counted)
+    looked = classified(monkeypatch)
     first = requested(tick(platform, instance))
     assert requested(tick(platform, instance)) == first
     assert looked == ["letters"]
@@ -399,6 +408,97 @@ def test_fresh_files_pass_a_run_that_waits_in_the_background(
     assert "1 at work" in reason(tick(platform, instance)), "one that has begun is waited for"
 
 
+def changed_at(result: dg.SensorResult | dg.SkipReason) -> str | None:
+    """When the media changed that the one run is requested for, as its tag tells."""
+    assert isinstance(result, dg.SensorResult), result
+    (request,) = result.run_requests or []
+    return request.tags.get(CHANGED_TAG)
+
+
+def test_a_run_is_told_when_its_media_changed_and_tells_how_long_readers_waited_from_then_on(
+    platform: Platform, texts: Path, instance: dg.DagsterInstance
+) -> None:
+    written = os.stat(texts / "one.txt").st_ctime
+    result = tick(platform, instance)
+    assert changed_at(result) == f"{written:.3f}"
+    instance.add_dynamic_partitions("text_sources", ["letters"])
+    job = build_definitions(platform).resolve_job_def("text_sync")
+    (request,) = result.run_requests
+    run = job.execute_in_process(instance=instance, partition_key="letters", tags=request.tags)
+    (collection,) = run.asset_materializations_for_node("text__minilm__collection")
+    from_request, from_change = (
+        collection.metadata[name].value for name in ("seconds_to_searchable", "seconds_from_change_to_searchable")
+    )
+    assert from_change > from_request > 0
+    (texts / "two.txt").write_text("It came by a clock that is ahead of ours.")
+    ahead = {**request.tags, CHANGED_TAG: "99999999999.000"}
+    run = job.execute_in_process(instance=instance, partition_key="letters", tags=ahead)
+    (collection,) = run.asset_materializations_for_node("text__minilm__collection")
+    assert "seconds_to_searchable" in collection.metadata
+    assert "seconds_from_change_to_searchable" not in collection.metadata
+
+
+def test_what_failed_has_waited_since_its_media_changed(
+    platform: Platform, texts: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sensors, "SECONDS_TO_RETRY", 0.0)
+    result = tick(platform, instance)
+    instance.add_dynamic_partitions("text_sources", ["letters"])
+    job = build_definitions(fail_on_milvus(platform)).resolve_job_def("text_sync")
+    for priority in (FRESH, REPAIR):
+        (request,) = result.run_requests
+        assert request.tags[PRIORITY_TAG] == str(priority)
+        assert changed_at(result) == f"{os.stat(texts / 'one.txt').st_ctime:.3f}"
+        job.execute_in_process(instance=instance, partition_key="letters", tags=request.tags, raise_on_error=False)
+        result = tick(platform, instance)
+    reconcile_files(platform.store, platform.settings.media_url, "text", "letters")
+    list(run_sources(platform, instance))
+    replaced = open_platform(platform.settings.base, generations={"text/minilm": 1}, listing=AT_ONCE)
+    result = tick(replaced, instance)
+    assert requested(result).keys() == {"letters"}, "a new collection is asked for"
+    assert changed_at(result) is None, "but no media have changed"
+
+
+@pytest.mark.parametrize("change", ["moved here with its folder", "gone", "written"])
+def test_files_that_are_older_than_a_look_that_did_not_meet_them_tell_no_change(
+    platform: Platform, texts: Path, instance: dg.DagsterInstance, tmp_path: Path, change: str
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "old.txt").write_text("Written before anybody looked.")
+    (texts / "two.txt").write_text("The winter came early.")
+    list(run_sources(platform, instance))
+    assert "1 as listed" in reason(tick(platform, instance))
+    if change == "written":
+        (texts / "three.txt").write_text("The spring was late.")
+    elif change == "gone":
+        (texts / "two.txt").unlink()
+    else:
+        (tmp_path / "elsewhere").rename(texts / "moved")
+    assert (changed_at(tick(platform, instance)) is not None) == (change == "written")
+
+
+@pytest.mark.parametrize(
+    ("sight", "priority", "told"),
+    [
+        (Sight("state", True, True, 1e6, 1e6 - 5), FRESH, "999995.000"),
+        (Sight("state", True, True, 1e6, 1e6 + 5), FRESH, ""),
+        (Sight("state", True, True, 1e6, 1e6 - sensors.MOST_SECONDS_UNNOTICED - 1), FRESH, ""),
+        (Sight("state", True, True, 1e6, 1e6 - 5, other_at=1e6 - 10), FRESH, "999995.000"),
+        (Sight("state", True, True, 1e6, 1e6 - 5, other_at=1e6 - 4), FRESH, ""),
+        (Sight("state", True, True, 1e6), FRESH, ""),
+        (Sight("state", True, False, 1e6, 1e6 - 5), REPAIR, ""),
+    ],
+    ids=["young", "still to come", "old", "since the last look", "before the last look", "unknown", "as listed"],
+)
+def test_a_change_is_told_where_its_time_can_be_that_of_the_media(sight: Sight, priority: int, told: str) -> None:
+    candidate = sensors._Candidate("letters", Look(sight, "", False, False), priority, "new")
+    assert sensors._changed_at(candidate, LastRun()) == told
+    failed = LastRun(state="state", changed_at="7.000", stopped_at=1e6)
+    assert sensors._changed_at(candidate, failed) == "7.000", "over the same media"
+    assert sensors._changed_at(candidate, replace(failed, state="other")) == told
+    assert sensors._changed_at(candidate, replace(failed, stopped_at=None)) == told
+
+
 def test_what_a_collection_lacks_is_requested_in_the_background(
     platform: Platform, texts: Path, instance: dg.DagsterInstance
 ) -> None:
@@ -451,8 +551,7 @@ def test_a_source_that_was_just_written_is_left_to_be_quiet(
     platform: Platform, texts: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     patient = open_platform(platform.settings.base, listing={"quiet_seconds": 60, "longest_wait_seconds": 600})
-    clock = Clock(os.stat(texts / "one.txt").st_ctime + 1)
-    monkeypatch.setattr(sensors, "time", clock)
+    clock = set_clock(monkeypatch, os.stat(texts / "one.txt").st_ctime + 1)
     ticks = Ticks(patient, instance)
     for seconds in (0, 30):
         clock.seconds += seconds
@@ -475,6 +574,19 @@ class Clock:
         return self.seconds
 
 
+def set_clock(monkeypatch: pytest.MonkeyPatch, seconds: float) -> Clock:
+    """The clock of ticks and of looks, which stands still."""
+    clock = Clock(seconds)
+    for module in ("defs.sensors", "platform", "sights"):
+        monkeypatch.setattr(f"embedding_platform.{module}.time", clock)
+    return clock
+
+
+def growing(seconds: float) -> Sight:
+    """What is seen then of a source that changes all the time."""
+    return Sight(str(seconds), True, True, looked_at=seconds, changed_at=seconds)
+
+
 @pytest.mark.parametrize("loses_its_cursor", [False, True])
 def test_a_copy_that_keeps_growing_waits_but_not_for_ever(
     platform: Platform,
@@ -485,8 +597,7 @@ def test_a_copy_that_keeps_growing_waits_but_not_for_ever(
 ) -> None:
     patient = open_platform(platform.settings.base, listing={"quiet_seconds": 10, "longest_wait_seconds": 100})
     instance.add_dynamic_partitions("text_sources", ["letters"])
-    clock = Clock(os.stat(texts / "one.txt").st_ctime)
-    monkeypatch.setattr(sensors, "time", clock)
+    clock = set_clock(monkeypatch, os.stat(texts / "one.txt").st_ctime)
     ticks, waited = Ticks(patient, instance), 0
     while not isinstance(ticks(), dg.SensorResult):
         assert json.loads(ticks.cursor or "")["waiting"]
@@ -495,7 +606,7 @@ def test_a_copy_that_keeps_growing_waits_but_not_for_ever(
         if loses_its_cursor and waited == 60:
             ticks.cursor = "{lost"
         # The clock of the sensor runs ahead of the file's, which is written just now.
-        monkeypatch.setattr(Platform, "sight", lambda *_: Sight(str(clock.seconds), True, True, clock.seconds))
+        monkeypatch.setattr(Platform, "sight", lambda *_: growing(clock.seconds))
     assert waited == (180 if loses_its_cursor else 120)
 
 
@@ -504,9 +615,8 @@ def test_a_copy_that_keeps_growing_has_waited_though_the_queue_had_no_room_for_i
 ) -> None:
     patient = open_platform(platform.settings.base, listing={"quiet_seconds": 10, "longest_wait_seconds": 100})
     instance.add_dynamic_partitions("text_sources", ["letters"])
-    clock = Clock(os.stat(texts / "one.txt").st_ctime)
-    monkeypatch.setattr(sensors, "time", clock)
-    monkeypatch.setattr(Platform, "sight", lambda *_: Sight(str(clock.seconds), True, True, clock.seconds))
+    clock = set_clock(monkeypatch, os.stat(texts / "one.txt").st_ctime)
+    monkeypatch.setattr(Platform, "sight", lambda *_: growing(clock.seconds))
     monkeypatch.setattr(sensors, "MOST_RUNS_WAITING", 0)
     ticks = Ticks(patient, instance)
     assert "1 changing, left to be quiet" in reason(ticks())
@@ -516,6 +626,21 @@ def test_a_copy_that_keeps_growing_has_waited_though_the_queue_had_no_room_for_i
     clock.seconds += 30
     assert set(requested(ticks())) == {"letters"}
     assert not json.loads(ticks.cursor or "")["waiting"]
+
+
+def test_what_one_modality_has_looked_at_is_no_quieter_when_another_takes_it_later(
+    platform: Platform, texts: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patient = open_platform(platform.settings.base, spaces=["text/minilm", "image/clip"], listing={"quiet_seconds": 10})
+    instance.add_dynamic_partitions("text_sources", ["letters"])
+    clock = set_clock(monkeypatch, os.stat(texts / "one.txt").st_ctime + 5)
+    of_texts, of_images = Ticks(patient, instance), Ticks(patient, instance, "image")
+    assert "1 as listed" in reason(of_images())
+    # Copying went on after that look.
+    clock.seconds += 7
+    assert "1 changing, left to be quiet" in reason(of_texts())
+    clock.seconds += 30
+    assert set(requested(of_texts())) == {"letters"}
 
 
 @dataclass(frozen=True)
@@ -570,8 +695,7 @@ def test_on_an_object_store_a_source_is_quiet_when_it_looks_the_same_for_long(
     listing = {"quiet_seconds": 60, "longest_wait_seconds": 600}
     platform = open_platform(tmp_path, spaces=["text/minilm"], media_root=bucket.root, listing=listing)
     instance.add_dynamic_partitions("text_sources", ["letters", "notes"])
-    clock = Clock(1_800_000_000.0)
-    monkeypatch.setattr(sensors, "time", clock)
+    clock = set_clock(monkeypatch, 1_800_000_000.0)
     ticks = Ticks(platform, instance)
     assert "2 changing, left to be quiet" in reason(ticks())
     clock.seconds += 30
@@ -584,7 +708,7 @@ def test_on_an_object_store_a_source_is_quiet_when_it_looks_the_same_for_long(
 
 
 def look(state: str = "state", changed_at: float | None = None) -> Look:
-    return Look(Sight(state, True, True, changed_at), "", False, False)
+    return Look(Sight(state, True, True, 1000.0, changed_at), "", False, False)
 
 
 PATIENT = ListingSettings(quiet_seconds=10, longest_wait_seconds=100)
@@ -622,8 +746,8 @@ PATIENT = ListingSettings(quiet_seconds=10, longest_wait_seconds=100)
 def test_a_source_is_quiet_when_its_files_are_old_or_look_the_same_for_long(
     met: Look, before: "sensors._Waiting | None", waits: bool
 ) -> None:
-    assert (sensors._waiting(met, before, 1000.0, PATIENT) is not None) == waits
-    assert sensors._waiting(met, before, 1000.0, ListingSettings(quiet_seconds=0)) is None
+    assert (sensors._waiting(met, before, PATIENT) is not None) == waits
+    assert sensors._waiting(met, before, ListingSettings(quiet_seconds=0)) is None
 
 
 def test_a_cursor_stays_small_however_many_sources_wait() -> None:
@@ -698,3 +822,84 @@ def test_a_problem_that_stands_is_logged_once_and_stays_in_the_reason(
     for _ in range(3):
         assert "1 not to be read; letters: source letters under" in reason(ticks())
     assert capfd.readouterr().err.count("WARNING - letters: source letters under") == 1
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def lake(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The root of media of two sources, one of which has a folder of its own."""
+    root = str(tmp_path / "lake") if request.param == "folder" else f"memory://{uuid4().hex}/lake"
+    for path in ("letters/one.txt", "letters/old/two.txt", "notes/one.txt"):
+        write_bytes(f"{root}/{path}", b"Sow in March.")
+    return root
+
+
+def listed(monkeypatch: pytest.MonkeyPatch, root: str) -> list[str]:
+    """The folders under a root that are listed from then on, one after the other, relative to it."""
+    _, top = file_system(root)
+    found: list[str] = []
+    scan, ls, find = os.scandir, MemoryFileSystem.ls, MemoryFileSystem.find
+
+    def told(path: Any) -> None:
+        if f"{path}/".startswith(f"{top}/"):
+            found.append(str(path)[len(top) + 1 :])
+
+    def counted_scan(path: Any = ".") -> Any:
+        told(path)
+        return scan(path)
+
+    def counted_ls(self: MemoryFileSystem, path: str, *others: Any, **named: Any) -> Any:
+        told(self._strip_protocol(path))
+        return ls(self, path, *others, **named)
+
+    def counted_find(self: MemoryFileSystem, path: str, *others: Any, **named: Any) -> Any:
+        told(self._strip_protocol(path))
+        return find(self, path, *others, **named)
+
+    monkeypatch.setattr(os, "scandir", counted_scan)
+    monkeypatch.setattr(MemoryFileSystem, "ls", counted_ls)
+    monkeypatch.setattr(MemoryFileSystem, "find", counted_find)
+    return found
+
+
+def test_ticks_of_all_modalities_list_and_classify_each_source_once_between_them(
+    tmp_path: Path, lake: str, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    platform = open_platform(tmp_path, media_root=lake, listing=AT_ONCE)
+    assert len(platform.modalities) == 5
+    sensors_of_all = [Ticks(platform, instance, modality) for modality in platform.modalities]
+    walked, looked = listed(monkeypatch, lake), classified(monkeypatch)
+    # A bucket lists at once all that is below a source.
+    letters = ["letters"] if "://" in lake else ["letters", "letters/old"]
+    folders = ["", *letters, "notes"]
+
+    def ticks_of_all(*changed: str) -> list[str]:
+        """Tick all sensors once, and tell for which sources a run of texts is requested."""
+        results = {ticks.sensor.name: ticks() for ticks in sensors_of_all}
+        assert sorted(walked) == folders
+        assert sorted(looked) == sorted(changed)
+        walked.clear()
+        looked.clear()
+        return sorted(str(source) for source in requested(results["text_media"]))
+
+    assert ticks_of_all("letters", "notes") == ["letters", "notes"]
+    assert ticks_of_all() == ["letters", "notes"], "nothing is read of what is as it was"
+    write_bytes(f"{lake}/notes/two.txt", b"Reap in August.")
+    assert ticks_of_all("notes") == ["letters", "notes"]
+    reconcile_files(platform.store, lake, "text", "notes")
+    walked.clear()
+    assert ticks_of_all("notes") == ["letters", "notes"], "it is listed, and in no collection"
+
+    # A run replaces a listing between the ticks of one round: its source is looked at once more.
+    first, *others = sensors_of_all
+    first()
+    reconcile_files(platform.store, lake, "text", "letters")
+    walked.clear()
+    for ticks in others:
+        ticks()
+    assert sorted(walked) == letters
+    assert looked == ["letters"]
+
+    # What serves one platform serves no other in the process.
+    walked.clear()
+    tick(open_platform(tmp_path, media_root=lake, listing=AT_ONCE), instance)
+    assert sorted(walked) == folders
