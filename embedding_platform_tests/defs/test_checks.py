@@ -149,6 +149,18 @@ def test_a_moved_distribution_warns_with_figures_limits_and_files(lake: Lake) ->
     assert value(verdict, "accept_with") == "embedding-platform accept text/small --source one"
 
 
+def test_a_spoilt_increment_warns_though_all_vectors_are_where_they_were(lake: Lake) -> None:
+    lake.run()
+    content = lake.live().sample().contents[0]
+    figures, limits = {"shift": 0.001, "increment_alikeness": 0.99}, {"shift": 0.1, "increment_alikeness": 0.95}
+    spoilt = replace(STILL, figures=figures, limits=limits, outliers=[(content, 0.2)], arrived=200)
+    verdict = verdicts_on(lake, spoilt)["distribution"]
+    assert (verdict.passed, verdict.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert (value(verdict, "increment_vectors"), value(verdict, "increment_alikeness_limit")) == (200, 0.95)
+    assert "increment alikeness 0.9900 of at most 0.9500" in str(verdict.description)
+    assert len(rows_of(verdict)) == 1
+
+
 def test_recall_that_falls_short_names_what_was_searched_with(lake: Lake, tmp_path: Path) -> None:
     lake.run()
     report = collect(connect(str(tmp_path / "lite")), lake)
