@@ -194,8 +194,8 @@ def rejects(
 @click.option("--source", "sources", multiple=True, required=True, help="Of this source; may be repeated.")
 @click.pass_obj
 def accept(opened: Callable[[], "Platform"], space: str, sources: tuple[str, ...]) -> None:
-    """Accept vectors that the check `distribution` warned of, and compare later ones with them."""
-    from embedding_platform.reconcile.distribution import accept_waiting
+    """Accept what the checks `distribution` and `duplicates` warned of, and compare what comes later with it."""
+    from embedding_platform.reconcile.acceptance import accept_waiting
 
     platform = opened()
     chosen = platform.space(space)

@@ -113,6 +113,18 @@ def distribution_url(store: str, space_key: str, fingerprint: str, source: str) 
     return join(store, "distributions", space_key, fingerprint[:FINGERPRINT_DIGITS], f"{_safe(source)}.json")
 
 
+def arrived_url(store: str, space_key: str, fingerprint: str, source: str) -> str:
+    """The contents that came to a source since its vectors were last accepted."""
+    folder = join(store, "distributions", space_key, fingerprint[:FINGERPRINT_DIGITS], "arrived")
+    return join(folder, table_of(source))
+
+
+def duplicates_url(store: str, space_key: str, fingerprint: str, source: str) -> str:
+    """How many segments of a source repeated another's content when its checks passed."""
+    folder = join(store, "distributions", space_key, fingerprint[:FINGERPRINT_DIGITS], "duplicates")
+    return join(folder, f"{_safe(source)}.json")
+
+
 def verified_url(store: str, collection: str, source: str) -> str:
     """The rows of a partition that were last read back from Milvus."""
     return join(collection_folder(store, collection), "verified", table_of(source))

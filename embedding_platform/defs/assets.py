@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import dagster as dg
 
-from embedding_platform.defs import checks, metadata
+from embedding_platform.defs import check_specs, checks, metadata
 from embedding_platform.defs.freshness import last_listings
 from embedding_platform.defs.partitions import set_name, sources_of
 from embedding_platform.defs.resources import PlatformResource, clear_failures, progress_of
@@ -20,6 +20,7 @@ from embedding_platform.models.loading import is_remote
 from embedding_platform.platform import Platform
 from embedding_platform.reconcile.collection import CollectionReport, reconcile_collection
 from embedding_platform.reconcile.distribution import accept_distribution, compare_distribution
+from embedding_platform.reconcile.duplicates import accept_duplicates, compare_duplicates
 from embedding_platform.reconcile.embeddings import EmbeddingsReport, reconcile_embeddings
 from embedding_platform.reconcile.files import reconcile_files
 from embedding_platform.reconcile.rows import LiveRows
@@ -65,7 +66,7 @@ def _files(modality: Modality, settings: Settings) -> dg.AssetsDefinition:
             "from then on. A file that is not what its name promises is rejected with a reason."
         ),
         metadata=metadata.of_files_asset(settings, modality.name),
-        check_specs=checks.specs(key, partitions),
+        check_specs=check_specs.specs(key, partitions),
     )
     def files(context: dg.AssetExecutionContext, platform: PlatformResource) -> Results:
         source = context.partition_key
@@ -109,7 +110,7 @@ def _segments(modality: Modality, cutting: Cutting, settings: Settings) -> dg.As
             "cannot be is rejected with a reason, and tried again when it, or the way of cutting, changes."
         ),
         metadata=metadata.of_segments_asset(settings, modality.name),
-        check_specs=checks.specs(key, partitions),
+        check_specs=check_specs.specs(key, partitions),
     )
     def segments(context: dg.AssetExecutionContext, platform: PlatformResource) -> Results:
         source = context.partition_key
@@ -155,7 +156,7 @@ def _embeddings(space: Space, fingerprint: str, settings: Settings) -> dg.Assets
             "decides a vector's values."
         ),
         metadata=metadata.of_embeddings_asset(settings, space, fingerprint),
-        check_specs=checks.specs(key, partitions),
+        check_specs=check_specs.specs(key, partitions),
     )
     def embeddings(context: dg.AssetExecutionContext, platform: PlatformResource) -> Results:
         source = context.partition_key
@@ -188,15 +189,16 @@ def judged_embeddings(
 ) -> list[dg.AssetCheckResult]:
     """The verdicts on a source's vectors. Where all but warnings pass, later ones are compared with these vectors.
 
-    A distribution that the check of it warns of is not accepted by itself.
+    What the checks of the distribution and of duplicates warn of is not accepted by itself.
 
     Raises:
-        PlatformError: if the history of the distribution cannot be read or written.
+        PlatformError: if what was accepted before cannot be read or written.
     """
     quality = platform.settings.quality
     place = (platform.store, space.key, platform.fingerprint(space), source)
     change = compare_distribution(*place, report.judged, report.data_version, quality.max_shift)
-    offending = checks.offending_contents(report, change, quality)
+    repetition = compare_duplicates(*place, report.duplicates, report.segments, quality.max_duplicate_share)
+    offending = checks.offending_contents(report, change, repetition, quality)
     named = platform.live(space, source).segments_of(offending) if offending else []
     verdicts = checks.of_embeddings(
         report,
@@ -204,13 +206,15 @@ def judged_embeddings(
         quality,
         platform.compared(space) if report.device else None,
         change,
+        repetition,
         {segment.content_hash: segment.path for segment in named},
         source,
     )
-    if not change.exceeded and all(
-        verdict.passed or verdict.severity == dg.AssetCheckSeverity.WARN for verdict in verdicts
-    ):
-        accept_distribution(*place, report.judged, change, report.data_version)
+    if all(verdict.passed or verdict.severity == dg.AssetCheckSeverity.WARN for verdict in verdicts):
+        if not change.exceeded:
+            accept_distribution(*place, report.judged, change, report.data_version)
+        if not repetition.exceeded:
+            accept_duplicates(*place, repetition)
     return verdicts
 
 
@@ -233,7 +237,7 @@ def _collection(space: Space, fingerprint: str, settings: Settings) -> dg.Assets
             "consistency. Rows just written are searched for, and recall is measured against exact search."
         ),
         metadata=metadata.of_collection_asset(settings, space, fingerprint),
-        check_specs=checks.specs(key, partitions),
+        check_specs=check_specs.specs(key, partitions),
     )
     def collection(context: dg.AssetExecutionContext, platform: PlatformResource) -> Results:
         def work() -> dg.MaterializeResult:
@@ -286,7 +290,7 @@ def _published(space: Space, fingerprint: str, settings: Settings) -> dg.AssetsD
             "then readers go on with the one before. `embedding-platform rollback` moves it back."
         ),
         metadata=metadata.of_published_asset(settings, space, fingerprint),
-        check_specs=checks.specs(key, None),
+        check_specs=check_specs.specs(key, None),
     )
     def published(context: dg.AssetExecutionContext, platform: PlatformResource) -> Results:
         def work() -> dg.MaterializeResult:

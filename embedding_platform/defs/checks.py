@@ -1,4 +1,4 @@
-"""Asset checks: what is specified for each asset, and the verdicts on a stage's report.
+"""Asset checks: the verdicts on a stage's report; `check_specs` holds what is specified of them.
 
 Each verdict has the numbers and the thresholds that it was passed on; one that fails names the
 worst offenders, and says what to do. docs/metadata.md explains each of them.
@@ -6,12 +6,12 @@ worst offenders, and says what to do. docs/metadata.md explains each of them.
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import dagster as dg
 import numpy as np
 
 from embedding_platform.defs import metadata
+from embedding_platform.defs.check_specs import CHECKS
 from embedding_platform.defs.failures import Failure
 from embedding_platform.defs.freshness import MOST_LOOKED_AT, Listings
 from embedding_platform.defs.tables import table
@@ -19,6 +19,7 @@ from embedding_platform.errors import UnsoundError
 from embedding_platform.inference.golden import GoldenReport
 from embedding_platform.reconcile.collection import CollectionReport
 from embedding_platform.reconcile.distribution import Change
+from embedding_platform.reconcile.duplicates import Repetition
 from embedding_platform.reconcile.embeddings import EmbeddingsReport
 from embedding_platform.reconcile.probing import Probe
 from embedding_platform.reconcile.publication import PublicationReport
@@ -39,166 +40,6 @@ FEWEST_TO_COLLAPSE = 10
 
 
 _ERROR, _WARN = dg.AssetCheckSeverity.ERROR, dg.AssetCheckSeverity.WARN
-
-
-@dataclass(frozen=True)
-class _Check:
-    """A check of one kind of asset: whether a failure stops what comes after, what it holds, and what to do if not."""
-
-    name: str
-    blocking: bool
-    holds: str
-    mend: str
-
-
-_REJECTS = _Check(
-    "rejects",
-    True,
-    "Few enough items were rejected. Any reject is a warning; too large a share blocks.",
-    "See the list with `embedding-platform rejects`; mend or remove the files, raise the limit that a reason "
-    "names, or raise `quality.max_rejected_share`.",
-)
-_GOLDEN = _Check(
-    "golden",
-    True,
-    "The model gives the vectors of fixed inputs that it gave when it made its first.",
-    "Go back to the library, runtime or device that the failure names, or set a higher number in `generations`, "
-    "which embeds the space anew.",
-)
-_STORED_FAULT = "Remove the shards of this source, which the materialization names, and run again."
-_FAULT = (
-    f"Look at the files that were left out, and at precision and device. Where stored vectors offend: {_STORED_FAULT}"
-)
-
-CHECKS: Mapping[str, tuple[_Check, ...]] = {
-    "files": (_REJECTS,),
-    "segments": (_REJECTS,),
-    "embeddings": (
-        _Check("dimension", True, "Every vector has the space's dimension.", _FAULT),
-        _Check("finite", True, "Every value of every vector is finite.", _FAULT),
-        _Check("zero", True, "No vector is zero.", _FAULT),
-        _Check("norm", True, "Every norm lies in the space's band.", _FAULT),
-        _Check(
-            "collapse",
-            True,
-            "Different contents have different vectors: not all pairs have a cosine near one.",
-            "Suspect the model's files, its precision or its device; where the media are that much alike, lower "
-            "`quality.min_cosine_distance`.",
-        ),
-        _Check(
-            "count",
-            True,
-            "Every live segment has a vector or a recorded rejection.",
-            "Materialize embeddings of this source again, which does what is missing.",
-        ),
-        _REJECTS,
-        _Check(
-            "duplicates",
-            False,
-            "Few segments share their content with another.",
-            "Remove copies from the source, or raise `quality.max_duplicate_share`. Each content is embedded once.",
-        ),
-        _Check(
-            "distribution",
-            False,
-            "Centre, spread and mean norm of the vectors are as when the checks last passed, as far as is usual for "
-            "this source; those of a new source as far from its space's other sources as they are from each other.",
-            "Look at the files that are named: where the media are meant to be that different, accept it with "
-            "`embedding-platform accept SPACE --source NAME`; where not, put the media right, or see what changed in "
-            "decoder and model.",
-        ),
-        _GOLDEN,
-    ),
-    "collection": (
-        _Check(
-            "rows",
-            True,
-            "Milvus holds exactly the desired rows, read back at Strong consistency.",
-            "See that nobody else writes to the collection, then materialize it again.",
-        ),
-        _Check(
-            "index",
-            True,
-            "The index that the settings ask for is built and loaded, and rows just written are found through it.",
-            "See the log and the load of Milvus, choose an index type that it has, or raise "
-            "`milvus.searchable_seconds`; then materialize again.",
-        ),
-        _Check(
-            "recall",
-            True,
-            "Recall@10 and recall@100 of the index against exact search reach their floors.",
-            "Run `embedding-platform tune` for the space, which finds search parameters that suffice; or build the "
-            "index with more effort (`indexes`), or lower the floors (`quality.min_recall`).",
-        ),
-        _Check(
-            "tampering",
-            False,
-            "Nobody else dropped, altered or added rows; where somebody did, they are put right.",
-            "Nothing is left to do here; find out who else writes to this Milvus, and let them have a user without "
-            "that right. `embedding-platform trace ID` tells what a row is of.",
-        ),
-    ),
-    "published": (
-        _Check(
-            "gate",
-            False,
-            "Every source is complete and sound in the collection that the alias is to name.",
-            "Run the sources that are named: `embedding-platform run --source NAME`. After a rollback nothing is to be "
-            "run: `embedding-platform publish SPACE` takes it back.",
-        ),
-        _Check(
-            "alias",
-            False,
-            "Readers search the collection of the present model: the alias points there.",
-            "See the check `gate` for what it waits for; after a rollback, `embedding-platform publish`.",
-        ),
-        _GOLDEN,
-        _Check(
-            "freshness",
-            False,
-            "Every source was listed not long ago, so that new media are not missed.",
-            "See that the daemon runs and the schedules are on, and why the last runs of the sources that are named "
-            "failed; then `embedding-platform run --source NAME`.",
-        ),
-    ),
-    "probe": (
-        _Check(
-            "probe_recall",
-            False,
-            "Searches through the alias find what exact search over the stored vectors finds.",
-            "Run `embedding-platform tune` for the space, which finds search parameters that suffice; where rows are "
-            "missing, `embedding-platform run --source NAME` puts them back.",
-        ),
-        _Check(
-            "probe_freshness",
-            False,
-            "No listed source has been missing from the collection for over `alerts.stale_seconds`.",
-            "See the last runs of the sources that are named, and that the daemon runs and the sensors are on; then "
-            "`embedding-platform run --source NAME`.",
-        ),
-        _Check(
-            "failed_sources",
-            False,
-            "No source's last run failed at an asset of this space, or upstream of it, however long ago.",
-            "Do what the mend of each failure says, then `embedding-platform run --source NAME`.",
-        ),
-    ),
-}
-"""The checks by the last part of an asset's key, and those of the probe of what is published."""
-
-
-def specs(asset: dg.AssetKey, partitions: dg.PartitionsDefinition | None, stage: str = "") -> list[dg.AssetCheckSpec]:
-    """The check specifications of the asset, by the last part of its key, or those of another `stage`."""
-    return [
-        dg.AssetCheckSpec(
-            check.name,
-            asset=asset,
-            blocking=check.blocking,
-            description=f"{check.holds}\n\nIf not: {check.mend}",
-            partitions_def=partitions,
-        )
-        for check in CHECKS[stage or asset.path[-1]]
-    ]
 
 
 def of_error(error: UnsoundError, stage: str) -> dg.AssetCheckResult | None:
@@ -236,6 +77,7 @@ def of_embeddings(
     quality: QualitySettings,
     golden: GoldenReport | None,
     change: Change,
+    repetition: Repetition,
     paths: Mapping[str, str],
     source: str,
 ) -> list[dg.AssetCheckResult]:
@@ -243,6 +85,7 @@ def of_embeddings(
 
     `golden` is None where no model was loaded. `paths` name files by the hash of a content.
     """
+    accept = f"embedding-platform accept {space.key} --source {shlex.quote(source)}"
     return [
         *(_of_fault(fault, report, space, quality, paths) for fault in ("dimension", "finite", "zero", "norm")),
         _of_collapse(report, quality, paths),
@@ -259,16 +102,18 @@ def of_embeddings(
             _contents(report.missing, paths) if report.missing else None,
         ),
         of_rejects(report.rejected, report.contents, quality, "embeddings"),
-        _of_duplicates(report, quality, paths),
-        _of_distribution(change, paths, f"embedding-platform accept {space.key} --source {shlex.quote(source)}"),
+        _of_duplicates(repetition, report.repeated, paths, accept),
+        _of_distribution(change, paths, accept),
         _of_golden("embeddings", golden),
     ]
 
 
-def offending_contents(report: EmbeddingsReport, change: Change, quality: QualitySettings) -> list[str]:
+def offending_contents(
+    report: EmbeddingsReport, change: Change, repetition: Repetition, quality: QualitySettings
+) -> list[str]:
     """Content hashes that failing checks are to name by their files."""
     stored = [content for contents in report.judged.faults.values() for content in contents[:MOST_EXAMPLES]]
-    repeated = report.repeated if _repeated_share(report) > quality.max_duplicate_share else []
+    repeated = report.repeated if repetition.exceeded else []
     alike = [content for *pair, _ in _alike(report) for content in pair] if _is_collapsed(report, quality) else []
     others = [content for content, _ in [*repeated, *change.outliers]]
     return [*stored, *report.missing[:MOST_EXAMPLES], *alike, *others]
@@ -470,6 +315,7 @@ def _of_distribution(change: Change, paths: Mapping[str, str], command: str) -> 
         "mean_norm": change.mean_norm,
         "accepted_changes": change.accepted,
         "other_sources": change.others,
+        "increment_vectors": change.arrived,
         **change.figures,
         **{f"{name}_limit": limit for name, limit in change.limits.items()},
     }
@@ -588,22 +434,26 @@ def _alike(report: EmbeddingsReport) -> list[tuple[str, str, float]]:
     return [(contents[place], contents[place + 1], float(cosines[place])) for place in places]
 
 
-def _of_duplicates(report: EmbeddingsReport, quality: QualitySettings, paths: Mapping[str, str]) -> dg.AssetCheckResult:
-    share = _repeated_share(report)
-    passed = share <= quality.max_duplicate_share
-    rows = ((paths.get(content, content), str(count)) for content, count in report.repeated)
+def _of_duplicates(
+    repetition: Repetition, repeated: Sequence[tuple[str, int]], paths: Mapping[str, str], command: str
+) -> dg.AssetCheckResult:
+    numbers: dict[str, float | str] = {
+        "duplicates": repetition.duplicates,
+        "share": repetition.share,
+        "most_allowed": repetition.limit,
+        "accepted_shares": repetition.accepted,
+    }
+    if repetition.exceeded:
+        numbers["accept_with"] = command
+    rows = ((paths.get(content, content), str(count)) for content, count in repeated)
     return _result(
         "embeddings",
         "duplicates",
-        passed,
-        f"{report.duplicates} of {report.segments} segments repeat another's content",
-        {"duplicates": report.duplicates, "share": share, "most_allowed": quality.max_duplicate_share},
-        None if passed else _table(("content of", "segments"), rows),
+        not repetition.exceeded,
+        f"{repetition.duplicates} of {repetition.segments} segments repeat another's content",
+        numbers,
+        _table(("content of", "segments"), rows) if repetition.exceeded else None,
     )
-
-
-def _repeated_share(report: EmbeddingsReport) -> float:
-    return report.duplicates / report.segments if report.segments else 0.0
 
 
 def _result(

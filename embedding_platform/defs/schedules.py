@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import dagster as dg
 from dagster._utils.schedules import get_latest_completed_cron_tick
 
-from embedding_platform.defs.checks import CHECKS
+from embedding_platform.defs.check_specs import CHECKS
 from embedding_platform.defs.jobs import BACKGROUND_TAG, MAINTENANCE, NIGHTLY, PRIORITY_TAG, PROBE, job_name
 from embedding_platform.defs.partitions import set_name
 from embedding_platform.defs.runs_of_sources import UNFINISHED, Met, last_materialized

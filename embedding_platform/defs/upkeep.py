@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from embedding_platform.defs import checks
+from embedding_platform.defs import check_specs, checks
 from embedding_platform.defs.failures import Failure, failure_of
 from embedding_platform.defs.metadata import explained
 from embedding_platform.defs.partitions import set_name
@@ -35,7 +35,7 @@ def space_probes(space: Space) -> dg.AssetChecksDefinition:
 
     @dg.multi_asset_check(
         name=f"{space.modality}_{space.name}_probe",
-        specs=checks.specs(key, None, "probe"),
+        specs=check_specs.specs(key, None, "probe"),
         description=f"What readers of {space.key} get, looked at without changing anything.",
     )
     def probes(context: dg.AssetCheckExecutionContext, platform: PlatformResource) -> Iterator[dg.AssetCheckResult]:

@@ -4,11 +4,11 @@ A model that silently gives other vectors, a decoder that turns everything grey,
 fills with something else moves the centre of the vectors, or changes how far they scatter. How
 much of that is usual is known from the source's own history: of each change that was accepted,
 one line is kept, and of the last one the centre. A source that is new is held against the space's
-other sources, and one with few changes to what is usual of them.
+other sources, and one with few changes to what is usual of them. What came since the last of them is held
+against it by itself too, see `arrivals`.
 """
 
 import base64
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 
 from embedding_platform import layout, storage
-from embedding_platform.errors import PlatformError
-from embedding_platform.vectors.judged import Judged
+from embedding_platform.reconcile import arrivals, history
+from embedding_platform.reconcile.history import FEWEST_ACCEPTED, MOST_ACCEPTED, NOISE, limit_of
+from embedding_platform.vectors.judged import ARRIVED, Judged
 from embedding_platform.vectors.judgement import Distribution, distribution, normalise
+from embedding_platform.vectors.sampled import Sample, kept_url
 
 FIGURES = ("shift", "spread_change", "norm_change")
 """How far a distribution is from another: distance of the centres of the directions, change of the
@@ -28,29 +30,7 @@ spread, and relative change of the mean norm."""
 FEWEST = 10
 """Vectors from which on a distribution can be told."""
 
-FEWEST_ACCEPTED = 5
-"""Accepted changes from which on they, and not the settings, tell what is usual."""
-
-MOST_ACCEPTED = 20
-"""Accepted changes that are kept, the last ones."""
-
-DEVIATIONS = 3.5
-"""How many robust standard deviations above its median a change is an outlier: the modified
-z-score of Iglewicz & Hoaglin 1993 (NIST/SEMATECH e-Handbook of Statistical Methods, 1.3.5.17)."""
-
-TO_STANDARD_DEVIATION = 1.4826
-"""What a median absolute deviation is multiplied by to estimate a standard deviation (Leys et al. 2013)."""
-
-LEAST_LIMIT = 0.01
-"""Smaller changes are never told, however steady a source was."""
-
-NOISE = 3.0
-"""How many times the sampling error a change has to be, so that few vectors are not taken for a change."""
-
 MOST_OUTLIERS = 10
-
-MOST_OTHERS = 50
-"""Other sources of a space whose histories are read."""
 
 _NOTHING: dict[str, Any] = {"accepted": [], "centre": "", "waiting": None}
 
@@ -59,8 +39,9 @@ _NOTHING: dict[str, Any] = {"accepted": [], "centre": "", "waiting": None}
 class Change:
     """How far the distribution of a source's vectors is from the last accepted one.
 
-    `figures` and `limits` are by FIGURES; both are empty where there is nothing to compare with
-    yet, or too few vectors. `accepted` counts the changes that the limits come from; `others` the
+    `figures` and `limits` are by FIGURES, and by `arrivals.FIGURES` where enough came since to be compared by
+    itself: `arrived` counts those of its vectors that are looked at. Both are empty where there is nothing to
+    compare with yet, or too few vectors. `accepted` counts the changes that the limits come from; `others` the
     sources of the space that a new one is compared with, 0 where it is compared with itself.
     `outliers` are the contents farthest from the accepted centre and their cosines with it, the
     farthest first, none while the change is within its limits. `is_new` tells whether the vectors
@@ -76,6 +57,7 @@ class Change:
     outliers: list[tuple[str, float]]
     is_new: bool
     others: int = 0
+    arrived: int = 0
 
     @property
     def exceeded(self) -> list[str]:
@@ -95,34 +77,41 @@ def compare_distribution(
         PlatformError: if the history cannot be read, or not be written.
     """
     url = layout.distribution_url(store, space_key, fingerprint, source)
-    kept = _read(url)
+    kept = history.read(url, _NOTHING)
     now = distribution(judged.sample.vectors)
     last = kept["accepted"][-1] if kept["accepted"] else None
     is_new = last is None or last["data_version"] != data_version
     # The first has nothing of its own that it was compared with.
-    history = kept["accepted"][1:]
-    others = _others(url) if is_new and now.count >= FEWEST and len(history) < FEWEST_ACCEPTED else []
+    lines = kept["accepted"][1:]
+    others: list[dict[str, Any]] = []
+    telling = _telling(lines) if judged.arrived else lines
+    if is_new and now.count >= FEWEST and len(telling) < FEWEST_ACCEPTED:
+        others = history.read_others(url, _NOTHING)
     figures: dict[str, float] = {}
     limits: dict[str, float] = {}
+    arrived: dict[str, float] = {}
     before = None
     if last is not None and now.count >= FEWEST:
         before = _last_of(kept)
+        lines_of_others = [line for other in others for line in other["accepted"][1:]]
+        arrived, limits = _of_arrivals(judged, lines, lines_of_others)
+        if len(lines) < FEWEST_ACCEPTED:
+            lines = [*lines, *lines_of_others]
         figures, noises = _figures(now, before), _noises(now, before)
-        if len(history) < FEWEST_ACCEPTED:
-            history = [*history, *(line for other in others for line in other["accepted"][1:])]
-        limits = {name: limit_of([one[name] for one in history], noises[name], usual) for name in FIGURES}
+        limits |= {name: limit_of([one[name] for one in lines], noises[name], usual) for name in FIGURES}
     elif last is None and len(others) >= FEWEST_ACCEPTED:
         before, figures, limits = _beside(now, [_last_of(other) for other in others], usual)
     change = Change(
         vectors=now.count,
         spread=now.spread,
         mean_norm=now.mean_norm,
-        figures=figures,
+        figures={**figures, **arrived},
         limits=limits,
-        accepted=len(history),
+        accepted=len(lines),
         outliers=[],
         is_new=is_new,
         others=len(others) if last is None and figures else 0,
+        arrived=len(judged.arrived.contents) if judged.arrived and arrived else 0,
     )
     if before is None:
         return change
@@ -130,12 +119,15 @@ def compare_distribution(
     if not change.exceeded:
         if waiting is not None:
             # The vectors that waited are there no more: accepting them now would tell of those that are.
-            _write(url, {**kept, "waiting": None})
+            history.write(url, {**kept, "waiting": None})
         return change
     if waiting is None or waiting["data_version"] != data_version:
-        kept["waiting"] = {**_line(now, figures, data_version), "centre": _encoded(now.centre)}
-        _write(url, kept)
-    return Change(**{**vars(change), "outliers": _outliers(judged, before)})
+        line = _line(now, change.figures, data_version)
+        kept["waiting"] = {**line, "centre": _encoded(now.centre), "arrived": _arrived(judged)}
+        history.write(url, kept)
+    # Those that came may be too few to be among a sample of all.
+    offending = judged.sample if set(change.exceeded) & set(FIGURES) else judged.arrived
+    return Change(**{**vars(change), "outliers": _outliers(offending or judged.sample, before)})
 
 
 def accept_distribution(
@@ -150,51 +142,63 @@ def accept_distribution(
     """
     if not change.is_new or change.vectors < FEWEST:
         return
-    url = layout.distribution_url(store, space_key, fingerprint, source)
+    place = (store, space_key, fingerprint, source)
+    url = layout.distribution_url(*place)
+    kept = history.read(url, _NOTHING)
     now = distribution(judged.sample.vectors)
-    _accept(url, _read(url), _line(now, change.figures, data_version), _encoded(now.centre))
+    # Of a first distribution all are a part. Later ones that are too few to be compared wait for those to come.
+    compared = _arrived(judged) if change.arrived or not kept["accepted"] else []
+    _accept(url, kept, _line(now, change.figures, data_version), _encoded(now.centre))
+    _forget(*place, compared)
 
 
-def accept_waiting(store: str, space_key: str, fingerprint: str, source: str) -> str:
-    """Accept a change that a check warned of; returns the time at which it was first met.
+def accept_waiting_distribution(store: str, space_key: str, fingerprint: str, source: str) -> str | None:
+    """Accept a change that the check warned of; returns the time at which it was first met, None if none waits.
 
     Raises:
-        PlatformError: if no change waits to be accepted.
+        PlatformError: if the history cannot be read or written.
     """
-    url = layout.distribution_url(store, space_key, fingerprint, source)
-    kept = _read(url)
+    place = (store, space_key, fingerprint, source)
+    url = layout.distribution_url(*place)
+    kept = history.read(url, _NOTHING)
     waiting = kept["waiting"]
     if waiting is None:
-        raise PlatformError(
-            f"no change of {space_key}, source {source}, waits to be accepted; see the check distribution in the web UI"
-        )
-    line = {name: value for name, value in waiting.items() if name != "centre"}
+        return None
+    line = {name: value for name, value in waiting.items() if name not in ("centre", "arrived")}
     _accept(url, kept, line, waiting["centre"])
+    _forget(*place, waiting.get("arrived", []))
     return str(waiting["at"])
 
 
-def limit_of(history: Sequence[float], noise: float, usual: float) -> float:
-    """The largest change that is not remarkable, after the changes of `history` were accepted.
+def _of_arrivals(
+    judged: Judged, lines: Sequence[dict[str, Any]], lines_of_others: Sequence[dict[str, Any]]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Figures of what came since the last distribution was accepted, and their limits."""
+    if judged.arrived is None:
+        return {}, {}
+    came = set(judged.arrived.contents)
+    rest = [content not in came for content in judged.sample.contents]
+    telling = _telling(lines)
+    if len(telling) < FEWEST_ACCEPTED:
+        telling += _telling(lines_of_others)
+    usual = {name: [line[name] for line in telling] for name in arrivals.FIGURES}
+    return arrivals.compare(judged.arrived.vectors, judged.sample.vectors[rest], usual)
 
-    From FEWEST_ACCEPTED changes on, of the source itself or of others of its space, it is their median and
-    DEVIATIONS robust standard deviations more, at least LEAST_LIMIT; before, it is `usual`. It is never below
-    `noise`.
-    """
-    if len(history) < FEWEST_ACCEPTED:
-        return max(usual, noise)
-    values = np.array(history, dtype=np.float64)
-    median = float(np.median(values))
-    deviation = TO_STANDARD_DEVIATION * float(np.median(np.abs(values - median)))
-    return max(median + DEVIATIONS * deviation, noise, LEAST_LIMIT)
+
+def _telling(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The accepted changes that tell of what came by itself as well; those of too few, or kept long ago, do not."""
+    return [line for line in lines if arrivals.FIGURES[0] in line]
 
 
-def _others(url: str) -> list[dict[str, Any]]:
-    """What is kept of the space's other sources, of at most MOST_OTHERS of those that have anything accepted."""
-    folder, own = url.rsplit("/", 1)
-    names = sorted(storage.shard_marks(folder, ".json").keys() - {own})
-    step = max(1, len(names) // MOST_OTHERS)
-    kept = (_read(storage.join(folder, name)) for name in names[::step][:MOST_OTHERS])
-    return [one for one in kept if one["accepted"]]
+def _arrived(judged: Judged) -> list[str]:
+    return judged.arrived.contents if judged.arrived else []
+
+
+def _forget(store: str, space_key: str, fingerprint: str, source: str, contents: Sequence[str]) -> None:
+    """What was compared need not be again, now that it is accepted."""
+    if contents:
+        arrivals.forget(layout.arrived_url(store, space_key, fingerprint, source), contents)
+        storage.remove(kept_url(layout.vectors_folder(store, space_key, fingerprint, source), ARRIVED))
 
 
 def _last_of(kept: dict[str, Any]) -> Distribution:
@@ -249,10 +253,10 @@ def _noises(now: Distribution, before: Distribution) -> dict[str, float]:
     return {"shift": of_centre, "spread_change": of_centre, "norm_change": of_norm}
 
 
-def _outliers(judged: Judged, before: Distribution) -> list[tuple[str, float]]:
+def _outliers(sample: Sample, before: Distribution) -> list[tuple[str, float]]:
     centre = before.centre / max(float(np.linalg.norm(before.centre)), 1e-12)
-    cosines = normalise(judged.sample.vectors) @ centre
-    return [(judged.sample.contents[place], float(cosines[place])) for place in np.argsort(cosines)[:MOST_OUTLIERS]]
+    cosines = normalise(sample.vectors) @ centre
+    return [(sample.contents[place], float(cosines[place])) for place in np.argsort(cosines)[:MOST_OUTLIERS]]
 
 
 def _line(now: Distribution, figures: dict[str, float], data_version: str) -> dict[str, Any]:
@@ -263,14 +267,15 @@ def _line(now: Distribution, figures: dict[str, float], data_version: str) -> di
         "vectors": now.count,
         "spread": now.spread,
         "mean_norm": now.mean_norm,
-        **{name: figures.get(name, 0.0) for name in FIGURES},
+        **dict.fromkeys(FIGURES, 0.0),
+        **figures,
     }
 
 
 def _accept(url: str, kept: dict[str, Any], line: dict[str, Any], centre: str) -> None:
     # The first is kept apart from the others by its place, so that one more is kept than counts.
     accepted = [*kept["accepted"], line][-MOST_ACCEPTED - 1 :]
-    _write(url, {"accepted": accepted, "centre": centre, "waiting": None})
+    history.write(url, {"accepted": accepted, "centre": centre, "waiting": None})
 
 
 def _encoded(centre: np.ndarray) -> str:
@@ -279,20 +284,3 @@ def _encoded(centre: np.ndarray) -> str:
 
 def _decoded(centre: str) -> np.ndarray:
     return np.frombuffer(base64.b64decode(centre), "<f4").astype(np.float64)
-
-
-def _read(url: str) -> dict[str, Any]:
-    payload = storage.read_bytes(url)
-    if payload is None:
-        return dict(_NOTHING)
-    try:
-        kept = json.loads(payload)
-        return {name: kept[name] for name in _NOTHING}
-    except (ValueError, LookupError, TypeError) as error:
-        raise PlatformError(
-            f"cannot read {url}: {error}; remove this file and run again: the vectors as they are then are accepted"
-        ) from error
-
-
-def _write(url: str, kept: dict[str, Any]) -> None:
-    storage.write_bytes(url, json.dumps(kept).encode())

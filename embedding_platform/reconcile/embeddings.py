@@ -19,6 +19,7 @@ from embedding_platform.inference.stopwatch import Stopwatch
 from embedding_platform.inference.stream import Embedded, Failed, embed_stream
 from embedding_platform.media.cutting import Cutting, read
 from embedding_platform.models.encoder import Encoder
+from embedding_platform.reconcile import arrivals
 from embedding_platform.reconcile.files import items_table
 from embedding_platform.reconcile.segments import CHANGED, Reject, check_unchanged, iterate_live_segments
 from embedding_platform.records import ITEMS, REJECTED, Content, Segment
@@ -97,6 +98,8 @@ def reconcile_embeddings(
     last_rejects = rejected_contents(store, space, source, fingerprint)
     lasting = _lasting(last_rejects, desired)
     increment = _increment(folder, fingerprint, desired, list(lasting))
+    arrived_url = layout.arrived_url(store, space.key, fingerprint, source)
+    arrivals.note(arrived_url, increment.new)
 
     reused: pd.Index = index_of(pa.array([], pa.string()))
     if len(increment.new):
@@ -135,7 +138,7 @@ def reconcile_embeddings(
     if sorted(rejects.values()) != sorted(last_rejects):
         _write_rejects(store, space, source, fingerprint, rejects)
     with watch.running("judge"):
-        judged = judge_stored(folder, space, desired, fingerprint)
+        judged = judge_stored(folder, space, desired, fingerprint, arrivals.noted(arrived_url))
     faults = {fault: list(judged.faults.get(fault, [])) for fault in judgement.FAULTS}
     for content, (*_, reason) in rejects.items():
         faults.setdefault(reason.split(": ")[0], []).append(content)

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from embedding_platform import storage
 from embedding_platform.records import digest, vectors_schema
 from embedding_platform.spaces import Space
 from embedding_platform.vectors import judgement
-from embedding_platform.vectors.sampled import Sample, sample_stored
+from embedding_platform.vectors.sampled import Sample, least_distinct, sample_stored
 from embedding_platform.vectors.store import Wanted, shard_hashes, vectors_of
 
 _VERDICTS = pa.schema(
@@ -31,6 +32,9 @@ _VERDICTS = pa.schema(
 )
 """One row per shard: which file was judged how, the norm of each row, and the rows that are unsound."""
 
+ARRIVED = "arrived"
+"""The name under which a sample of the contents is kept that are asked for by themselves."""
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -38,7 +42,8 @@ class Judged:
 
     `held` tells of each live content whether it has a vector, bool [n]; `norms` are the finite
     ones of the vectors, float64 [at most judged]; `faults` maps each fault to the hashes of the contents that
-    have it. `sample` are some of the vectors, the same wherever they lie.
+    have it. `sample` are some of the vectors, the same wherever they lie; `arrived` are some of those of contents
+    that were asked for by themselves, None where none of them has one.
     """
 
     judged: int
@@ -47,6 +52,7 @@ class Judged:
     faults: dict[str, list[str]]
     spread: judgement.Spread | None
     sample: Sample
+    arrived: Sample | None = None
 
 
 @dataclass(frozen=True)
@@ -58,8 +64,12 @@ class _Verdict:
     faults: list[str]
 
 
-def judge_stored(folder: str, space: Space, live: pd.Index, fingerprint: str) -> Judged:
+def judge_stored(
+    folder: str, space: Space, live: pd.Index, fingerprint: str, arrivals: pa.Array | None = None
+) -> Judged:
     """Judge the stored vectors of live contents; only shards that were not judged yet are read.
+
+    `arrivals` are hashes of contents that are sampled by themselves too.
 
     Raises:
         PlatformError: if a shard is unreadable, or of another fingerprint or dimension.
@@ -81,11 +91,11 @@ def judge_stored(folder: str, space: Space, live: pd.Index, fingerprint: str) ->
         if storage.shard_marks(folder) == marks:
             raise
         # Another run compacts the folder.
-        return judge_stored(folder, space, live, fingerprint)
+        return judge_stored(folder, space, live, fingerprint, arrivals)
     judged = {(name, marks[name]): verdict for name, verdict in verdicts.items() if name in marks}
     if judged.keys() != recorded.keys() or any(recorded[key] is not verdict for key, verdict in judged.items()):
         _write(url, judge, judged)
-    return _summary(folder, space, live, verdicts, hashes)
+    return _summary(folder, space, live, arrivals, verdicts, hashes)
 
 
 def _judge(folder: str, name: str, space: Space, count: int) -> _Verdict:
@@ -103,7 +113,12 @@ def _judge(folder: str, name: str, space: Space, count: int) -> _Verdict:
 
 
 def _summary(
-    folder: str, space: Space, live: pd.Index, verdicts: dict[str, _Verdict], hashes: list[pa.ChunkedArray]
+    folder: str,
+    space: Space,
+    live: pd.Index,
+    arrivals: pa.Array | None,
+    verdicts: dict[str, _Verdict],
+    hashes: list[pa.ChunkedArray],
 ) -> Judged:
     wanted = Wanted(live)
     joined = pa.chunked_array([chunk for column in hashes for chunk in column.chunks], pa.string())
@@ -118,8 +133,33 @@ def _summary(
         for place in np.flatnonzero(np.isin(verdict.rows, own)):
             content = joined[int(first + verdict.rows[place])].as_py()
             faults.setdefault(verdict.faults[place], []).append(content)
-    sample = sample_stored(folder, space.model.dimension, list(zip(verdicts, hashes, strict=True)), rows)
-    return Judged(len(rows), wanted.taken, norms[np.isfinite(norms)], faults, judgement.spread(sample.vectors), sample)
+    shards = list(zip(verdicts, hashes, strict=True))
+    sample = sample_stored(folder, space.model.dimension, shards, rows)
+    arrived = None
+    if arrivals is not None and len(arrivals):
+        asked = rows[pc.is_in(joined, value_set=arrivals).to_numpy()[rows]]
+        arrived = _of_arrivals(folder, space.model.dimension, shards, joined, asked, sample)
+    spread = judgement.spread(sample.vectors)
+    return Judged(len(rows), wanted.taken, norms[np.isfinite(norms)], faults, spread, sample, arrived)
+
+
+def _of_arrivals(
+    folder: str,
+    dimension: int,
+    shards: list[tuple[str, pa.ChunkedArray]],
+    joined: pa.ChunkedArray,
+    rows: np.ndarray,
+    sample: Sample,
+) -> Sample:
+    """A sample of the vectors in `rows`; what a sample of all has of them is not read again."""
+    hashes = joined.take(pa.array(rows))
+    least = least_distinct(hashes)
+    sampled = pa.array(sample.contents, pa.string())
+    others = least.filter(pc.invert(pc.is_in(least, value_set=sampled)))
+    read = sample_stored(folder, dimension, shards, rows[pc.is_in(hashes, value_set=others).to_numpy()], ARRIVED)
+    both = sample.contents + read.contents
+    places = pc.index_in(least, value_set=pa.array(both, pa.string())).drop_null().to_numpy()
+    return Sample([both[place] for place in places], np.concatenate([sample.vectors, read.vectors])[places])
 
 
 def _read(url: str, judge: str) -> Iterator[tuple[str, str, _Verdict]]:

@@ -30,17 +30,21 @@ class Sample:
 
 
 def sample_stored(
-    folder: str, dimension: int, shards: Sequence[tuple[str, pa.ChunkedArray]], rows: np.ndarray
+    folder: str,
+    dimension: int,
+    shards: Sequence[tuple[str, pa.ChunkedArray]],
+    rows: np.ndarray,
+    name: str = "sample",
 ) -> Sample:
     """At most MOST vectors of those in `rows`, ascending numbers over all shards, each of another content.
 
     `shards` are the names of the folder's shards and the content hashes of their rows. A shard that goes
-    away meanwhile is left out.
+    away meanwhile is left out. What is kept for the next time is kept under `name`.
 
     Raises:
         PlatformError: if a shard is unreadable, or what is kept of a sample.
     """
-    url = storage.join(folder, "judged", "sample.parquet")
+    url = kept_url(folder, name)
     schema = _kept_schema(dimension)
     chosen = {name: least for name, least in _least(shards, rows) if len(least)}
     marks = storage.shard_marks(folder)
@@ -53,13 +57,18 @@ def sample_stored(
         parts += [held, *_read(folder, dimension, name, mark, others)]
     sample = pa.concat_tables(parts).sort_by("content_hash")
     # Of fewer, all lie in as little as would be read of what is kept.
-    is_worth_it = sum(len(hashes) for _, hashes in shards) > storage.ROWS_PER_GROUP
+    is_worth_it = sample.num_rows > 0 and sum(len(hashes) for _, hashes in shards) > storage.ROWS_PER_GROUP
     if is_worth_it and not sample.equals(kept):
         storage.write_table(url, sample)
     elif not is_worth_it and kept.num_rows:
         # It may hold what was pruned.
         storage.remove(url)
     return Sample(sample["content_hash"].to_pylist(), vectors_of(sample, dimension))
+
+
+def kept_url(folder: str, name: str) -> str:
+    """Where a sample of the vectors in `folder` is kept under a name."""
+    return storage.join(folder, "judged", f"{name}.parquet")
 
 
 def least_distinct(hashes: pa.ChunkedArray) -> pa.Array:

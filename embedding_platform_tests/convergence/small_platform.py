@@ -11,7 +11,7 @@ import dagster as dg
 import numpy as np
 
 from embedding_platform import runs
-from embedding_platform.defs import assets, checks
+from embedding_platform.defs import assets, check_specs, checks
 from embedding_platform.defs.freshness import Listings
 from embedding_platform.defs.partitions import set_name
 from embedding_platform.inference.golden import GoldenReport, check_golden
@@ -191,7 +191,7 @@ def run_source(
 
 
 def _stop_if_blocked(stage: str, verdicts: Sequence[dg.AssetCheckResult]) -> None:
-    blocking = {spec.name: spec.blocking for spec in checks.specs(dg.AssetKey([stage]), None)}
+    blocking = {spec.name: spec.blocking for spec in check_specs.specs(dg.AssetKey([stage]), None)}
     for verdict in verdicts:
         error = verdict.severity == dg.AssetCheckSeverity.ERROR
         if error and not verdict.passed and blocking[verdict.check_name or ""]:

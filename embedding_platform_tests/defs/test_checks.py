@@ -15,6 +15,7 @@ import pytest
 from embedding_platform import layout, storage
 from embedding_platform.definitions import build_definitions
 from embedding_platform.defs import assets, checks, freshness
+from embedding_platform.defs.check_specs import CHECKS
 from embedding_platform.defs.freshness import MOST_LOOKED_AT, Listings, last_listings
 from embedding_platform.errors import PlatformError, UnsoundError
 from embedding_platform.increments import index_of
@@ -24,6 +25,7 @@ from embedding_platform.milvus.partitions import Removed
 from embedding_platform.platform import Platform
 from embedding_platform.reconcile.distribution import Change
 from embedding_platform.reconcile.drift import Drift
+from embedding_platform.reconcile.duplicates import Repetition
 from embedding_platform.reconcile.publication import Gate, PublicationReport
 from embedding_platform.runs import run_sources
 from embedding_platform.settings import QualitySettings
@@ -47,9 +49,10 @@ def verdicts_on(lake: Lake, change: Change = STILL, **changes: Any) -> dict[str,
     _, _, report = lake.run()
     judged = replace(report.judged, **changes.pop("judged", {}))
     report = replace(report, judged=judged, **changes)
-    offending = checks.offending_contents(report, change, QUALITY)
+    repetition = Repetition(report.duplicates, report.segments, QUALITY.max_duplicate_share, 0)
+    offending = checks.offending_contents(report, change, repetition, QUALITY)
     paths = {segment.content_hash: segment.path for segment in lake.live().segments_of(offending)}
-    found = checks.of_embeddings(report, lake.space, QUALITY, None, change, paths, "one")
+    found = checks.of_embeddings(report, lake.space, QUALITY, None, change, repetition, paths, "one")
     return {str(verdict.check_name): verdict for verdict in found}
 
 
@@ -99,6 +102,7 @@ def test_copies_are_named_with_how_many_there_are(lake: Lake) -> None:
     assert verdict.severity == dg.AssetCheckSeverity.WARN
     (row,) = rows_of(verdict)
     assert row["segments"] == "10"
+    assert value(verdict, "accept_with") == "embedding-platform accept text/small --source one"
     assert (lake.media / "one" / row["content of"]).read_text() == text
 
 
@@ -145,6 +149,18 @@ def test_a_moved_distribution_warns_with_figures_limits_and_files(lake: Lake) ->
     assert value(verdict, "accept_with") == "embedding-platform accept text/small --source one"
 
 
+def test_a_spoilt_increment_warns_though_all_vectors_are_where_they_were(lake: Lake) -> None:
+    lake.run()
+    content = lake.live().sample().contents[0]
+    figures, limits = {"shift": 0.001, "increment_alikeness": 0.99}, {"shift": 0.1, "increment_alikeness": 0.95}
+    spoilt = replace(STILL, figures=figures, limits=limits, outliers=[(content, 0.2)], arrived=200)
+    verdict = verdicts_on(lake, spoilt)["distribution"]
+    assert (verdict.passed, verdict.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert (value(verdict, "increment_vectors"), value(verdict, "increment_alikeness_limit")) == (200, 0.95)
+    assert "increment alikeness 0.9900 of at most 0.9500" in str(verdict.description)
+    assert len(rows_of(verdict)) == 1
+
+
 def test_recall_that_falls_short_names_what_was_searched_with(lake: Lake, tmp_path: Path) -> None:
     lake.run()
     report = collect(connect(str(tmp_path / "lite")), lake)
@@ -156,7 +172,7 @@ def test_recall_that_falls_short_names_what_was_searched_with(lake: Lake, tmp_pa
     assert not verdict.passed
     assert rows_of(verdict) == [{"searched with": "n0.txt", "recall": "0.250"}]
     assert "embedding-platform tune" in value(verdict, "what_to_do")
-    assert {verdict.check_name for verdict in found} == {check.name for check in checks.CHECKS["collection"]}
+    assert {verdict.check_name for verdict in found} == {check.name for check in CHECKS["collection"]}
     sound = checks.of_collection(report, QUALITY, {})
     assert all(verdict.passed and "worst" not in verdict.metadata for verdict in sound)
 
@@ -228,10 +244,10 @@ def test_the_model_has_a_verdict_whether_it_was_loaded_or_not(golden: GoldenRepo
 
 def test_every_check_that_is_specified_has_a_verdict(lake: Lake) -> None:
     found = verdicts_on(lake)
-    assert set(found) == {check.name for check in checks.CHECKS["embeddings"]}
+    assert set(found) == {check.name for check in CHECKS["embeddings"]}
     report = PublicationReport("a", "b", None, moved=True)
     found_published = {verdict.check_name for verdict in checks.of_published(report, Listings(0, {}), QUALITY)}
-    assert found_published == {check.name for check in checks.CHECKS["published"]}
+    assert found_published == {check.name for check in CHECKS["published"]}
 
 
 # Freshness

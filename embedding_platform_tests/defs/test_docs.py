@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import embedding_platform
-from embedding_platform.defs.checks import CHECKS
+from embedding_platform.defs.check_specs import CHECKS
 
 PACKAGE = Path(embedding_platform.__file__).parent
 PAGE = (PACKAGE.parent / "docs" / "metadata.md").read_text()

@@ -9,21 +9,19 @@ import pytest
 
 from embedding_platform import layout, storage
 from embedding_platform.errors import PlatformError
-from embedding_platform.reconcile.distribution import (
+from embedding_platform.reconcile.acceptance import accept_waiting
+from embedding_platform.reconcile.distribution import Change, accept_distribution, compare_distribution
+from embedding_platform.reconcile.history import (
     DEVIATIONS,
     FEWEST_ACCEPTED,
     LEAST_LIMIT,
     MOST_ACCEPTED,
     TO_STANDARD_DEVIATION,
-    Change,
-    accept_distribution,
-    accept_waiting,
-    compare_distribution,
     limit_of,
 )
 from embedding_platform.vectors import sampled
 from embedding_platform.vectors.judged import Judged, judge_stored
-from embedding_platform.vectors.judgement import distribution
+from embedding_platform.vectors.judgement import distribution, spread
 from embedding_platform.vectors.sampled import Sample
 from embedding_platform.vectors.store import append, compact, stored_hashes
 from embedding_platform_tests.reconcile.small_lake import space_of
@@ -86,6 +84,20 @@ def test_more_of_the_same_is_within_the_limits_and_another_centre_is_not(tmp_pat
 def test_vectors_that_all_became_alike_change_the_spread(tmp_path: Path) -> None:
     look(tmp_path, drawn(0, scatter=1.0), "a")
     assert "spread_change" in look(tmp_path, drawn(1, scatter=0.01), "b").exceeded
+
+
+@pytest.mark.parametrize("changes", [0, FEWEST_ACCEPTED], ids=["without a history", "with one"])
+def test_pairs_that_come_nearer_and_are_yet_no_collapse_change_the_spread(tmp_path: Path, changes: int) -> None:
+    def distance(judged: Judged) -> float:
+        found = spread(judged.sample.vectors)
+        assert found is not None
+        return 1.0 - found.median
+
+    for number in range(changes + 1):
+        look(tmp_path, drawn(number, scatter=0.8), str(number))
+    near = drawn(99, scatter=0.23)
+    assert (distance(drawn(0, scatter=0.8)), distance(near)) == pytest.approx((0.4, 0.05), abs=0.02)
+    assert "spread_change" in look(tmp_path, near, "near").exceeded
 
 
 def test_longer_vectors_of_the_same_directions_change_the_norm_alone(tmp_path: Path) -> None:
