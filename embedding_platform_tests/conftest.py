@@ -7,9 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import dagster as dg
 import pytest
+from hypothesis import HealthCheck, settings
 
 from embedding_platform.milvus.connection import close_directory
 from embedding_platform.platform import Platform
@@ -20,6 +23,12 @@ from embedding_platform_tests.postgres_server import PostgresServer, binaries
 
 CACHE = tempfile.TemporaryDirectory()
 """Where networks that were converted for a runtime are kept until the session ends."""
+
+TOGETHER = {
+    "a lake of five modalities": ("serving/",),
+    "a Milvus server": ("faults/test_tokens", "milvus/", "reconcile/test_collection", "reconcile/test_publication"),
+}
+"""What is made once in a process and takes long, and the files that share it, which therefore go to one process."""
 
 TOLD = "told"
 """The property of a test's report that holds what the test told."""
@@ -34,6 +43,30 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=float("inf"),
         help="skip each test that would begin later, in seconds since 1970",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # What a machine of noisy neighbours takes says nothing of an example. The same ones each time, but for a seed.
+    plain = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+    settings.register_profile("same", **plain, derandomize=True, database=None)
+    settings.register_profile("seeded", **plain)
+    settings.load_profile("same" if config.getoption("hypothesis_seed") is None else "seeded")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `--dist loadfile`, one that knows which files go together."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            inside = file.partition("embedding_platform_tests/")[2]
+            return next((shared for shared, files in TOGETHER.items() if inside.startswith(files)), file)
+
+    return Scheduling(config, log)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -69,6 +102,19 @@ def tell(record_property: Callable[[str, object], None]) -> Callable[[str], None
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SETTINGS", "MEDIA_ROOT", "STORE_ROOT", "MILVUS__URI", "MILVUS__TOKEN", "MODEL_SET", "SPACES"):
         monkeypatch.delenv(f"EMBEDDING_PLATFORM_{name}", raising=False)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _built_indexes_are_seen_soon() -> Iterator[None]:
+    """Where pymilvus looks whether an index is built, and if not waits half a second, it looks again soon."""
+    from pymilvus.client import grpc_handler
+
+    def sleep(seconds: float) -> None:
+        time.sleep(0.02 if seconds == 0.5 else seconds)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grpc_handler, "time", SimpleNamespace(time=time.time, sleep=sleep))
+        yield
 
 
 def open_platform(folder: Path, **settings: object) -> Platform:

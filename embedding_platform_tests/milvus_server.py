@@ -22,7 +22,7 @@ ROOT_TOKEN = "root:Milvus"
 ENVIRONMENT = Path(__file__).parents[1] / ".venv-milvus"
 """Where `make test` installs the package `milvus`, which must not share our environment."""
 
-START_SECONDS = 150.0
+START_SECONDS = 330.0
 
 
 @dataclass
@@ -74,7 +74,7 @@ class MilvusServer:
         assert self._keeper.stdin is not None
         assert self._keeper.stdout is not None
         self._keeper.stdin.close()
-        self._keeper.wait(timeout=30)
+        self._keeper.wait(timeout=START_SECONDS)
         self._keeper.stdout.close()
         self._keeper, self.pid = None, 0
 
@@ -95,7 +95,7 @@ def why_no_server() -> str:
     return f"{URI_VARIABLE} names no Milvus server, and {ENVIRONMENT.name} holds none (see make {ENVIRONMENT.name})"
 
 
-def ends(pid: int, seconds: float = 20) -> bool:
+def ends(pid: int, seconds: float = 60) -> bool:
     """Whether a process ends in time; a zombie has ended."""
     deadline = time.monotonic() + seconds
     with suppress(psutil.NoSuchProcess):

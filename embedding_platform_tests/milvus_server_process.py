@@ -24,7 +24,7 @@ from pathlib import Path
 from milvus import MilvusServerConfig
 from milvus import __file__ as packed_beside
 
-START_SECONDS = 120.0
+START_SECONDS = 300.0
 
 PORTS = range(12_000, 32_000)
 """Below those that Linux gives to outgoing connections, so that a free one stays free until it is used."""
@@ -49,16 +49,20 @@ its configuration from such variables before its file."""
 
 class Config(MilvusServerConfig):
     def try_bind_port(self, port: int) -> socket.socket | None:
-        """A socket on a port that is free, even if connections to a killed server linger there."""
-        bound = socket.socket()
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            bound.bind(("", port))
-            bound.listen()
-        except OSError:
-            bound.close()
-            return None
-        return bound
+        return bound_to(port)
+
+
+def bound_to(port: int) -> socket.socket | None:
+    """A socket on a port that is free, even if connections to a killed server linger there."""
+    bound = socket.socket()
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind(("", port))
+        bound.listen()
+    except OSError:
+        bound.close()
+        return None
+    return bound
 
 
 def main(folder: Path) -> None:
@@ -122,9 +126,16 @@ def choose_ports(kept: Path, names: list[str]) -> dict[str, int]:
     """
     if not kept.exists():
         names = [*names, "peer", "health"]
-        drawn = random.SystemRandom().sample(PORTS, len(names))
-        kept.write_text(json.dumps(dict(zip(names, drawn, strict=True))))
+        drawn = (port for port in random.SystemRandom().sample(PORTS, len(PORTS)) if is_free(port))
+        kept.write_text(json.dumps({name: next(drawn) for name in names}))
     return dict(json.loads(kept.read_text()))
+
+
+def is_free(port: int) -> bool:
+    bound = bound_to(port)
+    if bound is not None:
+        bound.close()
+    return bound is not None
 
 
 def etcd_configuration(port: int, peer: int) -> dict[str, str]:

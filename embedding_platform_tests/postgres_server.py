@@ -5,7 +5,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,9 +15,11 @@ from pathlib import Path
 
 import psycopg2
 
+from embedding_platform_tests.ports import free_port
+
 USER, PASSWORD = "dagster", "a-password-that-nothing-may-show"
 
-START_SECONDS = 60.0
+START_SECONDS = 300.0
 
 FAST = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off", "max_connections": "60"}
 """What suits a database that is thrown away."""
@@ -42,9 +43,7 @@ class PostgresServer:
         data = os.path.join(self._folder, "data")
         initdb = [f"{self.binaries}/initdb", "-D", data, "-U", USER, "-A", "scram-sha-256", "--no-sync", "-E", "UTF8"]
         subprocess.run([*initdb, f"--pwfile={password}"], check=True, stdout=subprocess.DEVNULL, **_as_another())
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         settings = {"listen_addresses": "127.0.0.1", "unix_socket_directories": "", "port": str(self.port), **FAST}
         arguments = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         with open(os.path.join(self._folder, "log"), "wb") as log:
@@ -68,7 +67,7 @@ class PostgresServer:
     def stop(self) -> None:
         if self._process is not None:
             self._process.send_signal(signal.SIGINT)
-            self._process.wait(30)
+            self._process.wait(START_SECONDS)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def new_database(self) -> str:

@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,20 +17,26 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import dagster as dg
 import psutil
 
+from embedding_platform import layout
 from embedding_platform.definitions import build_definitions
 from embedding_platform.platform import Platform
 from embedding_platform.settings import load_settings
+from embedding_platform_tests.convergence.published import stored_contents
+from embedding_platform_tests.ports import free_port
 
 ROOT = Path(__file__).parents[1]
 
 LOCATION = {"repositoryName": "__repository__", "repositoryLocationName": "embedding_platform"}
 
-PATIENCE_SECONDS = 300.0
+PATIENCE_SECONDS = 600.0
+"""What nothing takes, on however busy a machine, unless it never comes."""
+
+Found = TypeVar("Found")
 
 SELDOM = "0 0 29 2 *"
 """A cron line of the 29th of February."""
@@ -87,20 +92,15 @@ class RunningPlatform:
 
     folder: Path
     environment: dict[str, str] = field(default_factory=dict)
-    port: int = 0
+    port: int = field(default_factory=free_port)
     process: "subprocess.Popen[bytes] | None" = None
-
-    def __post_init__(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
 
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Start it and wait until it says that the web UI is there."""
+        """Start it, wait until it says that the web UI is there, and stop the rounds."""
         before = self.log().count("web UI: ")
         with (self.folder / "up.log").open("ab") as log:
             self.process = subprocess.Popen(
@@ -108,6 +108,31 @@ class RunningPlatform:
             )
         wait_until(lambda: self.log().count("web UI: ") > before or self.has_ended(), "the web UI answers")
         assert not self.has_ended(), self.log()[-3000:]
+        self._stop_rounds()
+
+    def _stop_rounds(self) -> None:
+        """Stop the nightly schedules.
+
+        On a new instance they ask at their next tick, one of every ten minutes, for a run of each source that has
+        not had one, and that of the sensor may still be under way: a run that no test has asked for.
+        """
+
+        def rounds() -> list[dict[str, Any]]:
+            answer = self.ask(
+                """query ($where: RepositorySelector!) { schedulesOrError(repositorySelector: $where) {
+                    ... on Schedules { results { name scheduleState { id status } } } } }""",
+                where=LOCATION,
+            )
+            return [schedule for schedule in answer.get("results", ()) if schedule["name"].endswith("_nightly")]
+
+        for schedule in wait_until(rounds, "the schedules are loaded"):
+            if schedule["scheduleState"]["status"] == "RUNNING":
+                stopped = self.ask(
+                    """mutation ($id: String!) { stopRunningSchedule(id: $id) {
+                        ... on ScheduleStateResult { scheduleState { status } } } }""",
+                    id=schedule["scheduleState"]["id"],
+                )
+                assert stopped["scheduleState"]["status"] == "STOPPED"
 
     def command(self) -> list[str]:
         return [sys.executable, "-m", "embedding_platform.cli", "up", "--port", str(self.port)]
@@ -191,16 +216,22 @@ class RunningPlatform:
                     found.append(process)
         return found
 
-    def workers(self) -> list[psutil.Process]:
-        """The processes in which runs go on: what code servers have spawned."""
-        found = self.processes("multiprocessing.spawn", "spawn_main")
-        return [process for process in found if "resource_tracker" not in " ".join(process.cmdline())]
+    def worker(self, run_id: str) -> psutil.Process | None:
+        """The process in which a run goes on, once it has told its number."""
+        answer = self.ask(
+            """query ($id: ID!) { runOrError(runId: $id) { ... on Run { eventConnection { events {
+                ... on MessageEvent { message } } } } } }""",
+            id=run_id,
+        )
+        told = "\n".join(event["message"] for event in answer["eventConnection"]["events"])
+        started = re.search(r"Started process for run \(pid: (\d+)\)", told)
+        return psutil.Process(int(started[1])) if started else None
 
     def interrupt(self) -> int:
         """One Ctrl-C; returns the exit status."""
         assert self.process is not None
         self.process.send_signal(signal.SIGINT)
-        return self.process.wait(60)
+        return self.process.wait(PATIENCE_SECONDS)
 
     def end(self) -> None:
         """Whatever a test left running."""
@@ -235,6 +266,16 @@ class RunningPlatform:
         )
         assert answer["__typename"] == "LaunchRunSuccess", answer
         return str(answer["run"]["runId"])
+
+    @contextlib.contextmanager
+    def pool_closed(self, pool: str) -> Iterator[None]:
+        """Have no step that wants a place in the pool go on, so that no run ends before it is cancelled."""
+        limit = "mutation ($pool: String!, $limit: Int!) { setConcurrencyLimit(concurrencyKey: $pool, limit: $limit) }"
+        assert self.ask(limit, pool=pool, limit=0) is True
+        try:
+            yield
+        finally:
+            assert self.ask(limit, pool=pool, limit=1) is True
 
     def reload(self) -> None:
         """Load the code anew, as the button of the web UI does."""
@@ -282,6 +323,15 @@ class RunningPlatform:
         entries = [entry for one in answer.get("assetMaterializations", ()) for entry in one["metadataEntries"]]
         return sum(entry["intValue"] for entry in entries if entry["label"] == name)
 
+    def stored(self, space: str, source: str) -> int:
+        """The vectors stored of a source, one that is there twice counted twice.
+
+        No metadata tell of those that a run stored before it was killed or cancelled.
+        """
+        platform = Platform(load_settings(self.folder / "embedding_platform.yaml"))
+        fingerprint = platform.fingerprint(platform.space(space))
+        return len(stored_contents(layout.vectors_folder(platform.store, space, fingerprint, source)))
+
 
 @contextlib.contextmanager
 def running_project(folder: Path, **settings: str) -> Iterator[RunningPlatform]:
@@ -295,8 +345,12 @@ def running_project(folder: Path, **settings: str) -> Iterator[RunningPlatform]:
         platform.end()
 
 
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = PATIENCE_SECONDS, every: float = 0.5) -> None:
+def wait_until(
+    condition: Callable[[], Found], what: str, seconds: float = PATIENCE_SECONDS, every: float = 0.5
+) -> Found:
+    """What the condition gives once that is true."""
     deadline = time.monotonic() + seconds
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < deadline, f"waited in vain until {what}"
         time.sleep(every)
+    return found

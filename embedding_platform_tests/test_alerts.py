@@ -13,6 +13,9 @@ from embedding_platform.errors import PlatformError
 
 SECRET = "T0P-S3CRET"
 
+PATIENCE_SECONDS = 60.0
+"""For who answers."""
+
 
 class Webhook(HTTPServer):
     """An address that keeps what is posted to it, and answers with `status`."""
@@ -60,7 +63,7 @@ def mute() -> Iterator[str]:
 
 
 def test_it_gets_the_content_as_json(webhook: Webhook) -> None:
-    post(webhook.address, {"source": "Überfall", "mend": "do"}, 5)
+    post(webhook.address, {"source": "Überfall", "mend": "do"}, PATIENCE_SECONDS)
     assert webhook.taken == [{"source": "Überfall", "mend": "do"}]
 
 
@@ -75,15 +78,15 @@ def test_nobody_there_is_told_without_the_address() -> None:
 
 
 def test_one_that_never_answers_is_given_up(mute: str) -> None:
-    refused(mute, "TimeoutError")
+    refused(mute, "TimeoutError", seconds=0.3)
 
 
 def test_what_is_no_address_is_told_without_it() -> None:
     refused(f"nowhere:{SECRET}", "alerts.webhook")
 
 
-def refused(address: str, part: str) -> None:
+def refused(address: str, part: str, seconds: float = PATIENCE_SECONDS) -> None:
     with pytest.raises(PlatformError) as caught:
-        post(address, {"text": "x"}, 0.3)
+        post(address, {"text": "x"}, seconds)
     assert part in str(caught.value)
     assert SECRET not in str(caught.value)

@@ -18,9 +18,8 @@ from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import GrpcServerTarget
 
 from embedding_platform import launcher
-from embedding_platform_tests.running_platform import wait_until
-
-PATIENCE_SECONDS = 60.0
+from embedding_platform_tests.milvus_server import ends
+from embedding_platform_tests.running_platform import PATIENCE_SECONDS, wait_until
 
 CODE = """
 import time
@@ -50,7 +49,12 @@ class Served:
     def children(self, *words: str) -> list[psutil.Process]:
         """The processes below the server's that have one of the words in their command lines."""
         below = psutil.Process(self.process.pid).children(recursive=True)
-        return [process for process in below if any(word in " ".join(process.cmdline()) for word in words)]
+        found = []
+        for process in below:
+            with suppress(psutil.NoSuchProcess):
+                if any(word in " ".join(process.cmdline()) for word in words):
+                    found.append(process)
+        return found
 
 
 @pytest.fixture
@@ -66,7 +70,7 @@ def served(tmp_path: Path) -> Iterator[Served]:
             [*map(str, command), "--log-level", "error"], cwd=tmp_path, env=environment, start_new_session=True
         )
         try:
-            wait_until(place.exists, "the server listens", PATIENCE_SECONDS, 0.1)
+            wait_until(place.exists, "the server listens", every=0.1)
             with WorkspaceProcessContext(instance, target) as workspace:
                 yield Served(process, workspace)
         finally:
@@ -93,17 +97,18 @@ def test_a_run_is_alive_after_a_reload_and_dead_once_its_server_is(
     def health() -> WorkerStatus:
         return instance.run_launcher.check_run_worker_health(run).status
 
-    wait_until(lambda: status() == dg.DagsterRunStatus.STARTED, "the run has started", PATIENCE_SECONDS, 0.1)
+    wait_until(lambda: status() == dg.DagsterRunStatus.STARTED, "the run has started", every=0.1)
     (first,) = served.children("api grpc")
     assert health() == WorkerStatus.RUNNING
     location.client.reload_code(timeout=60)
     assert health() == WorkerStatus.RUNNING
     first.kill()
+    assert ends(first.pid)
     monkeypatch.setattr(launcher, "SECONDS_TO_RETURN", 0.0)
     assert health() == WorkerStatus.FAILED
     assert served.process.poll() is None, "it holds newer code than that of the run"
     (tmp_path / "go_on").touch()
-    wait_until(lambda: status() == dg.DagsterRunStatus.SUCCESS, "the orphan is through", PATIENCE_SECONDS, 0.1)
+    wait_until(lambda: status() == dg.DagsterRunStatus.SUCCESS, "the orphan is through", every=0.1)
 
 
 def test_it_ends_when_the_code_that_it_serves_does(served: Served) -> None:

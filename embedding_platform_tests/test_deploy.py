@@ -4,7 +4,6 @@ import configparser
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -16,12 +15,13 @@ import dagster as dg
 import pytest
 import yaml
 
+from embedding_platform_tests.ports import free_port
 from embedding_platform_tests.postgres_server import PASSWORD, PostgresServer
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 BIN = Path(sys.executable).parent
 
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 600.0
 
 
 @pytest.fixture(scope="module")
@@ -172,9 +172,7 @@ def test_systemd_takes_the_unit(tmp_path) -> None:
 def code_server(services, tmp_path_factory) -> Iterator[int]:
     """The port of the code location's server, started by the command that compose gives it."""
     folder = tmp_path_factory.mktemp("container")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("EMBEDDING_PLATFORM_")}
     environment |= {"PATH": f"{BIN}:{environment['PATH']}", "DAGSTER_CODE_SERVER_PORT": str(port)}
     (folder / "embedding_platform.yaml").write_text("spaces: [text/minilm]\n")
@@ -192,7 +190,7 @@ def code_server(services, tmp_path_factory) -> Iterator[int]:
         yield port
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(PATIENCE_SECONDS)
 
 
 @pytest.mark.long

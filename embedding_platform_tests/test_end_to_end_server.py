@@ -84,7 +84,7 @@ def killing(server: MilvusServer, number: int) -> Callable[..., object]:
 
 
 def test_a_lake_lives_through_changes_and_a_killed_server(lake, mortal_server, instance, monkeypatch) -> None:
-    refused = run(over(mortal_server, lake, token="root:wr0ngSecret", timeout_seconds=2), instance)
+    refused = run(over(mortal_server, lake, token="root:wr0ngSecret"), instance)
     assert len(refused) == 2
     for failed in refused:
         (reason,) = failed.failures

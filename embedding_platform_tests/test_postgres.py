@@ -171,8 +171,7 @@ def test_up_runs_several_sources_at_once_and_retries_one_whose_process_was_kille
                 return len(going) >= 2
 
             wait_until(several_are_going, "several runs are going")
-            wait_until(lambda: _worker(dagster, going) is not None, "a worker tells its number")
-            run_id, worker = _worker(dagster, going)
+            run_id, worker = wait_until(lambda: _worker(dagster, going), "a worker tells its number")
             os.kill(worker, signal.SIGKILL)
             wait_until(lambda: dagster.get_run_by_id(run_id).status == dg.DagsterRunStatus.FAILURE, "it is failed")
             wait_until(lambda: _succeeded(dagster) == set(names), "every source has succeeded")

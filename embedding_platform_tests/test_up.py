@@ -23,7 +23,7 @@ from sqlalchemy import text
 from embedding_platform.runs import instance
 from embedding_platform.up import _open_door, _write_note
 from embedding_platform_tests.milvus_server import ends
-from embedding_platform_tests.running_platform import RunningPlatform, make_project, wait_until
+from embedding_platform_tests.running_platform import PATIENCE_SECONDS, RunningPlatform, make_project, wait_until
 from embedding_platform_tests.test_cli import call
 
 FULL = 2
@@ -45,7 +45,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningPlatfor
         everybody, sockets = platform.everybody(), platform.note()["sockets"]
         assert os.path.isdir(sockets)
         assert platform.interrupt() == 0
-        assert all(ends(process.pid, 2) for process in everybody)
+        assert all(ends(process.pid) for process in everybody)
         assert not (folder / ".embedding_platform" / "milvus.server.json").exists()
         assert (folder / ".dagster" / "up.json").read_text() == ""
         assert not os.path.exists(sockets)
@@ -147,7 +147,7 @@ def test_a_search_page_and_the_web_ui_serve_one_milvus_in_turn(project: RunningP
             assert project.milvus_pid() == theirs
             wait_until(lambda: "letters/bees.txt" in project.search("insects"), "it is found")
             page.terminate()
-            assert page.wait(60) == 0
+            assert page.wait(PATIENCE_SECONDS) == 0
             assert project.milvus_pid() != theirs
             assert "letters/bees.txt" in project.search("insects")
             project.write("letters", "storm.txt", "A storm tore the roof from the lighthouse.")
@@ -308,8 +308,8 @@ def test_a_run_that_was_killed_with_everything_else_is_failed_and_retried_by_the
         everybody = project.everybody()
         for process in everybody if killed == "everything" else everybody[:1]:
             process.kill()
-        assert project.process.wait(30) == -signal.SIGKILL
-        assert all(ends(process.pid, 30) for process in everybody)
+        assert project.process.wait(PATIENCE_SECONDS) == -signal.SIGKILL
+        assert all(ends(process.pid) for process in everybody)
 
         project.start()
         wait_until(lambda: _statuses() == ["FAILURE", "SUCCESS"], "the retry has succeeded")

@@ -13,6 +13,7 @@ from embedding_platform.reconcile.files import listed_sources, reconcile_files
 from embedding_platform.sights import Sight
 from embedding_platform.watching import Watch
 from embedding_platform_tests.conftest import open_platform
+from embedding_platform_tests.running_platform import PATIENCE_SECONDS, wait_until
 
 
 @pytest.fixture
@@ -41,12 +42,13 @@ def test_a_round_that_takes_long_goes_on_between_calls_and_is_followed_by_anothe
 
     def slow(self: Platform, modality: str, source: str) -> Sight:
         if source == "b":
-            answers.wait(60)
+            answers.wait(PATIENCE_SECONDS)
         return sight(self, modality, source)
 
     monkeypatch.setattr(Platform, "sight", slow)
     watch = Watch("text")
-    first = watch.look(platform, set(), 0.5)
+    first = watch.look(platform, set(), 0.1)
+    wait_until(lambda: watch.look(platform, set(), 0.1).at == "b", "it looks at b")
     assert first.is_under_way
     assert (first.at, set(first.looks)) == ("b", {"a"})
     assert watch.look(platform, set(), 0.1) is first

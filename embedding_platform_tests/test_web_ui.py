@@ -7,7 +7,6 @@ here; `make pictures` puts them into docs/.
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
@@ -16,7 +15,6 @@ import pytest
 
 from embedding_platform.starter.sample_media import make_sample_media, make_sample_queries
 from embedding_platform_tests.running_platform import (
-    LOCATION,
     ROOT,
     RunningPlatform,
     make_project,
@@ -94,36 +92,13 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningPlatfor
     platform = RunningPlatform(folder)
     platform.start()
     try:
-        stop_rounds(platform)
-        wait_until(lambda: sources_ended(platform) >= SOURCES, "each source has been through a run", seconds=900)
+        wait_until(lambda: sources_ended(platform) >= SOURCES, "each source has been through a run", seconds=1800)
         assert sources_run(platform) == dict.fromkeys(SOURCES, "SUCCESS"), platform.log()[-3000:]
         assert platform.milvus_note.exists(), "the local Milvus is served while the web UI runs"
         yield platform
     finally:
         platform.end()
     assert not platform.milvus_note.exists(), "and stops with it"
-
-
-def stop_rounds(platform: RunningPlatform) -> None:
-    """Stop the nightly schedules.
-
-    On a new instance they ask at their next tick for a run of each source that has not had one, and that of the
-    sensor may still be under way: the second run finds nothing to do, and draws nothing.
-    """
-    answer = platform.ask(
-        """query ($where: RepositorySelector!) { schedulesOrError(repositorySelector: $where) {
-            ... on Schedules { results { name scheduleState { id } } } } }""",
-        where=LOCATION,
-    )
-    rounds = [schedule for schedule in answer["results"] if schedule["name"].endswith("_nightly")]
-    assert len(rounds) == 5
-    for schedule in rounds:
-        stopped = platform.ask(
-            """mutation ($id: String!) { stopRunningSchedule(id: $id) {
-                ... on ScheduleStateResult { scheduleState { status } } } }""",
-            id=schedule["scheduleState"]["id"],
-        )
-        assert stopped["scheduleState"]["status"] == "STOPPED"
 
 
 def sources_run(platform: RunningPlatform) -> dict[tuple[str, str], str]:
@@ -311,7 +286,7 @@ def test_the_search_page_finds_each_modality_and_leads_to_the_run_in_the_web_ui(
 def test_a_backfill_of_all_sources_is_cancelled(
     page: "Page", search: "Page", running: RunningPlatform, pictures: Path
 ) -> None:
-    with pool_closed(running, "gpu"):
+    with running.pool_closed("gpu"):
         page.goto("/locations/embedding_platform/jobs/image_sync")
         page.get_by_text("Materialize all").first.click()
         page.get_by_role("button", name="All", exact=True).click()
@@ -326,7 +301,7 @@ def test_a_backfill_of_all_sources_is_cancelled(
         page.get_by_role("button", name="Cancel backfill", exact=True).last.click()
         page.get_by_text("Canceled", exact=True).first.wait_for()
         page.screenshot(path=pictures / "backfill.png")
-        assert {run["status"] for run in running.runs(**of_it)} == {"CANCELED"}, "nothing of it goes on"
+        wait_until(lambda: {run["status"] for run in running.runs(**of_it)} == {"CANCELED"}, "nothing of it goes on")
     assert "red-circle" in found(search, "a red circle", "image/clip").first.inner_text(), "nothing was lost"
 
 
@@ -340,17 +315,6 @@ def test_readme_shows_what_is_taken_here(pictures: Path) -> None:
 def told(page: "Page", name: str) -> "Locator":
     """The cell beside a name in a table of metadata."""
     return page.locator("tr", has=page.get_by_text(name, exact=True)).locator("td").nth(1)
-
-
-@contextmanager
-def pool_closed(running: RunningPlatform, pool: str) -> Iterator[None]:
-    """Have no step that takes a place in the pool go on, so that no run ends before it is cancelled."""
-    limit = "mutation ($pool: String!, $limit: Int!) { setConcurrencyLimit(concurrencyKey: $pool, limit: $limit) }"
-    assert running.ask(limit, pool=pool, limit=0) is True
-    try:
-        yield
-    finally:
-        assert running.ask(limit, pool=pool, limit=1) is True
 
 
 def switch(page: "Page", sensor: str, on: bool) -> None:

@@ -127,9 +127,9 @@ def tell(platform: Platform, instance: dg.DagsterInstance, tags: dict[str, str] 
     return failure_of(instance, run)
 
 
-def with_webhook(platform: Platform, address: str) -> Platform:
+def with_webhook(platform: Platform, address: str, seconds: float = 10.0) -> Platform:
     return open_platform(
-        platform.settings.base, spaces=["image/clip"], alerts={"webhook": address, "timeout_seconds": 0.3}
+        platform.settings.base, spaces=["image/clip"], alerts={"webhook": address, "timeout_seconds": seconds}
     )
 
 
@@ -157,7 +157,7 @@ def test_a_run_that_is_started_again_is_logged_alone(
 def test_a_dead_webhook_is_one_warning_and_the_line_stays(
     away: Platform, instance: dg.DagsterInstance, mute: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    failure = tell(with_webhook(away, mute), instance)
+    failure = tell(with_webhook(away, mute, 0.3), instance)
     written = capfd.readouterr().err
     assert f"ERROR - {failure.line}" in written
     assert written.count("WARNING - the webhook did not take an alert: TimeoutError") == 1

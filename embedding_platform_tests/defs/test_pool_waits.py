@@ -45,22 +45,38 @@ def after(seconds: float, deed: Callable[[], object]) -> Iterator[None]:
         timer.join()
 
 
+def once_asleep(monkeypatch: pytest.MonkeyPatch, seconds: float, deed: Callable[[], object]) -> list[float]:
+    """Do something when this thread has slept for so long in all; gives how long it slept each time."""
+    naps: list[float] = []
+    sleeper, sleep = threading.current_thread(), time.sleep
+
+    def nap(duration: float) -> None:
+        sleep(duration)
+        if threading.current_thread() is sleeper:
+            is_due = sum(naps) < seconds <= sum(naps) + duration
+            naps.append(duration)
+            if is_due:
+                deed()
+
+    monkeypatch.setattr(active.time, "sleep", nap)
+    return naps
+
+
 def let_go(instance: dg.DagsterInstance) -> None:
     instance.event_log_storage.free_concurrency_slots_for_run(OTHER)
 
 
 def test_a_run_that_waits_sleeps_and_takes_its_place_when_it_is_free(pool, monkeypatch) -> None:
-    naps: list[float] = []
-    monkeypatch.setattr(active.time, "sleep", lambda seconds, sleep=time.sleep: naps.append(seconds) or sleep(seconds))
-    with after(4, lambda: let_go(pool)):
+    naps = once_asleep(monkeypatch, 2, lambda: let_go(pool))
+    with after(60, lambda: let_go(pool)):
         assert dg.materialize([embedded], instance=pool).success
     assert 0 < len(naps) < 100, "not again and again without a pause"
 
 
-def test_a_run_that_waits_is_cancelled_without_getting_its_place(pool) -> None:
+def test_a_run_that_waits_is_cancelled_without_getting_its_place(pool, monkeypatch) -> None:
+    once_asleep(monkeypatch, 1, lambda: os.kill(os.getpid(), signal.SIGINT))
     # Were it not, it would get its place, and succeed.
-    interrupted = after(1, lambda: os.kill(os.getpid(), signal.SIGINT))
-    with after(30, lambda: let_go(pool)), interrupted, pytest.raises(dg.DagsterExecutionInterruptedError):
+    with after(30, lambda: let_go(pool)), pytest.raises(dg.DagsterExecutionInterruptedError):
         dg.materialize([embedded], instance=pool)
     info = pool.event_log_storage.get_concurrency_info("gpu")
     assert (info.active_run_ids, info.pending_run_ids) == ({OTHER}, set())

@@ -28,6 +28,7 @@ from embedding_platform.sights import Sight
 from embedding_platform.storage import file_system, write_bytes
 from embedding_platform.watching import Look
 from embedding_platform_tests.conftest import open_platform
+from embedding_platform_tests.running_platform import PATIENCE_SECONDS, wait_until
 
 AT_ONCE = {"quiet_seconds": 0}
 """Settings of a listing that waits for no file to be quiet."""
@@ -780,18 +781,25 @@ def test_a_source_that_takes_long_to_look_at_holds_up_no_tick_and_no_source_befo
 ) -> None:
     (texts.parent / "slow").mkdir()
     (texts.parent / "slow" / "one.txt").write_text("On a disk that takes its time.")
-    answers, sight = threading.Event(), Platform.sight
+    is_asked, answers, sight = threading.Event(), threading.Event(), Platform.sight
 
     def slow(self: Platform, modality: str, source: str) -> Sight:
         if source == "slow":
-            answers.wait(60)
+            is_asked.set()
+            answers.wait(PATIENCE_SECONDS)
         return sight(self, modality, source)
 
     monkeypatch.setattr(Platform, "sight", slow)
-    monkeypatch.setattr(sensors, "SECONDS_TO_LOOK", 0.5)
+    monkeypatch.setattr(sensors, "SECONDS_TO_LOOK", 0.1)
     ticks = Ticks(platform, instance)
-    (run,) = queue(instance, ticks())
+
+    def requesting() -> dg.SensorResult | None:
+        result = ticks()
+        return result if isinstance(result, dg.SensorResult) else None
+
+    (run,) = queue(instance, wait_until(requesting, "the letters are looked at"))
     assert run.tags["dagster/partition"] == "letters"
+    assert is_asked.wait(PATIENCE_SECONDS)
     assert "1 of 2 sources looked at: nothing to tell; still looking, now at slow" in reason(ticks())
     # That its run has ended makes an old look no new reason.
     instance.delete_run(run.run_id)

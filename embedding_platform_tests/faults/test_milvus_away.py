@@ -31,6 +31,7 @@ from embedding_platform_tests.faults.indexing import (
 )
 from embedding_platform_tests.faults.proxy import Proxy
 from embedding_platform_tests.reconcile.small_lake import Lake
+from embedding_platform_tests.running_platform import wait_until
 
 TOKEN = "root:s3cr3t"
 DEEDS = {
@@ -184,9 +185,9 @@ def test_a_run_outlasts_the_kill_of_the_bundled_server(empty: str, lake: Lake) -
     def kill_before(method: str) -> None:
         if method in ("upsert", "delete") and method not in killed:
             killed.append(method)
-            os.kill(note_of(empty)["pid"], signal.SIGKILL)
-            # The note tells the new process as soon as it is started.
-            time.sleep(1.5)
+            former = note_of(empty)["pid"]
+            os.kill(former, signal.SIGKILL)
+            wait_until(lambda: note_of(empty)["pid"] != former, "another is started")
 
     report = collect(Disturbed(client, kill_before), lake)
     assert killed == ["upsert", "delete"]

@@ -196,7 +196,7 @@ def test_rows_just_written_are_found_by_search(client):
     collection, wanted = filled(client, 40)
     ensure_index(client, collection, HNSW, "COSINE")
     rows = [make_row(key, "1") for key in wanted.index[:5]]
-    await_searchable(client, Partition(collection, "photos"), rows, HNSW, "COSINE", timeout_seconds=20)
+    await_searchable(client, Partition(collection, "photos"), rows, HNSW, "COSINE", timeout_seconds=120)
 
 
 def test_a_row_among_many_as_near_counts_as_found(client):
@@ -210,7 +210,7 @@ def test_a_row_among_many_as_near_counts_as_found(client):
     sync_partition(client, Partition(collection, "photos"), wanted, rows)
     ensure_index(client, collection, HNSW, "COSINE")
     probes = [{**make_row(key, "1"), "vector": same} for key in wanted.index]
-    await_searchable(client, Partition(collection, "photos"), probes, HNSW, "COSINE", timeout_seconds=20)
+    await_searchable(client, Partition(collection, "photos"), probes, HNSW, "COSINE", timeout_seconds=120)
 
 
 def test_a_row_that_no_search_finds_fails_at_the_deadline(client):

@@ -63,7 +63,7 @@ def test_processes_write_at_once_and_a_killed_server_loses_nothing(directory):
         client = connect(directory)
         collection = new_collection(client)
         for writer in start_writers(directory, collection):
-            _, errors = writer.communicate(timeout=120)
+            _, errors = writer.communicate()
             assert writer.returncode == 0, errors
         ensure_index(client, collection, HNSW, "COSINE")
         with open(f"{directory}.server.json") as file:
@@ -92,6 +92,7 @@ def test_a_sync_that_lost_its_server_is_finished_by_the_next(directory, monkeypa
     wanted = desired(range(5000), of=source)
     with serve(directory):
         client = connect(directory)
+        impatient = Impatient(client)
         collection = new_collection(client)
         with open(f"{directory}.server.json") as file:
             pid = json.load(file)["pid"]
@@ -100,11 +101,12 @@ def test_a_sync_that_lost_its_server_is_finished_by_the_next(directory, monkeypa
             for number, rows in enumerate(rows_for(wanted, source, 1000)(ids)):
                 if number == 3:
                     os.kill(pid, signal.SIGKILL)
+                    impatient.gives_up = True
                     return
                 yield rows
 
         with pytest.raises(PlatformError, match=r"Milvus could not .*run again"):
-            sync_partition(Impatient(client), Partition(collection, "p"), wanted, killed_halfway)
+            sync_partition(impatient, Partition(collection, "p"), wanted, killed_halfway)
         client.close()
 
     with serve(directory):
@@ -117,11 +119,12 @@ def test_a_sync_that_lost_its_server_is_finished_by_the_next(directory, monkeypa
 
 
 class Impatient:
-    """A client whose calls give up after a second rather than two minutes."""
+    """A client whose calls give up after a second rather than two minutes, once it `gives_up`."""
 
     def __init__(self, client):
         self._client = client
+        self.gives_up = False
 
     def __getattr__(self, name):
         call = getattr(self._client, name)
-        return lambda *args, **kwargs: call(*args, **{**kwargs, "timeout": 1})
+        return lambda *args, **kwargs: call(*args, **{**kwargs, **({"timeout": 1} if self.gives_up else {})})

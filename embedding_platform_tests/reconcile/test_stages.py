@@ -925,7 +925,8 @@ def test_a_process_killed_while_embedding_repeats_at_most_one_chunk(tmp_path, se
 
         class Slow(SmallEncoder):
             def embed(self, role, batch):
-                time.sleep(0.05)
+                # Never to its end, however late it is killed.
+                time.sleep(0.05 if self.embedded < int(sys.argv[3]) else 600)
                 with open(sys.argv[2], "a") as log:
                     log.write("x" * len(batch))
                 return super().embed(role, batch)
@@ -935,8 +936,11 @@ def test_a_process_killed_while_embedding_repeats_at_most_one_chunk(tmp_path, se
         lake.run()
         """
     )
-    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path), str(log)])
-    while process.poll() is None and not (log.exists() and log.stat().st_size >= 4 + 5 * seed):
+    enough = 4 + 5 * seed
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path), str(log), str(enough)])
+    while process.poll() is None and not (
+        log.exists() and log.stat().st_size >= enough and len(vectors_of(lake)) >= log.stat().st_size - 2 * chunk
+    ):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -12,7 +12,7 @@ from embedding_platform_tests.conftest import open_platform
 from embedding_platform_tests.milvus_server import MilvusServer
 from embedding_platform_tests.serving.conftest import ADDRESS
 
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 600.0
 
 
 @pytest.mark.server

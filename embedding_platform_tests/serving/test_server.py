@@ -18,7 +18,7 @@ import pytest
 from embedding_platform.milvus.connection import close_directory, connect
 from embedding_platform_tests.serving.conftest import TOKEN
 
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 600.0
 
 
 def command(*arguments: str) -> list[str]:
@@ -47,7 +47,7 @@ def said(folder: Path, *arguments: str, **more: str) -> tuple[int, str]:
 
 def fetched(url: str) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(url, timeout=30) as answer:
+        with urllib.request.urlopen(url, timeout=PATIENCE_SECONDS) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -146,7 +146,7 @@ def test_an_upload_that_never_ends_is_answered_at_its_limit(served: tuple[str, A
         "Content-Type: multipart/form-data; boundary=x\r\n\r\n"
     )
     opening = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\n'
-    with socket.create_connection(("127.0.0.1", int(served[0].rpartition(":")[2])), timeout=30) as wire:
+    with socket.create_connection(("127.0.0.1", int(served[0].rpartition(":")[2])), timeout=PATIENCE_SECONDS) as wire:
         wire.sendall(head.encode() + b"%x\r\n%s\r\n" % (len(opening), opening))
         for _ in range(20):
             # 1.25 MiB, and no end of it.
