@@ -270,7 +270,8 @@ class Platform:
         return states.get(modality, {})
 
     def _classified(self, source: str) -> dict[str, dict[str, str]]:
-        return classify_source(self.store, self.settings.media_url, source, self.settings.decoding)
+        settings = self.settings
+        return classify_source(self.store, settings.media_url, source, settings.decoding, settings.decoding_notes)
 
     def sight(self, modality: str, source: str) -> Sight:
         """What is to be known of the files of one modality that a source holds now.
