@@ -9,7 +9,7 @@ import os
 import struct
 import subprocess
 import sys
-from contextlib import suppress
+import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,8 @@ def _variables(step: str, end: str, folder: Path) -> dict[str, str]:
 @dataclass(frozen=True)
 class Job:
     """The stages up to the vectors over a lake; decoding the marked file in the function called `step` ends
-    the process by the signal called `end`, and nothing does if that is ""."""
+    the process by the signal called `end`, and nothing does if that is "".
+    """
 
     root: str
     modality: str
@@ -141,9 +142,11 @@ def main() -> None:
         child = os.fork()
         if child == 0:
             status = 1
-            with suppress(BaseException):
+            try:
                 report.write_text(json.dumps(_run(job)))
                 status = 0
+            except BaseException:  # noqa: BLE001 - the child must not go on as the process that forked it
+                traceback.print_exc()
             os._exit(status)
         _, status = os.waitpid(child, 0)
         told = json.loads(report.read_text()) if report.exists() else {}
