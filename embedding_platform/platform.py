@@ -306,7 +306,10 @@ class Platform:
         return Sights(ages, files, looked_at, other_at, of)
 
     def _classified(self, source: str, listed: pa.Table | None = None) -> dict[str, dict[str, str]]:
-        return classify_source(self.store, self.settings.media_url, source, self.settings.decoding, listed)
+        settings = self.settings
+        return classify_source(
+            self.store, settings.media_url, source, settings.decoding, settings.decoding_notes, listed
+        )
 
     def is_gone(self, modality: str, source: str, sources: int | None = None) -> bool:
         """Whether nothing of the source is left: no listing, and no partition in Milvus.

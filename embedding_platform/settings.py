@@ -324,8 +324,13 @@ class Settings(BaseSettings):
 
     @property
     def cache_folder(self) -> str:
-        """The local folder of what can be made again: networks converted for a runtime."""
+        """The local folder of what can be made again: networks converted for a runtime, notes of what is decoded."""
         return self._absolute(self.cache_root)
+
+    @property
+    def decoding_notes(self) -> str:
+        """The local folder that says which files are being decoded, and which were when a process died."""
+        return f"{self.cache_folder}/decoding"
 
     @property
     def milvus_uri(self) -> str:

@@ -10,14 +10,26 @@ import dagster as dg
 import pytest
 from PIL import Image
 
+from embedding_platform.defs.assets import modality_assets
+from embedding_platform.defs.partitions import set_name
+from embedding_platform.media.items import verdict_code
+from embedding_platform.media.listing import list_entries
+from embedding_platform.media.suspects import Decode
 from embedding_platform.platform import Platform
+from embedding_platform.reconcile.embeddings import rejected_contents
 from embedding_platform.reconcile.files import stored_items, stored_rejects
+from embedding_platform.reconcile.rejects import CUTTING_CHANGES, FILE_CHANGES, MODEL_CHANGES
 from embedding_platform.reconcile.segments import rejected_items
 from embedding_platform.runs import run_sources
-from embedding_platform.settings import DecodingSettings
+from embedding_platform.settings import DecodingSettings, load_settings
+from embedding_platform.spaces import MODALITIES
 from embedding_platform_tests.conftest import open_platform
+from embedding_platform_tests.convergence.small_platform import SmallPlatform
 from embedding_platform_tests.media.bad_kinds import INDEXED, KINDS
 from embedding_platform_tests.media.made import picture
+from embedding_platform_tests.media.test_suspects import leave_behind
+from embedding_platform_tests.reconcile.crashing_jobs import crash_in
+from embedding_platform_tests.reconcile.test_suspects import write_marked
 
 
 def huge_png() -> bytes:
@@ -97,6 +109,39 @@ def test_a_mended_file_is_taken_up(platform: Platform, images: Path, instance: d
     (run,) = run_sources(platform, instance, ["image"])
     assert "empty.png" not in reasons(platform, "image", "mixed")
     assert run.of("collection", "upserted") == 2, "one row in each of the two image spaces"
+
+
+def test_every_stage_decodes_apart_what_was_decoded_when_a_process_died(
+    tmp_path: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    platform = SmallPlatform(load_settings(base=tmp_path), kept=("image",))
+    source = tmp_path / "media" / "mixed"
+    for name in ("listed.png", "cut.png", "read.png", "good.png", "good.m4a"):
+        write_marked(source / name)
+    entries = {entry.path: entry for entry in list_entries(str(source.parent), source.name)}
+    steps = {"good.m4a": ("recognise", ""), **{f"{step}.png": (step, "image") for step in ("cut", "read")}}
+    steps["listed.png"] = ("probe", "image")
+    decodes = [
+        Decode(*step, entries[name].uri, entries[name].size, entries[name].modified) for name, step in steps.items()
+    ]
+    leave_behind(platform.settings.decoding_notes, *decodes)
+    crash_in("serve", tmp_path, monkeypatch)
+    monkeypatch.setattr("embedding_platform.defs.assets.is_remote", lambda model: False)
+
+    assert platform.seen("audio", "mixed")["good.m4a"].endswith(f"-{verdict_code('audio')}-")
+    (space,) = platform.spaces
+    fingerprint = platform.fingerprint(space)
+    stages = modality_assets(MODALITIES["image"], [(space, fingerprint)], platform.cutting, platform.settings)[:3]
+    instance.add_dynamic_partitions(set_name("image"), ["mixed"])
+    run = dg.materialize(stages, instance=instance, partition_key="mixed", resources={"platform": platform})
+    assert run.success
+    found = reasons(platform, "image", "mixed")
+    found |= {row[0]: row[3] for row in rejected_contents(platform.store, space, "mixed", fingerprint)}
+    assert set(found) == {"listed.png", "cut.png", "read.png"}
+    assert all("by SIGSEGV" in reason for reason in found.values()), found
+    assert sum(platform.embedded.values()) == 1
+    retried = {rejected.path: rejected.retried for rejected in platform.rejects(["image"])}
+    assert retried == {"listed.png": FILE_CHANGES, "cut.png": CUTTING_CHANGES, "read.png": MODEL_CHANGES}
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

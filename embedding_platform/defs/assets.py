@@ -79,6 +79,7 @@ def _files(modality: Modality, settings: Settings) -> dg.AssetsDefinition:
                 source,
                 platform.settings.listing,
                 platform.settings.decoding,
+                platform.settings.decoding_notes,
             )
             total = report.table.num_rows + len(report.rejected)
             return dg.MaterializeResult(
@@ -123,6 +124,7 @@ def _segments(modality: Modality, cutting: Cutting, settings: Settings) -> dg.As
                 platform.cutting,
                 readers=platform.settings.batch.readers,
                 progress=progress_of(context, platform, "files cut"),
+                notes=platform.settings.decoding_notes,
             )
             return dg.MaterializeResult(
                 metadata=metadata.of_segments(report, platform, modality.name, source),
@@ -172,6 +174,7 @@ def _embeddings(space: Space, fingerprint: str, settings: Settings) -> dg.Assets
                 platform.settings.batch,
                 run_id=context.run_id,
                 progress=progress_of(context, platform, "segments embedded"),
+                notes=platform.settings.decoding_notes,
             )
             return dg.MaterializeResult(
                 metadata=metadata.of_embeddings(report, platform, space, source),

@@ -7,9 +7,9 @@ import posixpath
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,6 +24,7 @@ from embedding_platform.media.listing import Entry, current_state, entries_table
 from embedding_platform.media.listing import entries as entries_of
 from embedding_platform.media.reading import open_media
 from embedding_platform.media.recognition import CAPTIONS_FILE, claimed, recognise
+from embedding_platform.media.suspects import UNNOTED, Decode, Decodes
 from embedding_platform.records import ITEMS, Item, digest
 from embedding_platform.settings import DecodingSettings
 
@@ -114,6 +115,7 @@ def list_items(
     known_rejected: Mapping[str, Sequence[RejectedRow]],
     limits: DecodingSettings = USUAL_LIMITS,
     keep: Callable[[pa.Table, list[RejectedRow]], None] = lambda items, rejected: None,
+    decodes: Decodes = UNNOTED,
 ) -> Listing:
     """All items of one modality in a source, and what had to be rejected.
 
@@ -125,13 +127,14 @@ def list_items(
     passes from table to table; only the other files are held as objects.
 
     `keep` is given what was read through, chunk by chunk and each time what is new, for a caller that
-    will not have it read again should this call not come to its end.
+    will not have it read again should this call not come to its end. `decodes` calls what opens files
+    by native code.
 
     Raises:
         PlatformError: if a folder of the source, or a file of captions, cannot be read.
     """
     standing = {name: [row for row in rows if stands(row[3], limits)] for name, rows in known_rejected.items()}
-    survey = _survey(media_root, source, known, standing, limits)
+    survey = _survey(media_root, source, known, standing, limits, decodes)
     tables = [survey.settled.get(modality, ITEMS.empty_table())]
     examined = _Examined(keep)
     others: list[Item] = []
@@ -154,7 +157,7 @@ def list_items(
             continue
         else:
             hashed += 1
-            outcome = _examined(sighting, limits)
+            outcome = _examined(sighting, limits, decodes)
             tables += examined.add(outcome, sighting.entry.size)
         if not isinstance(outcome, Item):
             rejected.append(outcome)
@@ -174,11 +177,12 @@ def classify(
     known: Mapping[str, pa.Table],
     known_rejected: Mapping[str, Sequence[RejectedRow]],
     limits: DecodingSettings = USUAL_LIMITS,
+    decodes: Decodes = UNNOTED,
     listed: pa.Table | None = None,
 ) -> dict[str, dict[str, str]]:
     """The state of every file of a source by modality and path, without hashing any.
 
-    `known` and `known_rejected` are those of `list_items`. Only files that are new or changed are
+    `known`, `known_rejected` and `decodes` are those of `list_items`. Only files that are new or changed are
     opened, to recognise what they hold, and those rejected by other code or a lower limit; one that
     could not be read waits for the next listing. Compare with `item_states` and `rejected_state` of
     the last listing to see what has changed. `listed` are the source's files, of schema ENTRIES, where they have been
@@ -191,7 +195,7 @@ def classify(
         name: [row for row in rows if not_readable_now(row[3]) or stands(row[3], limits)]
         for name, rows in known_rejected.items()
     }
-    survey = _survey(media_root, source, known, standing, limits, listed)
+    survey = _survey(media_root, source, known, standing, limits, decodes, listed)
     states = {
         modality: dict(zip(table["path"].to_pylist(), item_states(table).to_pylist(), strict=True))
         for modality, table in survey.settled.items()
@@ -266,6 +270,7 @@ def _survey(
     known: Mapping[str, pa.Table],
     known_rejected: Mapping[str, Sequence[RejectedRow]],
     limits: DecodingSettings,
+    decodes: Decodes = UNNOTED,
     listed: pa.Table | None = None,
 ) -> _Survey:
     """What every file of the source is."""
@@ -277,7 +282,7 @@ def _survey(
     reasons = _reasons(known_rejected, listed)
 
     def look(paths: Iterable[str]) -> dict[str, _Sighting | None]:
-        return {path: _sighting(entries[path], reasons.get(path), last.get(path), limits) for path in paths}
+        return {path: _sighting(entries[path], reasons.get(path), last.get(path), limits, decodes) for path in paths}
 
     documents = set(filter(_may_caption, entries))
     looked = look(entries.keys() - documents)
@@ -434,7 +439,11 @@ def _file_states(table: pa.Table) -> pa.ChunkedArray:
 
 
 def _sighting(
-    entry: Entry, known_reason: tuple[str, str] | None, last: tuple[str, Item] | None, limits: DecodingSettings
+    entry: Entry,
+    known_reason: tuple[str, str] | None,
+    last: tuple[str, Item] | None,
+    limits: DecodingSettings,
+    decodes: Decodes,
 ) -> _Sighting | None:
     """What a file that is not as it was listed is by itself, captions apart."""
     # A text file that was rejected as a caption may be a good document now that its image is gone.
@@ -442,7 +451,7 @@ def _sighting(
         modality, reason = known_reason
         return _Sighting(_unpaired(modality), entry, reason=reason)
     try:
-        modality, media_type, reason = _recognised(entry, limits)
+        modality, media_type, reason = _recognised(_Look(entry, limits, decodes))
     except RejectedError as error:
         modality, media_type, reason = _claimed_modality(entry), "", str(error)
         if last is not None:
@@ -458,15 +467,26 @@ def _unpaired(modality: str) -> str:
     return "image" if modality == "image_text" else modality
 
 
+@dataclass(frozen=True)
+class _Look:
+    """A file that is recognised within limits; by what it is opened makes no difference."""
+
+    entry: Entry
+    limits: DecodingSettings
+    decodes: Decodes = field(compare=False)
+
+
 @lru_cache(maxsize=1 << 16)
-def _recognised(entry: Entry, limits: DecodingSettings) -> tuple[str, str, str]:
+def _recognised(look: _Look) -> tuple[str, str, str]:
     """Modality, media type and reason to reject. Cached, because files of no known kind are in no listing.
 
     Raises:
         RejectedError: if the file cannot be read now, which is not cached.
     """
+    entry = look.entry
+    decode = partial(look.decodes.one, _decode("recognise", "", entry))
     try:
-        return (*(recognise(entry.path, entry.uri, limits) or ("", "")), "")
+        return (*(recognise(entry.path, entry.uri, look.limits, decode) or ("", "")), "")
     except RejectedError as error:
         if not_readable_now(str(error)):
             raise
@@ -640,14 +660,14 @@ def _check_caption(text: str) -> None:
         )
 
 
-def _examined(sighting: _Sighting, limits: DecodingSettings) -> Item | RejectedRow:
+def _examined(sighting: _Sighting, limits: DecodingSettings, decodes: Decodes) -> Item | RejectedRow:
     """Hash and probe a file; once more if it changed meanwhile."""
     entry, modality = sighting.entry, sighting.modality
     try:
         before = current_state(entry.uri)
         for _ in range(2):
             try:
-                outcome: Item | RejectedRow = _item(sighting, entry, limits)
+                outcome: Item | RejectedRow = _item(sighting, entry, limits, decodes)
             except RejectedError as error:
                 outcome = _rejected_row(modality, entry, str(error))
             after = current_state(entry.uri)
@@ -663,13 +683,14 @@ def _examined(sighting: _Sighting, limits: DecodingSettings) -> Item | RejectedR
     return _rejected_row(modality, seen, "changed while it was read, twice; it is tried again at the next listing")
 
 
-def _item(sighting: _Sighting, entry: Entry, limits: DecodingSettings) -> Item:
+def _item(sighting: _Sighting, entry: Entry, limits: DecodingSettings, decodes: Decodes) -> Item:
     check_size(limits, sighting.modality, entry.size)
     hasher = hashlib.sha256()
     with open_media(entry.uri) as file:
         while block := file.read(_HASH_BLOCK_BYTES):
             hasher.update(block)
-    attributes: dict[str, Any] = modality_module(sighting.modality).probe(entry.uri, limits)
+    probe: Callable[..., dict[str, Any]] = modality_module(sighting.modality).probe
+    attributes = decodes.one(_decode("probe", sighting.modality, entry), probe, entry.uri, limits)
     claim = claimed(entry.path)
     if claim is not None and claim[1].partition("/")[2] != sighting.media_type.partition("/")[2]:
         attributes["named_as"] = claim[1]
@@ -684,6 +705,10 @@ def _item(sighting: _Sighting, entry: Entry, limits: DecodingSettings) -> Item:
         captions_modified=sighting.captions_modified,
         attributes=attributes,
     )
+
+
+def _decode(step: Literal["recognise", "probe"], modality: str, entry: Entry) -> Decode:
+    return Decode(step, modality, entry.uri, entry.size, entry.modified)
 
 
 def _rejected_row(modality: str, entry: Entry, reason: str) -> RejectedRow:

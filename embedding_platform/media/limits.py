@@ -14,6 +14,7 @@ USUAL_LIMITS = DecodingSettings()
 
 _NAMED_LIMIT = re.compile(r"decoding\.(\w+) = ([0-9.]+)")
 _NOT_NOW = "cannot be read now"
+_CRASH = "ends the process that decodes it"
 
 _SECONDS_PER_MINUTE = 60.0
 _SECONDS_PER_HOUR = 3600.0
@@ -81,6 +82,16 @@ def not_now(error: OSError) -> RejectedError:
 def cut_off(what: str) -> RejectedError:
     """The rejection of a file whose decoding was ended from outside."""
     return RejectedError(f"{_NOT_NOW}: {what}; a later run takes it up")
+
+
+def crashed(cause: str) -> RejectedError:
+    """The rejection of a file that ends the process which decodes it; `cause` is a signal or a status."""
+    return RejectedError(f"{_CRASH}, {cause}: it is damaged or hostile; remove it, or save it anew by another program")
+
+
+def is_crash(reason: str) -> bool:
+    """Whether a reason is that of `crashed`."""
+    return _CRASH in reason
 
 
 def check_size(limits: DecodingSettings, modality: str, size: int) -> None:

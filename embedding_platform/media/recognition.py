@@ -2,7 +2,8 @@
 
 import posixpath
 import struct
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 from embedding_platform.errors import RejectedError
 from embedding_platform.media.limits import USUAL_LIMITS, Deadline
@@ -104,11 +105,17 @@ _BITMAP_HEADERS: Final = frozenset({12, 40, 52, 56, 64, 108, 124})
 """Sizes that the header after a BMP's file header has had in the format's history."""
 
 
-def recognise(path: str, uri: str, limits: DecodingSettings = USUAL_LIMITS) -> tuple[str, str] | None:
+def recognise(
+    path: str,
+    uri: str,
+    limits: DecodingSettings = USUAL_LIMITS,
+    decode: Callable[..., Any] = lambda function, *arguments: function(*arguments),
+) -> tuple[str, str] | None:
     """Modality (text, image, audio, video) and media type of a file; None for other files.
 
     A signature in the content wins over the name. A container that can hold both is sound
-    unless it has a video stream other than an attached picture.
+    unless it has a video stream other than an attached picture. To find out, native code opens
+    it: `decode` calls the function that it is given, with the arguments.
 
     Raises:
         RejectedError: if the name promises media that the content does not hold.
@@ -126,7 +133,7 @@ def recognise(path: str, uri: str, limits: DecodingSettings = USUAL_LIMITS) -> t
         return _by_name(path, head)
     kind, _, subtype = media_type.partition("/")
     if kind == "container":
-        kind = _container_kind(uri, limits)
+        kind = decode(_container_kind, uri, limits)
         media_type = f"{kind}/{subtype}"
     return ("text" if kind == "application" else kind), media_type
 

@@ -18,6 +18,8 @@ from embedding_platform.increments import Increment, index_of, presence
 from embedding_platform.inference.stopwatch import Stopwatch
 from embedding_platform.inference.stream import Embedded, Failed, embed_stream
 from embedding_platform.media.cutting import Cutting, read
+from embedding_platform.media.limits import is_crash
+from embedding_platform.media.suspects import Decode, Decodes, noted_in
 from embedding_platform.models.encoder import Encoder
 from embedding_platform.reconcile import arrivals
 from embedding_platform.reconcile.files import items_table
@@ -86,11 +88,12 @@ def reconcile_embeddings(
     batch: BatchSettings,
     run_id: str,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    notes: str | None = None,
 ) -> EmbeddingsReport:
     """Give every live content of the source a vector: reuse, else embed, judge and store chunk by chunk.
 
     The model is loaded only if something has to be embedded. `progress` hears of contents
-    done and contents to do.
+    done and contents to do. `notes` is the folder of `media.suspects`.
     """
     began = perf_counter()
     folder = layout.vectors_folder(store, space.key, fingerprint, source)
@@ -115,20 +118,21 @@ def reconcile_embeddings(
         encoder = load_encoder()
         loaded = perf_counter()
         device, precision = encoder.device, encoder.precision
-        files = _Files(store, space, source, cutting, needed)
         budgets = {role: getattr(batch, role) or encoder.budget(role) for role in space.roles}
-        outcomes = embed_stream(files.groups(), files.read, encoder, budgets, batch.readers, watch)
         size = batch.chunk or max(1, CHUNK_BYTES // (4 * space.model.dimension))
-        for chunk in _chunks(_told(outcomes, progress, len(needed)), size):
-            sound, bad = _judge(chunk, space)
-            if sound:
-                vectors = np.stack(list(sound.values()))
-                with watch.running("store"):
-                    vector_store.append(folder, list(sound), vectors, fingerprint, run_id, device)
-            embedded += len(sound)
-            if bad:
-                rejects |= bad
-                _write_rejects(store, space, source, fingerprint, rejects)
+        with noted_in(notes) as decodes:
+            files = _Files(store, space, source, cutting, needed, decodes)
+            outcomes = embed_stream(files.groups(), files.read, encoder, budgets, batch.readers, watch)
+            for chunk in _chunks(_told(outcomes, progress, len(needed)), size):
+                sound, bad = _judge(chunk, space)
+                if sound:
+                    vectors = np.stack(list(sound.values()))
+                    with watch.running("store"):
+                        vector_store.append(folder, list(sound), vectors, fingerprint, run_id, device)
+                embedded += len(sound)
+                if bad:
+                    rejects |= bad
+                    _write_rejects(store, space, source, fingerprint, rejects)
         # Known now: a network that one runtime cannot take has gone to another when it started.
         runtime = encoder.runtime
         seconds |= {"load": loaded - loading, "embedded": perf_counter() - loaded}
@@ -167,10 +171,10 @@ def reconcile_embeddings(
 def vector_verdict_lasts(reason: str) -> bool:
     """Whether a rejection stands until content or model change.
 
-    A file that could not be read is tried again, and so is a content whose vector had another
-    dimension than the space: that is no fault of the content.
+    A file that could not be read is tried again, unless it crashed its decoder, and so is a content whose
+    vector had another dimension than the space: that is no fault of the content.
     """
-    return reason.split(": ")[0] not in (UNREADABLE, judgement.DIMENSION)
+    return is_crash(reason) or reason.split(": ")[0] not in (UNREADABLE, judgement.DIMENSION)
 
 
 def embeddings_increment(store: str, space: Space, source: str, fingerprint: str, cutting: Cutting) -> Increment:
@@ -200,9 +204,12 @@ def rejected_contents(store: str, space: Space, source: str, fingerprint: str) -
 class _Files:
     """The files that hold needed contents: one segment for each content, and a reader of what was listed alone."""
 
-    def __init__(self, store: str, space: Space, source: str, cutting: Cutting, needed: pd.Index) -> None:
+    def __init__(
+        self, store: str, space: Space, source: str, cutting: Cutting, needed: pd.Index, decodes: Decodes
+    ) -> None:
         self._space = space
         self._cutting = cutting
+        self._decodes = decodes
         self._needed = vector_store.Wanted(needed)
         self._parts = partial(iterate_live_segments, store, space.modality, source, cutting)
         # Text was taken from the file when it was cut.
@@ -234,7 +241,14 @@ class _Files:
         version of the file.
         """
         state = self._states.pop(group[0].segment_id, None)
-        for segment, content in zip(group, read(self._space.modality, group, self._cutting.decoding), strict=False):
+        modality, limits = self._space.modality, self._cutting.decoding
+        # Without a state it is no file of which anything is embedded, or text that was taken from it when it was cut.
+        contents = (
+            self._decodes.each(Decode("read", modality, *state), read, modality, group, limits)
+            if state
+            else read(modality, group, limits)
+        )
+        for segment, content in zip(group, contents, strict=False):
             if segment.role != "text":
                 # A listing that overlaps with this run may know files that this run does not.
                 if state is None:

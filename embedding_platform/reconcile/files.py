@@ -15,6 +15,7 @@ from embedding_platform.increments import Increment, diff, series_of
 from embedding_platform.media.items import Listing, classify, item_states, list_items, rejected_state
 from embedding_platform.media.limits import USUAL_LIMITS
 from embedding_platform.media.listing import list_sources, may_be_emptied
+from embedding_platform.media.suspects import noted_in
 from embedding_platform.records import ITEMS, REJECTED, Item
 from embedding_platform.settings import DecodingSettings, ListingSettings
 from embedding_platform.spaces import MODALITIES
@@ -58,11 +59,12 @@ def reconcile_files(
     source: str,
     guard: ListingSettings = USUAL_GUARD,
     limits: DecodingSettings = USUAL_LIMITS,
+    notes: str | None = None,
 ) -> FilesReport:
     """List one modality of a source and replace its tables where something changed.
 
     What has been read of new and changed files is durable chunk by chunk: a run that follows one
-    that was cut off does not read it again.
+    that was cut off does not read it again. `notes` is the folder of `media.suspects`.
 
     Raises:
         PlatformError: if the media root cannot be reached, or holds no folder any more, or the
@@ -73,15 +75,17 @@ def reconcile_files(
         age = listing_age(store, modality, source)
         known, known_rejected = _last_listings(store, source)
         examined, examined_rejects = _examined(store, modality, source)
-        listing: Listing = list_items(
-            modality,
-            media_root,
-            source,
-            {**known, modality: pa.concat_tables([known[modality], examined])},
-            {**known_rejected, modality: [*examined_rejects, *known_rejected[modality]]},
-            limits,
-            partial(_keep_examined, store, modality, source),
-        )
+        with noted_in(notes) as decodes:
+            listing: Listing = list_items(
+                modality,
+                media_root,
+                source,
+                {**known, modality: pa.concat_tables([known[modality], examined])},
+                {**known_rejected, modality: [*examined_rejects, *known_rejected[modality]]},
+                limits,
+                partial(_keep_examined, store, modality, source),
+                decodes,
+            )
         # A run that was held up must not put an older listing in the place of a newer one.
         if listing_age(store, modality, source) == age:
             break
@@ -146,13 +150,16 @@ def classify_source(
     media_root: str,
     source: str,
     limits: DecodingSettings = USUAL_LIMITS,
+    notes: str | None = None,
     listed: pa.Table | None = None,
 ) -> dict[str, dict[str, str]]:
     """State by path by modality of the files that a source holds now, without hashing known ones.
 
-    `listed` are those files, of schema ENTRIES, where they have been listed already.
+    `notes` is the folder of `media.suspects`. `listed` are those files, of schema ENTRIES, where they have been listed
+    already.
     """
-    return classify(media_root, source, *_last_listings(store, source), limits, listed)
+    with noted_in(notes) as decodes:
+        return classify(media_root, source, *_last_listings(store, source), limits, decodes, listed)
 
 
 def files_increment(store: str, modality: str, source: str, seen: Mapping[str, str]) -> Increment:

@@ -19,6 +19,7 @@ from embedding_platform.inference.stopwatch import Stopwatch
 from embedding_platform.media.cutting import Cutting, code_version, cut
 from embedding_platform.media.limits import stands
 from embedding_platform.media.listing import current_state
+from embedding_platform.media.suspects import Decode, Decodes, noted_in
 from embedding_platform.reconcile.files import items_table
 from embedding_platform.records import ITEMS, REJECTED, SEGMENTS, Item, Segment
 
@@ -74,11 +75,13 @@ def reconcile_segments(
     cutting: Cutting,
     readers: int = 2,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    notes: str | None = None,
 ) -> SegmentsReport:
     """Cut the items that have no segments yet, chunk by durable chunk, and drop what is no longer live.
 
     An item that cannot be cut goes to the rejected table and is tried again when it, or our
-    code for it, changes. `progress` hears of items done and items to do.
+    code for it, changes. `progress` hears of items done and items to do. `notes` is the folder of
+    `media.suspects`.
     """
     started, watch = perf_counter(), Stopwatch()
     version = code_version(modality, cutting)
@@ -93,8 +96,8 @@ def reconcile_segments(
 
     done = bytes_read = 0
     some: list[Segment] = []
-    with ThreadPoolExecutor(readers) as pool:
-        cut_one = partial(_cut_one, modality, source, cutting, watch)
+    with noted_in(notes) as decodes, ThreadPoolExecutor(readers) as pool:
+        cut_one = partial(_cut_one, modality, source, cutting, decodes, watch)
         for chunk in _chunks(_in_order(pool, cut_one, _needed_items(store, modality, source, needed), 2 * readers)):
             outcomes = [outcome for _, outcome in chunk]
             segments = [segment for outcome in outcomes if isinstance(outcome, list) for segment in outcome]
@@ -232,11 +235,14 @@ def check_unchanged(uri: str, size: int, modified: str) -> None:
         raise RejectedError(CHANGED)
 
 
-def _cut_one(modality: str, source: str, cutting: Cutting, watch: Stopwatch, item: Item) -> list[Segment] | Reject:
+def _cut_one(
+    modality: str, source: str, cutting: Cutting, decodes: Decodes, watch: Stopwatch, item: Item
+) -> list[Segment] | Reject:
     outcome: list[Segment] | Reject
+    decode = Decode("cut", modality, item.uri, item.size, item.modified)
     try:
         with watch.running("decode"):
-            outcome = cut(modality, source, item, cutting)
+            outcome = decodes.one(decode, cut, modality, source, item, cutting)
     except RejectedError as error:
         outcome = (item.path, item.uri, item.version, str(error))
     try:

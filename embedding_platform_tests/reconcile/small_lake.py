@@ -77,6 +77,7 @@ class Lake:
     index: Index = FLAT
     loads: int = 0
     media_name: str = "media"
+    notes: str | None = None
 
     @property
     def store(self) -> str:
@@ -104,10 +105,10 @@ class Lake:
         return WRITERS[self.modality][1](self.path(name, source), seed)
 
     def files(self, source: str = "one") -> FilesReport:
-        return reconcile_files(self.store, str(self.media), self.modality, source)
+        return reconcile_files(self.store, str(self.media), self.modality, source, notes=self.notes)
 
     def segments(self, source: str = "one") -> SegmentsReport:
-        return reconcile_segments(self.store, self.modality, source, self.cutting)
+        return reconcile_segments(self.store, self.modality, source, self.cutting, notes=self.notes)
 
     def embeddings(self, source: str = "one") -> EmbeddingsReport:
         return reconcile_embeddings(
@@ -119,6 +120,7 @@ class Lake:
             self._load,
             self.batch,
             run_id="run",
+            notes=self.notes,
         )
 
     def run(self, source: str = "one") -> tuple[FilesReport, SegmentsReport, EmbeddingsReport]:
