@@ -18,6 +18,7 @@ from embedding_platform.increments import Increment, index_of, presence
 from embedding_platform.inference.stopwatch import Stopwatch
 from embedding_platform.inference.stream import Embedded, Failed, embed_stream
 from embedding_platform.media.cutting import Cutting, read
+from embedding_platform.memory import bytes_to_hold
 from embedding_platform.models.encoder import Encoder
 from embedding_platform.reconcile.files import items_table
 from embedding_platform.reconcile.segments import CHANGED, Reject, check_unchanged, iterate_live_segments
@@ -38,7 +39,8 @@ SECONDS_BETWEEN_PROGRESS = 0.2
 
 CHUNK_BYTES = 8 * 2**20
 SECONDS_PER_CHUNK = 60.0
-"""Work that a killed run may lose: a chunk is stored when its vectors take so much, or when it is this old."""
+"""Work that a killed run may lose: a chunk is stored when its vectors take so much, less where memory is short, or
+when it is this old."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def reconcile_embeddings(
         files = _Files(store, space, source, cutting, needed)
         budgets = {role: getattr(batch, role) or encoder.budget(role) for role in space.roles}
         outcomes = embed_stream(files.groups(), files.read, encoder, budgets, batch.readers, watch)
-        size = batch.chunk or max(1, CHUNK_BYTES // (4 * space.model.dimension))
+        size = batch.chunk or max(1, bytes_to_hold(CHUNK_BYTES) // (4 * space.model.dimension))
         for chunk in _chunks(_told(outcomes, progress, len(needed)), size):
             sound, bad = _judge(chunk, space)
             if sound:
