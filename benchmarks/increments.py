@@ -3,12 +3,13 @@
     .venv/bin/python benchmarks/increments.py                                        # 10 thousand, Milvus Lite
     .venv/bin/python benchmarks/increments.py --segments 1000000 --uri http://127.0.0.1:19530 --token root:Milvus
     .venv/bin/python benchmarks/increments.py --segments 100000 --sources 10         # one after the other
+    .venv/bin/python benchmarks/increments.py --segments 100000 --passages 1         # a file for each segment
 
-Texts are files on disk, of 20 passages each, and every stage is the one that runs in production;
-only the vectors are drawn from a hash of the text instead of computed by a model. Each run is a process of its own:
-seconds of each stage, the process's peak memory, and the calls that the collection stage made to
-Milvus, reads and writes apart. With a directory, Milvus Lite runs in that process too and counts
-as its memory; with a server it does not.
+Texts are files on disk, of 20 passages each where nothing else is asked for, and every stage is the one
+that runs in production; only the vectors are drawn from a hash of the text instead of computed by a
+model. Each run is a process of its own: seconds of each stage, the process's peak memory, and the
+calls that the collection stage made to Milvus, reads and writes apart. With a directory, Milvus Lite
+runs in that process too and counts as its memory; with a server it does not.
 """
 
 import argparse
@@ -42,7 +43,6 @@ from embedding_platform.records import Content
 from embedding_platform.settings import BatchSettings, MilvusSettings, QualitySettings
 from embedding_platform.spaces import Index, Model, Role, Space
 
-PASSAGES = 20
 FILES_PER_FOLDER = 1000
 CUTTING = Cutting(tokenizer_file=None, max_tokens=24, overlap_tokens=0)
 """A passage of the texts below is one segment."""
@@ -53,11 +53,15 @@ WRITES = ("insert", "upsert", "delete")
 
 @dataclass(frozen=True)
 class Place:
-    """Where sources lie, how many segments they have together, and where their rows go."""
+    """Where sources lie, how many segments they have together, and where their rows go.
+
+    Each file has `passages` segments.
+    """
 
     folder: str
     segments: int
     sources: Sequence[str]
+    passages: int
     dimension: int
     index: str
     uri: str
@@ -78,7 +82,8 @@ class Place:
         """A space of texts, whose name tells the sizes, so that they share a Milvus."""
         model = Model("drawn", "drawn", self.dimension, ("text",), "none", "drawn from a hash of the text")
         index = {"HNSW": Index(), "FLAT": Index("FLAT", {}, {})}[self.index]
-        return Space("text", f"increments_{self.segments}_{len(self.sources)}", model, index=index)
+        name = f"increments_{self.segments}_{len(self.sources)}_{self.passages}"
+        return Space("text", name, model, index=index)
 
     @property
     def fingerprint(self) -> str:
@@ -154,6 +159,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--segments", type=int, nargs="+", default=[10_000])
     parser.add_argument("--sources", type=int, default=1, help="sources that the segments are shared out to")
+    parser.add_argument("--passages", type=int, default=20, help="segments of each file")
     parser.add_argument("--uri", default="", help="a Milvus server; without one, Milvus Lite in the folder")
     parser.add_argument("--token", default="")
     parser.add_argument("--dimension", type=int, default=384)
@@ -169,7 +175,8 @@ def main() -> None:
             uri = options.uri or str(Path(folder, f"milvus-{segments}"))
             own = str(Path(folder, str(segments)))
             sources = [f"library-{number:02}" for number in range(options.sources)]
-            place = Place(own, segments, sources, options.dimension, options.index, uri, options.token)
+            size = (segments, sources, options.passages, options.dimension)
+            place = Place(own, *size, options.index, uri, options.token)
             measure(place, options.parts)
 
 
@@ -185,11 +192,11 @@ def kept_or_temporary(folder: str | None) -> Iterator[str]:
 
 def measure(place: Place, parts: bool) -> None:
     """Print a line for each run over the sources, which grow from nothing and then change."""
-    files = place.segments // PASSAGES
+    files = place.segments // place.passages
     changes: dict[str, Callable[[], None]] = {
         "all new": lambda: write(place, range(files), edition=0),
         "no change": lambda: None,
-        "10 changed": lambda: write(place, range(1, 11), edition=1, passages=1),
+        "10 changed": lambda: write(place, range(1, 11), edition=1, changed=1),
         "1 % changed": lambda: write(place, range(0, files, 100), edition=2),
     }
     try:
@@ -221,16 +228,17 @@ def print_line(place: Place, name: str, outcome: dict[str, Any]) -> None:
     )
 
 
-def write(place: Place, numbers: Iterable[int], edition: int, passages: int = PASSAGES) -> None:
-    """Write the documents of those numbers; the first `passages` of each tell of the edition."""
+def write(place: Place, numbers: Iterable[int], edition: int, changed: int | None = None) -> None:
+    """Write the documents of those numbers; the first `changed` passages of each, or all, tell of the edition."""
+    changed = place.passages if changed is None else changed
     for number in numbers:
         source = place.sources[number % len(place.sources)]
         path = Path(place.media, source, f"{number // FILES_PER_FOLDER:04}", f"{number:07}.txt")
         path.parent.mkdir(parents=True, exist_ok=True)
         texts = [
-            f"Passage {passage} of document {number}, edition {edition if passage < passages else 0}, tells of tides, "
+            f"Passage {passage} of document {number}, edition {edition if passage < changed else 0}, tells of tides, "
             "of lighthouses and of bread."
-            for passage in range(PASSAGES)
+            for passage in range(place.passages)
         ]
         path.write_text("\n\n".join(texts))
 

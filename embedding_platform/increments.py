@@ -1,11 +1,14 @@
 """The difference between what should be and what is."""
 
+from bisect import bisect_left
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from embedding_platform.records import ROWS_PER_PIECE
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,29 @@ def diff(desired: pd.Series, actual: pd.Series) -> Increment:
         orphaned=index_of(every.take(pa.array(others))),
         unchanged=_chosen(ids, same),
     )
+
+
+def diff_sorted(desired: pa.Table, actual: pa.Table) -> Increment:
+    """What `diff` gives for two tables of id and version, of any names, both sorted by id.
+
+    They are compared a piece at a time: what that takes does not grow with the tables.
+    """
+    parts: list[Increment] = []
+    begin = 0
+    for first in range(0, max(1, desired.num_rows), ROWS_PER_PIECE):
+        behind = first + ROWS_PER_PIECE
+        end = place_in(actual[0], desired[0][behind].as_py(), begin) if behind < desired.num_rows else actual.num_rows
+        pieces = (desired.slice(first, ROWS_PER_PIECE), actual.slice(begin, end - begin))
+        parts.append(diff(*(series_of(piece[0], piece[1]) for piece in pieces)))
+        begin = end
+    names = ("new", "stale", "orphaned", "unchanged")
+    joined = {name: [getattr(part, name) for part in parts] for name in names}
+    return Increment(**{name: first.append(others) for name, (first, *others) in joined.items()})
+
+
+def place_in(ids: pa.ChunkedArray, value: str, first: int = 0) -> int:
+    """How many of the sorted strings come before a value; the `first` of them are known to."""
+    return bisect_left(ids, value, first, key=lambda scalar: scalar.as_py())
 
 
 def presence(desired: pd.Index, actual: pd.Index) -> Increment:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -13,6 +13,9 @@ from embedding_platform.spaces import Role
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+ROWS_PER_PIECE = 2**16
+"""Rows of a table that are copied at once, where a copy of a million would take hundreds of megabytes."""
 
 SAMPLE_RATE = 16_000
 """Hz of decoded audio: what Whisper was trained on (Radford et al. 2022, section 2.2)."""
@@ -208,15 +211,26 @@ def column_digest(*columns: pa.ChunkedArray) -> str:
     """
     hasher = hashlib.sha256()
     for column in columns:
-        # Casting gives fresh arrays, however the column was sliced or chunked.
-        values = pa.concat_arrays([pa.array([], pa.large_binary()), *column.cast(pa.large_binary()).chunks])
-        _, offsets, payload = values.buffers()
-        hasher.update(len(values).to_bytes(8, "big"))
-        places = np.frombuffer(offsets, dtype="<i8")[: len(values) + 1]
-        hasher.update(places.tobytes())
-        if payload is not None:
-            hasher.update(memoryview(payload)[: places[-1]])
+        hasher.update(len(column).to_bytes(8, "big"))
+        end = np.zeros(1, "<i8")
+        hasher.update(end.tobytes())
+        for places, _ in _buffers(column):
+            hasher.update((places[1:] + end).tobytes())
+            end += places[-1]
+        for _, payload in _buffers(column):
+            hasher.update(payload)
     return hasher.hexdigest()
+
+
+def _buffers(column: pa.ChunkedArray) -> Iterator[tuple[np.ndarray, memoryview]]:
+    """Yield offsets and bytes of a column of strings, a piece at a time: no copy is made of the whole."""
+    for first in range(0, len(column), ROWS_PER_PIECE):
+        # Casting gives fresh arrays, however the column was sliced or chunked.
+        chunks = column.slice(first, ROWS_PER_PIECE).cast(pa.large_binary()).chunks
+        values = pa.concat_arrays([pa.array([], pa.large_binary()), *chunks])
+        _, offsets, payload = values.buffers()
+        places = np.frombuffer(offsets, dtype="<i8")[: len(values) + 1]
+        yield places, memoryview(payload or b"")[: places[-1]]
 
 
 def items_table(items: Iterable[Item]) -> pa.Table:

@@ -82,8 +82,8 @@ class OpenAISettings(_Section):
 class BatchSettings(_Section):
     """Most tokens, images, audio windows and video clips in one model batch, and vectors in one durable chunk.
 
-    Without a number, batches are as large as suits the device, and chunks as suits a file. For a model behind a server,
-    whose tokens are not known here, `text` counts bytes.
+    Without a number, batches are as large as suits the device, and chunks as suits a file and the memory. For a model
+    behind a server, whose tokens are not known here, `text` counts bytes.
     """
 
     text: int | None = Field(default=None, ge=1)

@@ -23,19 +23,24 @@ def increments(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def test_a_run_embeds_and_writes_what_changed_and_nothing_else(tmp_path: Path, increments: ModuleType) -> None:
-    place = increments.Place(str(tmp_path / "own"), SEGMENTS, ["one", "two"], 8, "FLAT", str(tmp_path / "milvus"), "")
+@pytest.mark.parametrize("passages", [1, 20])
+def test_a_run_embeds_and_writes_what_changed_and_nothing_else(
+    tmp_path: Path, increments: ModuleType, passages: int
+) -> None:
+    place = increments.Place(
+        str(tmp_path / "own"), SEGMENTS, ["one", "two"], passages, 8, "FLAT", str(tmp_path / "milvus"), ""
+    )
 
     def counted() -> tuple[int, int, int]:
         """Contents embedded, rows written, and calls that write."""
         outcome = increments.run(place)
         return outcome["embedded"], outcome["written"], sum(outcome["calls"].get(name, 0) for name in increments.WRITES)
 
-    files = SEGMENTS // increments.PASSAGES
+    files = SEGMENTS // passages
     increments.write(place, range(files), edition=0)
     assert counted() == (SEGMENTS, SEGMENTS, len(place.sources))
     assert counted() == (0, 0, 0)
-    increments.write(place, range(1, 4), edition=1, passages=1)
+    increments.write(place, range(1, 4), edition=1, changed=1)
     embedded, written, _ = counted()
-    assert (embedded, written) == (3, 3 * increments.PASSAGES)
+    assert (embedded, written) == (3, 3 * passages)
     assert counted() == (0, 0, 0)

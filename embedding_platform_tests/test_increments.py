@@ -1,12 +1,14 @@
+import itertools
 from collections import Counter
 
 import pandas as pd
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedding_platform.increments import diff, presence, series_of
+from embedding_platform import increments
+from embedding_platform.increments import diff, diff_sorted, place_in, presence, series_of
 
 IDS = st.text("abcdef", max_size=2)
 VERSIONS = st.sampled_from(["1", "2", ""])
@@ -89,3 +91,32 @@ def test_nothing_against_nothing_and_something(empty):
 def test_order_is_that_of_the_input():
     rows = [("c", "1"), ("a", "1"), ("b", "1")]
     assert list(diff(series(rows), series([])).new) == ["c", "a", "b"]
+
+
+@settings(deadline=None)
+@given(
+    desired=st.dictionaries(IDS, VERSIONS),
+    actual=st.dictionaries(IDS, VERSIONS),
+    cuts=st.lists(st.integers(0, 50)),
+    rows=st.integers(1, 5),
+)
+def test_sorted_tables_have_the_same_increment_piece_by_piece(desired, actual, cuts, rows):
+    def table(versions: dict[str, str]) -> pa.Table:
+        whole = pa.table([sorted(versions), [versions[key] for key in sorted(versions)]], names=["id", "version"])
+        whole = whole.cast(pa.schema([("id", pa.string()), ("version", pa.string())]))
+        ends = sorted({0, *(cut for cut in cuts if cut < whole.num_rows), whole.num_rows})
+        return pa.concat_tables([whole.slice(0, 0), *(whole.slice(a, b - a) for a, b in itertools.pairwise(ends))])
+
+    tables = [table(versions) for versions in (desired, actual)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(increments, "ROWS_PER_PIECE", rows)
+        found = diff_sorted(*tables)
+    whole = diff(*(series_of(one["id"], one["version"]) for one in tables))
+    for part in ("new", "stale", "orphaned", "unchanged"):
+        assert list(getattr(found, part)) == list(getattr(whole, part))
+
+
+@given(st.sets(st.text(max_size=2)), st.text(max_size=2))
+def test_a_string_has_its_place_among_sorted_ones(ids, value):
+    column = pa.chunked_array([pa.array(ids, pa.string()).sort()]) if ids else pa.chunked_array([], pa.string())
+    assert place_in(column, value) == sum(one < value for one in ids)

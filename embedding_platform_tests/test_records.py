@@ -121,6 +121,14 @@ def test_a_column_has_one_digest_however_it_lies_in_memory():
     assert column_digest(parts[0]) == column_digest(parts[1]) == column_digest(pa.chunked_array([["a", "", "bcd"]]))
 
 
+@pytest.mark.parametrize("rows", [1, 2, 100])
+@pytest.mark.parametrize("type", [pa.string(), pa.large_string()])
+def test_a_column_has_one_digest_in_pieces_of_any_size(monkeypatch, rows, type):
+    column = pa.chunked_array([pa.array(["x", "a", "", "bcd"], type).slice(1), pa.array(["é", "y"], type)])
+    monkeypatch.setattr(records, "ROWS_PER_PIECE", rows)
+    assert column_digest(column) == "d4eaa14e4a5745baff244c392984751cdae4d88f0cd42daa3b8d3c05dacf131b"
+
+
 def test_tables_survive_parquet():
     items = [Item("a", "/a", 1, "2", "text/plain", "h", ("x", "y"), "3", {"pages": [1, {"é": None}]})]
     storage.write_table("memory://records/items.parquet", records.items_table(items))

@@ -3,6 +3,7 @@
 import re
 
 from embedding_platform.errors import PlatformError
+from embedding_platform.memory import available_bytes
 
 _SAYS_SO = re.compile(
     r"out of memory|not enough memory|can't allocate memory|bad_alloc|failed to allocate", re.IGNORECASE
@@ -41,9 +42,7 @@ def free_bytes(device: str) -> int | None:
         return torch.cuda.mem_get_info(device)[0]
     if device == "mps":
         return None
-    import psutil
-
-    return psutil.virtual_memory().available
+    return available_bytes()
 
 
 def _gigabytes(count: int) -> str:

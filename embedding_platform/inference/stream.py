@@ -23,6 +23,7 @@ from embedding_platform.errors import RejectedError, first_line
 from embedding_platform.inference.lanes import Answer, Lanes, PreparedSegment
 from embedding_platform.inference.read_ahead import ClosedError, ReadAhead
 from embedding_platform.inference.stopwatch import Stopwatch
+from embedding_platform.memory import bytes_to_hold
 from embedding_platform.models.encoder import Encoder
 from embedding_platform.records import Content, Segment
 from embedding_platform.spaces import Role
@@ -32,8 +33,9 @@ Reader: TypeAlias = Callable[[Sequence[Segment]], Iterator[Content]]
 
 READ_AHEAD_BYTES = 32 * 2**20
 """Prepared contents that wait to be collected, in bytes rather than by number: about 3 clips of
-10 MB, 30 spectrograms of 1 MB, 50 images of 600 kB, or 5,000 texts of 6 kB. They only even out
-what takes readers longer and shorter; the batches behind them hold work for the lanes."""
+10 MB, 30 spectrograms of 1 MB, 50 images of 600 kB, or 5,000 texts of 6 kB; fewer where memory is
+short. They only even out what takes readers longer and shorter; the batches behind them hold work
+for the lanes."""
 
 SEGMENT_BYTES = 1024
 """What a segment weighs besides its arrays, roughly: itself, its text, the arrays' headers."""
@@ -85,7 +87,8 @@ def embed_stream(
     """
     watch = stopwatch or Stopwatch()
     lanes = Lanes(encoder, budgets, watch)
-    contents = ReadAhead(files, partial(_prepared, read, encoder, watch), readers, READ_AHEAD_BYTES, _weight)
+    ahead = bytes_to_hold(READ_AHEAD_BYTES)
+    contents = ReadAhead(files, partial(_prepared, read, encoder, watch), readers, ahead, _weight)
     wait = PARTS * max(WAIT_BATCHES, 2 * lanes.count)
     # A consumer that waits for a content leaves room for all that comes until the content's batch goes.
     slots = ReadAhead([contents], partial(_collected, _Batches(lanes, budgets, wait)), 1, wait, _parts_of)

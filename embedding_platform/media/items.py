@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any, Literal, TypeAlias, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedding_platform import records
 from embedding_platform.errors import PlatformError, RejectedError, first_line
+from embedding_platform.increments import place_in
 from embedding_platform.media import recognition
 from embedding_platform.media.cutting import modality_module
 from embedding_platform.media.documents import storable
@@ -25,7 +27,7 @@ from embedding_platform.media.listing import entries as entries_of
 from embedding_platform.media.reading import open_media
 from embedding_platform.media.recognition import CAPTIONS_FILE, claimed, recognise
 from embedding_platform.media.suspects import UNNOTED, Decode, Decodes
-from embedding_platform.records import ITEMS, Item, digest
+from embedding_platform.records import ITEMS, ROWS_PER_PIECE, Item, digest
 from embedding_platform.settings import DecodingSettings
 
 CODE_VERSION = "1"
@@ -275,8 +277,12 @@ def _survey(
 ) -> _Survey:
     """What every file of the source is."""
     listed = entries_table(media_root, source) if listed is None else listed
-    unchanged = {modality: _unchanged(table, listed) for modality, table in known.items()}
-    unknown = listed.filter(pc.invert(_is_in(listed["path"], *(table["path"] for table in unchanged.values()))))
+    is_known = np.zeros(listed.num_rows, dtype=bool)
+    unchanged: dict[str, pa.Table] = {}
+    for modality, table in known.items():
+        unchanged[modality], places = _unchanged(table, listed)
+        is_known[places] = True
+    unknown = listed.filter(pa.array(~is_known))
     entries = {entry.path: entry for entry in entries_of(unknown)}
     last = _last_items(known, unknown["path"])
     reasons = _reasons(known_rejected, listed)
@@ -300,7 +306,7 @@ def _survey(
         sightings[entry.path] = _Sighting("image", entry, item.media_type, item=item)
     sightings |= faults
     if "image_text" in settled:
-        beside = beside.filter(pc.invert(_is_in(beside["image"], settled["image_text"]["path"])))
+        beside = beside.filter(_is_in_none(beside["image"], settled["image_text"]["path"]))
     caption_of = dict(zip(beside["image"].to_pylist(), beside["document"].to_pylist(), strict=True))
     caption_files = {entry.path: entry for entry in _entries_at(listed, caption_of.values())}
     for path in caption_of.keys() | lines.keys():
@@ -309,7 +315,7 @@ def _survey(
         for found in _paired(sightings[path], before, file, reasons, lines.get(path, ()), limits):
             sightings[found.entry.path] = found
     return _Survey(
-        {name: table.filter(pc.invert(_is_in(table["path"], _strings(sightings)))) for name, table in settled.items()}
+        {name: _chosen(table, _is_in_none(table["path"], _strings(sightings))) for name, table in settled.items()}
         if sightings
         else settled,
         sorted(sightings.values(), key=lambda sighting: sighting.entry.path),
@@ -317,24 +323,44 @@ def _survey(
     )
 
 
-def _unchanged(table: pa.Table, listed: pa.Table) -> pa.Table:
-    """The rows of files that are as they were, each path once, with the URLs that they have now."""
+def _unchanged(table: pa.Table, listed: pa.Table) -> tuple[pa.Table, np.ndarray]:
+    """The rows of files that are as they were, each path once, with the URLs that they have now; and the rows of
+    `listed`, which is sorted by path, that name them."""
+    pieces, places = [table.slice(0, 0)], [np.zeros(0, np.int64)]
+    for first in range(0, table.num_rows, ROWS_PER_PIECE):
+        piece = table.slice(first, ROWS_PER_PIECE)
+        ends = pc.min_max(piece["path"]).as_py()
+        begin = place_in(listed["path"], ends["min"])
+        near = listed.slice(begin, place_in(listed["path"], ends["max"], begin) + 1 - begin)
+        piece, found = _unchanged_among(piece, near)
+        pieces.append(piece)
+        places.append(found.to_numpy() + begin)
+    table, rows_listed = pa.concat_tables(pieces), np.concatenate(places)
+    # Of a path that is named again the later row is the newer one.
+    _, last = np.unique(rows_listed[::-1], return_index=True)
+    if len(last) < len(rows_listed):
+        rows = np.sort(len(rows_listed) - 1 - last)
+        table, rows_listed = table.take(pa.array(rows)), rows_listed[rows]
+    return table, rows_listed
+
+
+def _unchanged_among(table: pa.Table, listed: pa.Table) -> tuple[pa.Table, pa.ChunkedArray]:
+    """The rows of files that are listed as they were, with the URLs that they have now, and their places."""
     places = pc.index_in(table["path"], listed["path"])
     same = pc.and_(
         pc.equal(table["size"], listed["size"].take(places)),
         pc.equal(table["modified"], listed["modified"].take(places)),
     ).fill_null(False)
-    if not pc.all(same, min_count=0).as_py():
-        table, places = table.filter(same), places.filter(same)
-    if pc.count_distinct(places).as_py() < len(places):
-        # Of a path that is named again the later row is the newer one.
-        row_of = dict(zip(places.to_pylist(), range(len(places)), strict=True))
-        rows = pa.array(sorted(row_of.values()), pa.int64())
-        table, places = table.take(rows), places.take(rows)
+    table, places = _chosen(table, same), places.filter(same)
     uris = listed["uri"].take(places)
-    if table["uri"].equals(uris):
-        return table
-    return table.set_column(table.schema.get_field_index("uri"), "uri", uris)
+    if not table["uri"].equals(uris):
+        table = table.set_column(table.schema.get_field_index("uri"), "uri", uris)
+    return table, places
+
+
+def _chosen(table: pa.Table, mask: pa.ChunkedArray) -> pa.Table:
+    """The rows that a mask without nulls chooses, not copied where it chooses all."""
+    return table if pc.all(mask, min_count=0).as_py() else table.filter(mask)
 
 
 def _last_items(known: Mapping[str, pa.Table], paths: pa.ChunkedArray) -> dict[str, tuple[str, Item]]:
@@ -367,7 +393,9 @@ def _images(unchanged: Mapping[str, pa.Table], new: Sequence[str]) -> pa.Chunked
 
 def _captions_beside(listed: pa.Table, images: pa.ChunkedArray) -> pa.Table:
     """Each image that has a text file of the same name beside it, that document, and its state."""
-    documents = listed.filter(_is_text_file(listed["path"]))
+    if not len(images):
+        listed = listed.slice(0, 0)
+    documents = listed.drop_columns("uri").filter(_is_text_file(listed["path"]))
     # Where several have that name in other letters, the last counts.
     documents = documents.take(pa.array(range(documents.num_rows - 1, -1, -1), pa.int64()))
     places = pc.index_in(_stems(images), _stems(documents["path"]))
@@ -385,17 +413,17 @@ def _settled(unchanged: Mapping[str, pa.Table], beside: pa.Table, lines: Iterabl
     """The rows that hold, captions included. Captions in lines are compared elsewhere."""
     captioned, lined = beside["image"], _strings(lines)
     settled = {
-        modality: table.filter(pc.invert(_is_in(table["path"], beside["document"]))) if beside.num_rows else table
+        modality: _chosen(table, _is_in_none(table["path"], beside["document"])) if beside.num_rows else table
         for modality, table in unchanged.items()
     }
     if "image_text" in settled:
         pairs = settled["image_text"]
         states = beside["state"].take(pc.index_in(pairs["path"], captioned))
         holds = pc.equal(pairs["captions_modified"], states).fill_null(False)
-        settled["image_text"] = pairs.filter(pc.and_(holds, pc.invert(_is_in(pairs["path"], lined))))
+        settled["image_text"] = _chosen(pairs, pc.and_(holds, _is_in_none(pairs["path"], lined)))
     if "image" in settled and (len(captioned) or len(lined)):
-        alone = pc.invert(_is_in(settled["image"]["path"], captioned, lined))
-        settled["image"] = settled["image"].filter(alone)
+        alone = _is_in_none(settled["image"]["path"], captioned, lined)
+        settled["image"] = _chosen(settled["image"], alone)
     return settled
 
 
@@ -404,9 +432,10 @@ def _unsettled_images(unchanged: Mapping[str, pa.Table], settled: Mapping[str, p
     held = [settled[name]["path"] for name in ("image", "image_text") if name in settled]
     items: dict[str, list[Item]] = {}
     for name in ("image", "image_text"):
-        if name in unchanged:
+        # A set of all images is worth avoiding where all are settled.
+        if name in unchanged and settled[name].num_rows < unchanged[name].num_rows:
             table = unchanged[name]
-            for item in records.items(table.filter(pc.invert(_is_in(table["path"], *held)))):
+            for item in records.items(table.filter(_is_in_none(table["path"], *held))):
                 items.setdefault(item.path, []).append(item)
     return items
 
@@ -418,6 +447,10 @@ def _entries_at(listed: pa.Table, paths: Iterable[str]) -> list[Entry]:
 
 def _is_in(column: pa.ChunkedArray, *values: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.is_in(column, pa.chunked_array([chunk for part in values for chunk in part.chunks], pa.string()))
+
+
+def _is_in_none(column: pa.ChunkedArray, *values: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.invert(_is_in(column, *values))
 
 
 def _strings(values: Iterable[str]) -> pa.ChunkedArray:

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from embedding_platform.errors import PlatformError, UnsoundError
 from embedding_platform.increments import Increment, diff, series_of
+from embedding_platform.memory import bytes_to_hold
 from embedding_platform.milvus.connection import CALL_SECONDS, explaining
 from embedding_platform.milvus.deployment import deployment_of
 from embedding_platform.milvus.expressions import EVERYTHING, Expression, all_of, compare, one_of
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 1000
 BATCH_BYTES = 32 * 2**20
-"""Half of the 64 MB that a Milvus server takes in one message."""
+"""Half of the 64 MB that a Milvus server takes in one message; less where memory is short."""
 
 REPAIRS = 2
 
@@ -359,10 +360,10 @@ def _delete(
 
 def _batches(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
     batch: list[Mapping[str, Any]] = []
-    size = 0
+    size, most = 0, bytes_to_hold(BATCH_BYTES)
     for row in rows:
         row_size = _row_bytes(row)
-        if batch and (len(batch) == BATCH_ROWS or size + row_size > BATCH_BYTES):
+        if batch and (len(batch) == BATCH_ROWS or size + row_size > most):
             yield batch
             batch, size = [], 0
         batch.append(row)

@@ -20,6 +20,7 @@ from embedding_platform.inference.stream import Embedded, Failed, embed_stream
 from embedding_platform.media.cutting import Cutting, read
 from embedding_platform.media.limits import is_crash
 from embedding_platform.media.suspects import Decode, Decodes, noted_in
+from embedding_platform.memory import bytes_to_hold
 from embedding_platform.models.encoder import Encoder
 from embedding_platform.reconcile import arrivals
 from embedding_platform.reconcile.files import items_table
@@ -41,7 +42,8 @@ SECONDS_BETWEEN_PROGRESS = 0.2
 
 CHUNK_BYTES = 8 * 2**20
 SECONDS_PER_CHUNK = 60.0
-"""Work that a killed run may lose: a chunk is stored when its vectors take so much, or when it is this old."""
+"""Work that a killed run may lose: a chunk is stored when its vectors take so much, less where memory is short, or
+when it is this old."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def reconcile_embeddings(
         loaded = perf_counter()
         device, precision = encoder.device, encoder.precision
         budgets = {role: getattr(batch, role) or encoder.budget(role) for role in space.roles}
-        size = batch.chunk or max(1, CHUNK_BYTES // (4 * space.model.dimension))
+        size = batch.chunk or max(1, bytes_to_hold(CHUNK_BYTES) // (4 * space.model.dimension))
         with noted_in(notes) as decodes:
             files = _Files(store, space, source, cutting, needed, decodes)
             outcomes = embed_stream(files.groups(), files.read, encoder, budgets, batch.readers, watch)

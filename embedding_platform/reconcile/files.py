@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedding_platform import layout, records, storage
 from embedding_platform.errors import PlatformError
-from embedding_platform.increments import Increment, diff, series_of
+from embedding_platform.increments import Increment, diff, diff_sorted, series_of
 from embedding_platform.media.items import Listing, classify, item_states, list_items, rejected_state
 from embedding_platform.media.limits import USUAL_LIMITS
 from embedding_platform.media.listing import list_sources, may_be_emptied
@@ -93,7 +92,7 @@ def reconcile_files(
         present_sources(store, media_root, guard)
     if not listing.media:
         refuse_emptied(store, media_root, source, guard)
-    increment = diff(_versions(listing.table), _versions(known[modality]))
+    increment = diff_sorted(*(table.select(["path", "version"]) for table in (listing.table, known[modality])))
     if not listing.table.equals(known[modality]):
         storage.write_table(layout.items_url(store, modality, source), listing.table)
     if listing.rejected != known_rejected[modality]:
@@ -237,7 +236,3 @@ def _keep_examined(
 def _states_table(states: Mapping[str, str]) -> pa.Table:
     columns = (pa.array(part, pa.string()) for part in (states.keys(), states.values()))
     return pa.table(list(columns), _STATES)
-
-
-def _versions(items: pa.Table) -> pd.Series:
-    return series_of(items["path"], items["version"])

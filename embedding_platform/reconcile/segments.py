@@ -1,8 +1,7 @@
 """`<modality>/segments`: the items of a source against the segments already cut from them."""
 
-from collections import deque
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
 from time import perf_counter
@@ -14,12 +13,14 @@ import pyarrow.compute as pc
 
 from embedding_platform import layout, records, storage
 from embedding_platform.errors import RejectedError
-from embedding_platform.increments import Increment, diff, series_of
+from embedding_platform.increments import Increment, diff_sorted
+from embedding_platform.inference.read_ahead import ReadAhead
 from embedding_platform.inference.stopwatch import Stopwatch
 from embedding_platform.media.cutting import Cutting, code_version, cut
 from embedding_platform.media.limits import stands
 from embedding_platform.media.listing import current_state
 from embedding_platform.media.suspects import Decode, Decodes, noted_in
+from embedding_platform.memory import bytes_to_hold
 from embedding_platform.reconcile.files import items_table
 from embedding_platform.records import ITEMS, REJECTED, SEGMENTS, Item, Segment
 
@@ -29,7 +30,11 @@ ROWS_PER_SHARD = 50_000
 ITEMS_PER_CHUNK = 1024
 BYTES_PER_CHUNK = 256 * 2**20
 SECONDS_PER_CHUNK = 60.0
-"""Work that a killed run may lose: a chunk is stored when it holds so many items, or so much media, or is this old."""
+"""Work that a killed run may lose: a chunk is stored when it holds so many items, or so much media, or is this old.
+Segments may take as many bytes as media, in a chunk and, as often again, ahead of it; less where memory is short."""
+
+SEGMENT_BYTES = 1024
+"""What a segment takes besides its text, roughly."""
 
 MOST_EXAMPLES = 24
 """New segments that a report holds, to be shown."""
@@ -46,6 +51,9 @@ CHANGED = "changed or went away after it was listed; the next run takes it up"
 
 Reject = tuple[str, str, str, str]
 """(path, uri, version, reason) of something that a stage could not use."""
+
+Outcome = tuple[Item, list[Segment] | Reject]
+"""An item with what cutting it gave."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +104,20 @@ def reconcile_segments(
 
     done = bytes_read = 0
     some: list[Segment] = []
-    with noted_in(notes) as decodes, ThreadPoolExecutor(readers) as pool:
-        cut_one = partial(_cut_one, modality, source, cutting, decodes, watch)
-        for chunk in _chunks(_in_order(pool, cut_one, _needed_items(store, modality, source, needed), 2 * readers)):
+    held = bytes_to_hold(BYTES_PER_CHUNK)
+    # Two for each reader wait at most, fewer of large ones.
+    weigh = partial(_weight, least=held // (2 * readers))
+    with (
+        noted_in(notes) as decodes,
+        ReadAhead(
+            _needed_items(store, modality, source, needed),
+            partial(_cut_each, partial(_cut_one, modality, source, cutting, decodes, watch)),
+            readers,
+            held,
+            weigh,
+        ) as cut_ahead,
+    ):
+        for chunk in _chunks(cut_ahead, held):
             outcomes = [outcome for _, outcome in chunk]
             segments = [segment for outcome in outcomes if isinstance(outcome, list) for segment in outcome]
             if segments:
@@ -261,37 +280,32 @@ def _needed_items(store: str, modality: str, source: str, needed: pd.Index) -> I
             yield from records.items(piece.take(rows.sort()))
 
 
-def _in_order(
-    pool: ThreadPoolExecutor, cut_one: Callable[[Item], list[Segment] | Reject], items: Iterable[Item], ahead: int
-) -> Iterator[tuple[Item, list[Segment] | Reject]]:
-    """Items with what cutting them gave, in their order, `ahead` of them under way."""
-    waiting: deque[tuple[Item, Future[list[Segment] | Reject]]] = deque()
-    try:
-        for item in items:
-            waiting.append((item, pool.submit(cut_one, item)))
-            if len(waiting) > ahead:
-                first, outcome = waiting.popleft()
-                yield first, outcome.result()
-        while waiting:
-            first, outcome = waiting.popleft()
-            yield first, outcome.result()
-    finally:
-        for _, outcome in waiting:
-            outcome.cancel()
+def _cut_each(cut_one: Callable[[Item], list[Segment] | Reject], item: Item) -> Iterator[Outcome]:
+    yield item, cut_one(item)
 
 
-def _chunks(
-    outcomes: Iterable[tuple[Item, list[Segment] | Reject]],
-) -> Iterator[list[tuple[Item, list[Segment] | Reject]]]:
-    """Outcomes in lists that are as long as a killed run may lose."""
-    chunk: list[tuple[Item, list[Segment] | Reject]] = []
-    size, opened = 0, perf_counter()
+def _weight(outcome: Outcome, least: int = 0) -> int:
+    """About how many bytes an outcome takes, and no fewer than `least`."""
+    segments = outcome[1] if isinstance(outcome[1], list) else []
+    return max(least, SEGMENT_BYTES + sum(SEGMENT_BYTES + sys.getsizeof(segment.text) for segment in segments))
+
+
+def _chunks(outcomes: Iterable[Outcome], most: int) -> Iterator[list[Outcome]]:
+    """Outcomes in lists that are as long as a killed run may lose, and take some `most` bytes."""
+    chunk: list[Outcome] = []
+    size, held, opened = 0, 0, perf_counter()
     for item, outcome in outcomes:
         chunk.append((item, outcome))
         size += item.size
-        if len(chunk) >= ITEMS_PER_CHUNK or size >= BYTES_PER_CHUNK or perf_counter() - opened > SECONDS_PER_CHUNK:
+        held += _weight((item, outcome))
+        if (
+            len(chunk) >= ITEMS_PER_CHUNK
+            or size >= BYTES_PER_CHUNK
+            or held >= most
+            or perf_counter() - opened > SECONDS_PER_CHUNK
+        ):
             yield chunk
-            chunk, size, opened = [], 0, perf_counter()
+            chunk, size, held, opened = [], 0, 0, perf_counter()
     if chunk:
         yield chunk
 
@@ -301,9 +315,10 @@ def _increment(items: pa.Table, cut_versions: pa.Table, rejects: Iterable[Reject
     dealt_with = pa.concat_tables([cut_versions, _versions(list(rejects))])
     current = _is_live(dealt_with, items)
     # Of each item one row: the present version where it is there, any other where not.
-    ordered = dealt_with.take(pa.array(np.argsort(~current, kind="stable")))
-    once = ordered.filter(pa.array(_is_first(ordered["path"])))
-    return diff(series_of(items["path"], items["version"]), series_of(once["path"], once["item_version"]))
+    rows = np.argsort(~current, kind="stable")
+    rows = pa.array(rows[_is_first(dealt_with["path"].take(pa.array(rows)))])
+    once = dealt_with.take(rows.take(pc.sort_indices(dealt_with["path"].take(rows))))
+    return diff_sorted(items.select(_LISTED), once)
 
 
 def _of_items(rejects: list[Reject], items: pa.Table) -> list[Reject]:
@@ -318,13 +333,13 @@ def _versions(rejects: list[Reject]) -> pa.Table:
 
 
 def _cut_versions(folder: str) -> pa.Table:
-    """Paths and versions of the items that have segments, each pair once."""
+    """Paths and versions of the items that have segments, a pair as often as some ROWS_AT_ONCE segments hold it."""
     parts = [
         pa.concat_tables([shard for _, shard in group]).group_by(_CUT).aggregate([])
         for group in _groups(storage.named_shards(folder, SEGMENTS, _CUT))
     ]
     empty = pa.schema([SEGMENTS.field(name) for name in _CUT]).empty_table()
-    return pa.concat_tables([empty, *parts]).group_by(_CUT).aggregate([])
+    return pa.concat_tables([empty, *parts])
 
 
 def _groups(shards: Iterable[tuple[str, pa.Table]]) -> Iterator[list[tuple[str, pa.Table]]]:

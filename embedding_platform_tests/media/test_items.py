@@ -10,7 +10,10 @@ from typing import Any
 from uuid import uuid4
 
 import fsspec
+import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pyarrow import concat_tables
 
 from embedding_platform.errors import PlatformError
@@ -22,6 +25,7 @@ from embedding_platform.media.items import (
     list_items,
     rejected_state,
 )
+from embedding_platform.media.listing import ENTRIES, Entry
 from embedding_platform.records import ITEMS, Item, items_table, rejected_table
 from embedding_platform.records import items as items_of_table
 from embedding_platform.settings import DecodingSettings
@@ -130,6 +134,34 @@ def test_what_has_not_changed_passes_from_table_to_table(source: Path) -> None:
     survey = items._survey(str(source.parent), "s", tables, {}, DecodingSettings())
     assert [found.entry.path for found in survey.sightings] == ["broken.png", "pair.jpg"]
     assert survey.settled["image_text"].num_rows == 0
+
+
+STATES = st.tuples(st.sampled_from("abcdefgh"), st.integers(1, 2), st.sampled_from(["1.1", "2.2"]))
+"""Path, size and change mark of a file."""
+
+
+@settings(deadline=None)
+@given(
+    listed=st.lists(STATES, unique_by=lambda state: state[0]).map(sorted),
+    known=st.lists(STATES),
+    rows=st.integers(1, 4),
+)
+def test_unchanged_rows_are_the_same_in_pieces_of_any_size(
+    listed: list[tuple[str, int, str]], known: list[tuple[str, int, str]], rows: int
+) -> None:
+    """Even where the last listing is not sorted, and names a path again."""
+    moved = [Entry(path, f"/moved/{path}", size, modified) for path, size, modified in listed]
+    columns = [[getattr(entry, name) for entry in moved] for name in ENTRIES.names]
+    table = items_table(
+        Item(path, f"/{path}", size, modified, "", str(place)) for place, (path, size, modified) in enumerate(known)
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(items, "ROWS_PER_PIECE", rows)
+        unchanged, places = items._unchanged(table, pa.table(columns, schema=ENTRIES))
+    last = {path: place for place, (path, *_) in enumerate(known) if known[place] in listed}
+    assert unchanged["content_hash"].to_pylist() == [str(place) for place in sorted(last.values())]
+    assert unchanged["uri"].to_pylist() == [f"/moved/{path}" for path in unchanged["path"].to_pylist()]
+    assert [listed[place][0] for place in places] == unchanged["path"].to_pylist()
 
 
 def test_of_two_documents_beside_an_image_the_last_is_its_caption(source: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from embedding_platform import memory
 from embedding_platform.errors import PlatformError, UnsoundError
 from embedding_platform.milvus import sync
 from embedding_platform.milvus.deployment import deployment_of
@@ -203,8 +204,10 @@ def test_a_read_splits_ranges_that_overflow(client, monkeypatch, request, page, 
         assert set(read.index) == {*wanted.index, "zz-foreign", "!"}
 
 
-def test_batches_stay_below_the_limits(lite, monkeypatch):
-    monkeypatch.setattr(sync, "BATCH_BYTES", 20_000)
+@pytest.mark.parametrize(("limit", "of"), [("BATCH_BYTES", sync), ("LEAST_BYTES", memory)])
+def test_batches_stay_below_the_limits_of_messages_and_memory(lite, monkeypatch, limit, of):
+    monkeypatch.setattr(memory, "available_bytes", lambda: 0)
+    monkeypatch.setattr(of, limit, 20_000)
     collection = new_collection(lite)
     wanted = desired(range(30))
 

@@ -9,13 +9,14 @@ import textwrap
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
 
-from embedding_platform import layout, storage
+from embedding_platform import layout, memory, storage
 from embedding_platform.errors import PlatformError
 from embedding_platform.media.cutting import code_version
 from embedding_platform.reconcile import embeddings as embeddings_stage
@@ -140,6 +141,35 @@ def test_a_listing_that_was_killed_reads_at_most_a_chunk_of_files_again(lake, mo
     (lake.root / "again").mkdir()
     fresh = reconcile_files(str(lake.root / "again"), str(lake.media), "text", "one")
     assert (fresh.items, fresh.rejected) == (resumed.items, resumed.rejected)
+
+
+def test_where_memory_is_short_chunks_are_smaller_and_hold_the_same(tmp_path, monkeypatch):
+    lakes = [Lake(tmp_path / name) for name in ("plenty", "short")]
+    done: list[list[int]] = []
+    shards: list[int] = []
+    for lake, available in zip(lakes, (2**40, 0), strict=True):
+        monkeypatch.setattr(memory, "available_bytes", partial(int, available))
+        monkeypatch.setattr(memory, "LEAST_BYTES", 1)
+        lake.batch = BatchSettings()
+        for number in range(6):
+            lake.write(f"n{number}", number)
+        lake.files()
+        done.append([])
+        reconcile_segments(lake.store, "text", "one", lake.cutting, progress=lambda count, _: done[-1].append(count))
+        lake.embeddings()
+        folder = layout.vectors_folder(lake.store, lake.space.key, lake.fingerprint, "one")
+        shards.append(len(storage.table_names(folder)))
+    assert done == [[6], [1, 2, 3, 4, 5, 6]]
+    assert shards == [1, 6]
+    columns = ["segment_id", "text", "content_hash", "row_version"]
+    first, second = (
+        live_segments(lake.store, "text", "one", lake.cutting, columns).sort_by("segment_id") for lake in lakes
+    )
+    assert first.num_rows == 6
+    assert first.equals(second)
+    plenty, short = map(vectors_of, lakes)
+    assert plenty.keys() == short.keys()
+    assert all(np.array_equal(plenty[content], short[content]) for content in plenty)
 
 
 def test_touching_a_file_changes_its_listing_and_nothing_else(lake):
