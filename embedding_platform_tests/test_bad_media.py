@@ -128,7 +128,7 @@ def test_every_stage_decodes_apart_what_was_decoded_when_a_process_died(
     crash_in("serve", tmp_path, monkeypatch)
     monkeypatch.setattr("embedding_platform.defs.assets.is_remote", lambda model: False)
 
-    assert platform.seen("audio", "mixed")["good.m4a"].endswith(f"-{verdict_code('audio')}-")
+    assert platform._classified("mixed")["audio"]["good.m4a"].endswith(f"-{verdict_code('audio')}-")
     (space,) = platform.spaces
     fingerprint = platform.fingerprint(space)
     stages = modality_assets(MODALITIES["image"], [(space, fingerprint)], platform.cutting, platform.settings)[:3]

@@ -82,8 +82,8 @@ def test_a_clock_set_back_between_runs_changes_nothing(client, lake: Lake, monke
 def test_a_failed_run_is_tried_again_whatever_the_clock_said_then(
     seconds_ago: float, failures: int, waits: bool
 ) -> None:
-    look = Look(Sight("state", holds=True, differs=True), age="", is_unplaced=False, is_left=False)
     now = time.time()
+    look = Look(Sight("state", holds=True, differs=True, looked_at=now), age="", is_unplaced=False, is_left=False)
     last = LastRun("run", "state", stopped_at=now - seconds_ago, failures=failures)
     assert sensors._is_too_early(last, look, now) == waits
     other = LastRun("run", "another state", stopped_at=now - seconds_ago, failures=failures)
