@@ -7,6 +7,7 @@ here; `make pictures` puts them into docs/.
 import re
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
@@ -152,19 +153,18 @@ def test_the_graph_shows_every_asset_with_what_it_depends_on_and_the_verdicts_of
         page.get_by_text(group, exact=True).first.wait_for()
     for group in groups:
         own = {key: asset for key, asset in assets.items() if asset.group == group}
+        names = sorted(key.rpartition("/")[2] for key in own)
+        edges = sum(len(asset.depends_on) for asset in own.values())
+        verdicts = {
+            f"/assets/{key}?view=checks": f"{len(asset.checks - asset.probed)} / {len(asset.checks)} Passed"
+            for key, asset in own.items()
+            if asset.checks
+        }
         page.goto(f"/locations/embedding_platform/asset-groups/{group}/lineage")
         nodes = page.locator("foreignObject")
-        wait_until(lambda nodes=nodes, own=own: nodes.count() == len(own), f"{group} has its {len(own)} assets")
-        names = [key.rpartition("/")[2] for key in own]
-        assert sorted(nodes.locator("[data-tooltip]").all_inner_texts()) == sorted(names)
-        assert page.locator("path[marker-end]").count() == sum(len(asset.depends_on) for asset in own.values())
-        verdicts = nodes.locator("a[href*='view=checks']")
-        checked = {key: asset for key, asset in own.items() if asset.checks}
-        wait_until(lambda verdicts=verdicts, checked=checked: verdicts.count() == len(checked), "its checks are shown")
-        assert {link.get_attribute("href"): link.inner_text() for link in verdicts.all()} == {
-            f"/assets/{key}?view=checks": f"{len(asset.checks - asset.probed)} / {len(asset.checks)} Passed"
-            for key, asset in checked.items()
-        }
+        # The graph is drawn bit by bit: nodes, what stands in them, and edges.
+        drawn = partial(_drawn, nodes, page.locator("path[marker-end]"))
+        wait_until(lambda drawn=drawn, told=(names, edges, verdicts): drawn() == told, f"the graph of {group} is drawn")
         if group == "image":
             page.get_by_text("Loading").first.wait_for(state="detached")
             page.screenshot(path=pictures / "asset-graph.png")
@@ -310,6 +310,13 @@ def test_readme_shows_what_is_taken_here(pictures: Path) -> None:
     shown = re.findall(r"\]\(docs/([\w-]+\.png)\)", readme)
     assert len(shown) == 3
     assert {name for name in shown if not (pictures / name).is_file()} == set()
+
+
+def _drawn(nodes: "Locator", edges: "Locator") -> tuple[list[str], int, dict[str | None, str]]:
+    """What a graph shows by now: the names of its nodes, how many edges it has, and verdicts by where they lead."""
+    names = sorted(nodes.locator("[data-tooltip]").all_inner_texts())
+    links = nodes.locator("a[href*='view=checks']")
+    return names, edges.count(), {link.get_attribute("href"): link.inner_text() for link in links.all()}
 
 
 def told(page: "Page", name: str) -> "Locator":
