@@ -7,7 +7,6 @@ here; `make pictures` puts them into docs/.
 import re
 import shutil
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
@@ -161,10 +160,8 @@ def test_the_graph_shows_every_asset_with_what_it_depends_on_and_the_verdicts_of
             if asset.checks
         }
         page.goto(f"/locations/embedding_platform/asset-groups/{group}/lineage")
-        nodes = page.locator("foreignObject")
         # The graph is drawn bit by bit: nodes, what stands in them, and edges.
-        drawn = partial(_drawn, nodes, page.locator("path[marker-end]"))
-        wait_until(lambda drawn=drawn, told=(names, edges, verdicts): drawn() == told, f"the graph of {group} is drawn")
+        wait_until(lambda told=(names, edges, verdicts): _drawn(page) == told, f"the graph of {group} is drawn")
         if group == "image":
             page.get_by_text("Loading").first.wait_for(state="detached")
             page.screenshot(path=pictures / "asset-graph.png")
@@ -312,11 +309,13 @@ def test_readme_shows_what_is_taken_here(pictures: Path) -> None:
     assert {name for name in shown if not (pictures / name).is_file()} == set()
 
 
-def _drawn(nodes: "Locator", edges: "Locator") -> tuple[list[str], int, dict[str | None, str]]:
+def _drawn(page: "Page") -> tuple[list[str], int, dict[str | None, str]]:
     """What a graph shows by now: the names of its nodes, how many edges it has, and verdicts by where they lead."""
+    nodes = page.locator("foreignObject")
     names = sorted(nodes.locator("[data-tooltip]").all_inner_texts())
+    edges = page.locator("path[marker-end]").count()
     links = nodes.locator("a[href*='view=checks']")
-    return names, edges.count(), {link.get_attribute("href"): link.inner_text() for link in links.all()}
+    return names, edges, {link.get_attribute("href"): link.inner_text() for link in links.all()}
 
 
 def told(page: "Page", name: str) -> "Locator":
