@@ -4,6 +4,7 @@
     .venv/bin/python benchmarks/increments.py --segments 1000000 --uri http://127.0.0.1:19530 --token root:Milvus
     .venv/bin/python benchmarks/increments.py --segments 100000 --sources 10         # one after the other
     .venv/bin/python benchmarks/increments.py --segments 100000 --passages 1         # a file for each segment
+    .venv/bin/python benchmarks/increments.py --segments 100000 --buckets 10         # a folder shared out to sources
 
 Texts are files on disk, of 20 passages each where nothing else is asked for, and every stage is the one
 that runs in production; only the vectors are drawn from a hash of the text instead of computed by a
@@ -29,6 +30,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from embedding_platform.buckets import sources_of
 from embedding_platform.media.cutting import Cutting
 from embedding_platform.milvus.connection import close_directory, connect
 from embedding_platform.milvus.sync import read_rows
@@ -40,7 +42,7 @@ from embedding_platform.reconcile.rows import LiveRows
 from embedding_platform.reconcile.segments import reconcile_segments
 from embedding_platform.reconcile.target import Target
 from embedding_platform.records import Content
-from embedding_platform.settings import BatchSettings, MilvusSettings, QualitySettings
+from embedding_platform.settings import BatchSettings, ListingSettings, MilvusSettings, QualitySettings
 from embedding_platform.spaces import Index, Model, Role, Space
 
 FILES_PER_FOLDER = 1000
@@ -55,12 +57,13 @@ WRITES = ("insert", "upsert", "delete")
 class Place:
     """Where sources lie, how many segments they have together, and where their rows go.
 
-    Each file has `passages` segments.
+    Each file has `passages` segments. Each folder is shared out to so many `buckets`.
     """
 
     folder: str
     segments: int
-    sources: Sequence[str]
+    folders: Sequence[str]
+    buckets: int
     passages: int
     dimension: int
     index: str
@@ -78,11 +81,21 @@ class Place:
         return str(Path(self.folder, "store"))
 
     @property
+    def listing(self) -> ListingSettings:
+        """The settings that share the folders out."""
+        return ListingSettings(buckets=dict.fromkeys(self.folders, self.buckets))
+
+    @property
+    def sources(self) -> Sequence[str]:
+        """The sources of all folders."""
+        return [source for folder in self.folders for source in sources_of(folder, self.listing.buckets)]
+
+    @property
     def space(self) -> Space:
         """A space of texts, whose name tells the sizes, so that they share a Milvus."""
         model = Model("drawn", "drawn", self.dimension, ("text",), "none", "drawn from a hash of the text")
         index = {"HNSW": Index(), "FLAT": Index("FLAT", {}, {})}[self.index]
-        name = f"increments_{self.segments}_{len(self.sources)}_{self.passages}"
+        name = f"increments_{self.segments}_{len(self.folders)}_{self.buckets}_{self.passages}"
         return Space("text", name, model, index=index)
 
     @property
@@ -158,7 +171,10 @@ class CountingClient:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--segments", type=int, nargs="+", default=[10_000])
-    parser.add_argument("--sources", type=int, default=1, help="sources that the segments are shared out to")
+    parser.add_argument("--sources", type=int, default=1, help="folders that the segments are shared out to")
+    parser.add_argument(
+        "--buckets", type=int, default=1, help="sources that the files of each folder are shared out to"
+    )
     parser.add_argument("--passages", type=int, default=20, help="segments of each file")
     parser.add_argument("--uri", default="", help="a Milvus server; without one, Milvus Lite in the folder")
     parser.add_argument("--token", default="")
@@ -174,8 +190,8 @@ def main() -> None:
         with kept_or_temporary(options.folder) as folder:
             uri = options.uri or str(Path(folder, f"milvus-{segments}"))
             own = str(Path(folder, str(segments)))
-            sources = [f"library-{number:02}" for number in range(options.sources)]
-            size = (segments, sources, options.passages, options.dimension)
+            folders = [f"library-{number:02}" for number in range(options.sources)]
+            size = (segments, folders, options.buckets, options.passages, options.dimension)
             place = Place(own, *size, options.index, uri, options.token)
             measure(place, options.parts)
 
@@ -232,8 +248,8 @@ def write(place: Place, numbers: Iterable[int], edition: int, changed: int | Non
     """Write the documents of those numbers; the first `changed` passages of each, or all, tell of the edition."""
     changed = place.passages if changed is None else changed
     for number in numbers:
-        source = place.sources[number % len(place.sources)]
-        path = Path(place.media, source, f"{number // FILES_PER_FOLDER:04}", f"{number:07}.txt")
+        folder = place.folders[number % len(place.folders)]
+        path = Path(place.media, folder, f"{number // FILES_PER_FOLDER:04}", f"{number:07}.txt")
         path.parent.mkdir(parents=True, exist_ok=True)
         texts = [
             f"Passage {passage} of document {number}, edition {edition if passage < changed else 0}, tells of tides, "
@@ -264,7 +280,7 @@ def run(place: Place) -> dict[str, Any]:
     for source in place.sources:
         cut = (place.store, "text", source, CUTTING)
         vectors = (place.store, space, source, fingerprint, CUTTING)
-        stage("files", partial(reconcile_files, place.store, place.media, "text", source))
+        stage("files", partial(reconcile_files, place.store, place.media, "text", source, place.listing))
         stage("segments", partial(reconcile_segments, *cut))
         embeddings = stage(
             "embeddings", partial(reconcile_embeddings, *vectors, lambda: encoder, BatchSettings(), "run")

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedding_platform import layout, storage
+from embedding_platform.buckets import among, bucket_of, folder_of
 from embedding_platform.errors import PlatformError, RejectedError
 from embedding_platform.media.listing import list_entries
 from embedding_platform.media.recognition import CAPTIONS_FILE, recognise
@@ -109,15 +110,22 @@ def trace_file(platform: Platform, file: str) -> list[FileTrace]:
     Raises:
         PlatformError: if the file is not indexed; the message says why.
     """
-    source, path = _place(platform, file)
+    folder, path = _place(platform, file)
     traces = []
     for modality in platform.modalities:
-        items = {item.path: item for item in stored_items(platform.store, modality, source)}
-        if path in items:
-            traces.append(_file_trace(platform, modality, source, items[path]))
+        for source in _sources_of(platform, modality, folder, path):
+            items = {item.path: item for item in stored_items(platform.store, modality, source)}
+            if path in items:
+                traces.append(_file_trace(platform, modality, source, items[path]))
     if not traces:
-        raise PlatformError(_why_not_indexed(platform, source, path))
+        raise PlatformError(_why_not_indexed(platform, folder, path))
     return traces
+
+
+def _sources_of(platform: Platform, modality: str, folder: str, path: str) -> list[str]:
+    """The listed sources that may have a file: its folder, or one of the folder's buckets."""
+    sources = among(listed_sources(platform.store, modality), [folder])
+    return [source for source in sources if (bucket := bucket_of(source)) is None or bucket.has(path)]
 
 
 def _file_trace(platform: Platform, modality: str, source: str, item: Item) -> FileTrace:
@@ -197,7 +205,7 @@ def _shards_of(folder: str, contents: set[str]) -> dict[str, str]:
 
 
 def _place(platform: Platform, file: str) -> tuple[str, str]:
-    """Source and path of a file that is named by a path, a URL, or source and path."""
+    """Folder under the media root, and path in it, of a file that is named by a path, a URL, or source and path."""
     root = platform.settings.media_url
     if "://" in file and not file.startswith("file://"):
         places = [file]
@@ -219,7 +227,7 @@ def _place(platform: Platform, file: str) -> tuple[str, str]:
             f"{file} is no row id (32 digits of 0-9 and a-f) and no file in a source; name a file as source/path, "
             f"or by its path under {root}"
         )
-    return source, path
+    return folder_of(source), path
 
 
 def _is_there(platform: Platform, name: str) -> bool:
@@ -227,22 +235,28 @@ def _is_there(platform: Platform, name: str) -> bool:
     return bool(fs.isfile(path))
 
 
-def _why_not_indexed(platform: Platform, source: str, path: str) -> str:
+def _why_not_indexed(platform: Platform, folder: str, path: str) -> str:
     """Why a file that no listing has is in none."""
-    name = f"{source}/{path}"
-    modalities = [modality for modality in platform.modalities if source in listed_sources(platform.store, modality)]
-    for rejected in platform.rejects(modalities, [source]) if modalities else ():
-        if rejected.path == path:
-            return f"{name} was rejected by {rejected.asset}: {rejected.reason}; it is tried again {rejected.retried}"
-    for modality in modalities:
+    name = f"{folder}/{path}"
+    listed = [
+        (modality, source)
+        for modality in platform.modalities
+        for source in _sources_of(platform, modality, folder, path)
+    ]
+    for modality, source in listed:
+        for rejected in platform.rejects([modality], [source]):
+            if rejected.path == path:
+                told = f"{name} was rejected by {rejected.asset}: {rejected.reason}"
+                return f"{told}; it is tried again {rejected.retried}"
+    for modality, source in listed:
         for item in stored_items(platform.store, modality, source):
             if item.captions and os.path.splitext(item.path)[0] == os.path.splitext(path)[0]:
-                return f"{name} is the caption of {source}/{item.path}; trace that"
+                return f"{name} is the caption of {folder}/{item.path}; trace that"
     if path.rpartition("/")[2] == CAPTIONS_FILE:
         return f"{name} gives captions to the images that it names; trace those"
     if not _is_there(platform, name):
         return f"{name} is not there, and the last run did not find it either; correct the name"
-    entry = next((entry for entry in list_entries(platform.settings.media_url, source) if entry.path == path), None)
+    entry = next((entry for entry in list_entries(platform.settings.media_url, folder) if entry.path == path), None)
     if entry is None:
         return f"{name} is left out, because it or a folder above it has the name of a hidden or temporary file"
     try:

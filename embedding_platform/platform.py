@@ -5,7 +5,7 @@ loads a model once.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from embedding_platform import layout, records, storage
+from embedding_platform.buckets import among, folder_of, is_superseded, sources_of
 from embedding_platform.errors import PlatformError
 from embedding_platform.inference.devices import Execution
 from embedding_platform.inference.engine import load_encoder
@@ -21,18 +22,20 @@ from embedding_platform.inference.golden import GoldenReport, check_golden
 from embedding_platform.inference.pins import hold
 from embedding_platform.inference.precision import PrecisionRecord
 from embedding_platform.media.cutting import Cutting
-from embedding_platform.media.listing import entries_table, newest_change
+from embedding_platform.media.listing import entries_table, newest_change, shares
 from embedding_platform.milvus.connection import connect
 from embedding_platform.models import loading
 from embedding_platform.models.encoder import Encoder, Precision
 from embedding_platform.models.openai import Endpoint
 from embedding_platform.reconcile.collection import holds_all, holds_source
 from embedding_platform.reconcile.files import (
+    FilesReport,
     classify_source,
     files_increment,
     listed_sources,
     listing_ages,
     present_sources,
+    reconcile_files,
     refuse_emptied,
 )
 from embedding_platform.reconcile.pending import Pending, pending_of_source, pending_publication
@@ -60,7 +63,9 @@ class Platform:
     settings: Settings
     watch: Callable[[str, str, int, int], None] = lambda asset, source, done, total: None
     _root: Shared[list[str]] = field(default_factory=Shared, init=False, repr=False, compare=False)
-    _sources: dict[str, Shared[Sights]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _folders: dict[str, Shared[Mapping[str, Sights]]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def store(self) -> str:
@@ -209,15 +214,18 @@ class Platform:
         """The collections of a modality's spaces, whose number of sources is known."""
         return [self.target(space, sources) for space in self.spaces if space.modality == modality]
 
-    def unplaced(self, modality: str) -> set[str]:
-        """Listed sources that some space's present collection does not hold as they are listed and cut now.
+    def unplaced(self, modality: str, of: Collection[str] | None = None) -> set[str]:
+        """Listed sources, of all or of some, that a space's present collection does not hold as they are now.
 
         A run of them is due, whatever came between: a new listing, a killed run, a migration.
         """
         listed = listed_sources(self.store, modality)
         targets = self._targets(modality, len(listed))
         return {
-            source for source in listed for target in targets if not holds_all(target, self._live_of(target, source))
+            source
+            for source in listed
+            for target in targets
+            if (of is None or source in of) and not holds_all(target, self._live_of(target, source))
         }
 
     def live(self, space: Space, source: str) -> LiveRows:
@@ -250,7 +258,7 @@ class Platform:
         )
 
     def present(self, modality: str) -> list[str]:
-        """Names of the folders under the media root; one look serves each modality once, as those of `sight` do.
+        """Names of the sources under the media root; one look serves each modality once, as those of `sight` do.
 
         Raises:
             PlatformError: as `present_sources` does.
@@ -261,32 +269,94 @@ class Platform:
     def sight(self, modality: str, source: str) -> Sight:
         """What is to be known of the files of one modality that a source holds.
 
-        A look at the source serves each modality once, for a part of `sensor_seconds`, and until one of
-        its listings is replaced. While neither its files nor its listings change, none of them is read again: only
-        names, sizes and times are looked at.
+        A look at a folder serves each modality of each of its sources once, for a part of `sensor_seconds`, and until
+        one of the source's listings is replaced. While neither its files nor its listings change, none of them is
+        read again: only names, sizes and times are looked at.
+
+        A source that is superseded looks as it was listed until its successors are in Milvus, and empty then.
 
         Raises:
             PlatformError: if it cannot be read, or is large and found empty.
         """
-        # One object, however many ask for a new source at once.
-        shared = self._sources.setdefault(source, Shared())
-        sights = shared.of(
+        if not is_superseded(source, self.settings.listing.buckets):
+            return self._seen(modality, source, asker=source)
+        is_over = not self.awaited_successors(modality, source)
+        is_listed = not files_increment(self.store, modality, source, {}).is_empty
+        return Sight("superseded", is_listed and not is_over, is_listed and is_over, time.time())
+
+    def awaited_successors(self, modality: str, source: str) -> list[str]:
+        """Of the sources that have the files of a superseded one, those that are not in every collection as listed.
+
+        Until they are its rows stay, lest a search miss them. A source that is not superseded awaits none.
+
+        Raises:
+            PlatformError: as `sight` does.
+        """
+        counts = self.settings.listing.buckets
+        if not is_superseded(source, counts):
+            return []
+        successors = sources_of(folder_of(source), counts)
+        unplaced, listed = self.unplaced(modality, successors), listed_sources(self.store, modality)
+        return [
+            successor
+            for successor in successors
+            if successor in unplaced
+            or (successor not in listed and self._seen(modality, successor, asker=source).holds)
+        ]
+
+    def listed(self, modality: str, source: str) -> FilesReport:
+        """List one modality of a source anew, and keep what was found; see `reconcile_files`.
+
+        Raises:
+            PlatformError: as `reconcile_files` does, or if other sources have the files now and are not in Milvus yet.
+        """
+        if awaited := self.awaited_successors(modality, source):
+            raise PlatformError(
+                f"the files of {source} have gone over to other sources, of which {len(awaited)} are not in Milvus "
+                f"yet, such as {awaited[0]}; its rows stay until they are: run those first"
+            )
+        settings = self.settings
+        return reconcile_files(
+            self.store,
+            settings.media_url,
             modality,
-            self._seconds_of_look,
-            partial(self._look, source),
-            lambda last: last.ages == listing_ages(self.store, source),
+            source,
+            settings.listing,
+            settings.decoding,
+            settings.decoding_notes,
         )
-        return sights.of[modality]
+
+    def _seen(self, modality: str, source: str, asker: str) -> Sight:
+        """The last look at a source that is not superseded; `asker` is who has to have the next one the next time."""
+        folder = folder_of(source)
+        # One object, however many ask for a new folder at once.
+        shared = self._folders.setdefault(folder, Shared())
+        sights = shared.of(
+            f"{modality} {source} {asker}",
+            self._seconds_of_look,
+            partial(self._look, folder),
+            lambda last: last[source].ages == listing_ages(self.store, source),
+        )
+        return sights[source].of[modality]
 
     @property
     def _seconds_of_look(self) -> float:
         return SHARE_OF_INTERVAL * self.settings.sensor_seconds
 
-    def _look(self, source: str, last: Sights | None) -> Sights:
-        """Look at a source; of its files only names, sizes and times where they are those of the `last` look."""
+    def _look(self, folder: str, last: Mapping[str, Sights] | None) -> Mapping[str, Sights]:
+        """Look at the sources of a folder; of their files only names, sizes and times where those are as before."""
+        counts = self.settings.listing.buckets
         # A listing that is replaced meanwhile is a reason to look again.
-        looked_at, ages = time.time(), listing_ages(self.store, source)
-        listed = entries_table(self.settings.media_url, source)
+        looked_at = time.time()
+        ages = {source: listing_ages(self.store, source) for source in sources_of(folder, counts)}
+        listed = entries_table(self.settings.media_url, folder)
+        before = last or {}
+        return {
+            source: self._look_at(source, own, looked_at, ages[source], before.get(source))
+            for source, own in shares(folder, listed, counts)
+        }
+
+    def _look_at(self, source: str, listed: pa.Table, looked_at: float, ages: str, last: Sights | None) -> Sights:
         files = records.column_digest(listed["path"], listed["size"].cast(pa.string()), listed["modified"])
         if last is not None and (last.ages, last.files) == (ages, files):
             as_before = {modality: replace(sight, looked_at=looked_at) for modality, sight in last.of.items()}
@@ -307,6 +377,8 @@ class Platform:
 
     def _classified(self, source: str, listed: pa.Table | None = None) -> dict[str, dict[str, str]]:
         settings = self.settings
+        if listed is None:
+            listed = entries_table(settings.media_url, source, settings.listing.buckets)
         return classify_source(
             self.store, settings.media_url, source, settings.decoding, settings.decoding_notes, listed
         )
@@ -328,16 +400,17 @@ class Platform:
             PlatformError: if the media root, or a folder of a source, cannot be read.
         """
         found: dict[str, set[str]] = {modality: set() for modality in self.modalities}
-        for source in present_sources(self.store, self.settings.media_url, self.settings.listing):
-            if only and source not in only:
-                continue
-            for modality, entries in self._classified(source).items():
-                if entries and modality in found:
-                    found[modality].add(source)
-        for modality in found:
-            found[modality].update(
-                source for source in listed_sources(self.store, modality) if not only or source in only
-            )
+        media_url, guard = self.settings.media_url, self.settings.listing
+        present = present_sources(self.store, media_url, guard)
+        present = among(present, only or present)
+        for folder in dict.fromkeys(map(folder_of, present)):
+            for source, listed in shares(folder, entries_table(media_url, folder), guard.buckets):
+                for modality, entries in self._classified(source, listed).items() if source in present else ():
+                    if entries and modality in found:
+                        found[modality].add(source)
+        for modality, sources in found.items():
+            listed_last = listed_sources(self.store, modality)
+            sources.update(among(listed_last, only or listed_last))
         return {modality: sorted(sources) for modality, sources in found.items()}
 
     def rejects(self, modalities: Sequence[str] = (), sources: Sequence[str] = ()) -> list[Rejected]:
@@ -353,9 +426,8 @@ class Platform:
         rejects: list[Rejected] = []
         for modality in modalities or self.modalities:
             spaces = [(space, self.fingerprint(space)) for space in self.spaces if space.modality == modality]
-            for source in listed[modality]:
-                if not sources or source in sources:
-                    rejects += rejected_of_source(self.store, modality, source, spaces, self.cutting)
+            for source in among(listed[modality], sources or listed[modality]):
+                rejects += rejected_of_source(self.store, modality, source, spaces, self.cutting)
         return rejects
 
     def pending(self) -> Iterator[Pending]:
@@ -375,5 +447,5 @@ def refuse_unknown(asked: Sequence[str], there: Sequence[str], nothing: str) -> 
         PlatformError: if a name is not there.
     """
     for name in asked:
-        if name not in there:
+        if not among(there, [name]):
             raise PlatformError(f"{name!r} is not there; choose from {', '.join(there) or nothing}")

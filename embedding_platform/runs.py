@@ -9,6 +9,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from embedding_platform.buckets import among, is_superseded
 from embedding_platform.definitions import build_definitions
 from embedding_platform.defs.failures import has_blocked, reason_of
 from embedding_platform.defs.jobs import job_name
@@ -107,7 +108,7 @@ def run_sources(
     """
     found = expected_sources(platform, dagster, sources)
     refuse_unknown(modalities, list(found), _NO_MEDIA)
-    if not set(sources) <= {source for names in found.values() for source in names}:
+    if not all(among({source for names in found.values() for source in names}, [asked]) for asked in sources):
         everything = expected_sources(platform, dagster)
         there = sorted({source for names in everything.values() for source in names})
         refuse_unknown(sources, there, _NO_MEDIA)
@@ -139,10 +140,16 @@ def run_sources(
 def twice_where_needed(platform: Platform, modality: str, sources: Sequence[str], succeeded: Set[str]) -> Iterator[str]:
     """The sources, and once more those that a later one made a migration for: one too many for named partitions.
 
-    `succeeded` is asked after the first pass: a run that failed would only fail again.
+    Those that are superseded come last, since their rows stay until others have the files. `succeeded` is asked after
+    each pass: a run that failed would only fail again.
     """
-    yield from sources
+    counts = platform.settings.listing.buckets
+    superseded = [source for source in sources if is_superseded(source, counts)]
+    yield from (source for source in sources if source not in superseded)
     yield from sorted(platform.unplaced(modality) & succeeded)
+    if superseded:
+        yield from superseded
+        yield from sorted(platform.unplaced(modality) & succeeded)
 
 
 def fail_dead_runs(dagster: dg.DagsterInstance) -> None:
@@ -165,10 +172,11 @@ def fail_dead_runs(dagster: dg.DagsterInstance) -> None:
 
 def expected_sources(platform: Platform, dagster: dg.DagsterInstance, only: Sequence[str] = ()) -> dict[str, list[str]]:
     """Sources by modality: on disk, listed last, or still a Dagster partition since a run did not finish with them."""
-    return {
-        modality: sorted({*names, *(name for name in partitions_of(dagster, modality) if not only or name in only)})
-        for modality, names in platform.sources(only).items()
-    }
+    expected: dict[str, list[str]] = {}
+    for modality, names in platform.sources(only).items():
+        known = partitions_of(dagster, modality)
+        expected[modality] = sorted({*names, *among(known, only or known)})
+    return expected
 
 
 def partitions_of(dagster: dg.DagsterInstance, modality: str) -> Sequence[str]:

@@ -109,12 +109,16 @@ class ListingSettings(_Section):
     there and holds no media, unless `allow_emptied` names it. Sensors wait until nothing has changed
     in a source for `quiet_seconds`, so that files are not met half copied, but for
     `longest_wait_seconds` at most.
+
+    `buckets` names folders under the media root that hold more files than one run should take in hand, and how
+    many sources their files are shared out to: `photos: 16` makes `photos~00of16` to `photos~15of16` of them.
     """
 
     large_source: int = Field(default=100, ge=1)
     allow_emptied: list[str] = []
     quiet_seconds: float = Field(default=10.0, ge=0)
     longest_wait_seconds: float = Field(default=600.0, ge=0)
+    buckets: dict[Annotated[str, Field(pattern="^[^/]+$")], Annotated[int, Field(ge=1, le=1000)]] = {}
 
 
 class DecodingSettings(_Section):

@@ -23,12 +23,12 @@ def increments(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("passages", [1, 20])
+@pytest.mark.parametrize(("buckets", "passages"), [(1, 1), (1, 20), (2, 1)])
 def test_a_run_embeds_and_writes_what_changed_and_nothing_else(
-    tmp_path: Path, increments: ModuleType, passages: int
+    tmp_path: Path, increments: ModuleType, buckets: int, passages: int
 ) -> None:
     place = increments.Place(
-        str(tmp_path / "own"), SEGMENTS, ["one", "two"], passages, 8, "FLAT", str(tmp_path / "milvus"), ""
+        str(tmp_path / "own"), SEGMENTS, ["one", "two"], buckets, passages, 8, "FLAT", str(tmp_path / "milvus"), ""
     )
 
     def counted() -> tuple[int, int, int]:

@@ -13,7 +13,7 @@ import embedding_platform
 ROOT = Path(embedding_platform.__file__).parent
 
 FLOORS = (
-    ("errors", "memory", "spaces", "records", "storage", "increments", "layout", "settings"),
+    ("errors", "memory", "buckets", "spaces", "records", "storage", "increments", "layout", "settings"),
     ("media", "models", "vectors", "milvus", "alerts", "starter", "reference"),
     ("inference", "reconcile", "sights", "platform", "watching", "search", "lineage", "serving"),
     ("defs",),

@@ -16,6 +16,7 @@ from embedding_platform.platform import Platform
 from embedding_platform.reconcile.files import reconcile_files
 from embedding_platform.sights import Shared
 from embedding_platform.watching import Watch
+from embedding_platform_tests.conftest import open_platform
 
 
 class Question:
@@ -89,6 +90,32 @@ def test_rounds_of_all_modalities_at_once_wait_for_one_look_at_each_source(
     assert len({look.sight.looked_at for one in rounds for look in one.looks.values()}) == 2
 
 
+def test_one_look_at_a_folder_serves_all_of_its_buckets(
+    tmp_path: Path, letters: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(20):
+        (letters / f"{number}.txt").write_text(f"Letter {number}.")
+    platform = open_platform(tmp_path, listing={"buckets": {"letters": 4}})
+    walked: list[str] = []
+
+    def counted(media_root: str, source: str) -> pa.Table:
+        walked.append(source)
+        return entries_table(media_root, source)
+
+    monkeypatch.setattr("embedding_platform.platform.entries_table", counted)
+    sources = platform.present("text")
+    assert sources == [f"letters~{number}of4" for number in range(4)]
+    sights = [platform.sight(modality, source) for modality in ("text", "image") for source in sources]
+    assert walked == ["letters"]
+    assert [sight.holds for sight in sights] == [True] * 4 + [False] * 4
+    assert len({sight.state for sight in sights[:4]}) == 4
+    reconcile_files(platform.store, platform.settings.media_url, "text", sources[0], platform.settings.listing)
+    again = [platform.sight("text", source) for source in sources]
+    assert [sight.differs for sight in again] == [False, True, True, True]
+    assert [sight.state for sight in again] == [sight.state for sight in sights[:4]]
+    assert walked == ["letters"] * 2
+
+
 def test_a_look_sees_what_came_before_it_and_nothing_later(platform: Platform, letters: Path) -> None:
     first = platform.sight("text", "letters")
     (letters / "two.txt").write_text("It came after that look.")
@@ -138,7 +165,7 @@ def test_what_is_kept_of_a_look_does_not_grow_with_its_source(platform: Platform
         for number in range(files):
             (letters / f"{number}.txt").write_text(f"Letter {number} of {files}.")
         platform.sight("text", "letters")
-        (shared,) = platform._sources.values()
+        (shared,) = platform._folders.values()
         return len(re.sub(r"\d+\.\d+", "time", repr(shared._answer)))
 
     kept(0)

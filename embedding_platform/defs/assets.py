@@ -22,7 +22,6 @@ from embedding_platform.reconcile.collection import CollectionReport, reconcile_
 from embedding_platform.reconcile.distribution import accept_distribution, compare_distribution
 from embedding_platform.reconcile.duplicates import accept_duplicates, compare_duplicates
 from embedding_platform.reconcile.embeddings import EmbeddingsReport, reconcile_embeddings
-from embedding_platform.reconcile.files import reconcile_files
 from embedding_platform.reconcile.rows import LiveRows
 from embedding_platform.reconcile.segments import reconcile_segments
 from embedding_platform.settings import Settings
@@ -72,15 +71,7 @@ def _files(modality: Modality, settings: Settings) -> dg.AssetsDefinition:
         source = context.partition_key
 
         def work() -> dg.MaterializeResult:
-            report = reconcile_files(
-                platform.store,
-                platform.settings.media_url,
-                modality.name,
-                source,
-                platform.settings.listing,
-                platform.settings.decoding,
-                platform.settings.decoding_notes,
-            )
+            report = platform.listed(modality.name, source)
             total = report.table.num_rows + len(report.rejected)
             return dg.MaterializeResult(
                 metadata=metadata.of_files(report, platform, modality.name, source),

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 import dagster as dg
 from dagster._utils.schedules import get_latest_completed_cron_tick
 
+from embedding_platform.buckets import among
 from embedding_platform.defs.check_specs import CHECKS
 from embedding_platform.defs.jobs import BACKGROUND_TAG, MAINTENANCE, NIGHTLY, PRIORITY_TAG, PROBE, job_name
 from embedding_platform.defs.partitions import set_name
@@ -157,12 +158,12 @@ def _assets(modality: str, spaces: Sequence[Space]) -> list[dg.AssetKey]:
 
 
 def _chosen(there: Collection[str], wanted: Sequence[str] | None) -> list[str]:
-    return [source for source in there if wanted is None or source in wanted]
+    return list(there) if wanted is None else among(there, wanted)
 
 
 def _absent(named: ScheduleSettings, modality: str, there: Collection[str]) -> str:
     """What to add to a reason where the schedule names sources that are not there, or are misspelt."""
-    absent = [source for source in named.sources or () if source not in there]
+    absent = [source for source in named.sources or () if not among(there, [source])]
     return f"; no {modality} source is called {', '.join(absent)}, as schedule {named.name} names it" if absent else ""
 
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedding_platform import records
+from embedding_platform.buckets import bucket_of
 from embedding_platform.errors import PlatformError, RejectedError, first_line
 from embedding_platform.increments import place_in
 from embedding_platform.media import recognition
@@ -118,6 +119,7 @@ def list_items(
     limits: DecodingSettings = USUAL_LIMITS,
     keep: Callable[[pa.Table, list[RejectedRow]], None] = lambda items, rejected: None,
     decodes: Decodes = UNNOTED,
+    listed: pa.Table | None = None,
 ) -> Listing:
     """All items of one modality in a source, and what had to be rejected.
 
@@ -130,13 +132,13 @@ def list_items(
 
     `keep` is given what was read through, chunk by chunk and each time what is new, for a caller that
     will not have it read again should this call not come to its end. `decodes` calls what opens files
-    by native code.
+    by native code. `listed` are the source's files, of schema ENTRIES, where they have been listed already.
 
     Raises:
         PlatformError: if a folder of the source, or a file of captions, cannot be read.
     """
     standing = {name: [row for row in rows if stands(row[3], limits)] for name, rows in known_rejected.items()}
-    survey = _survey(media_root, source, known, standing, limits, decodes)
+    survey = _survey(media_root, source, known, standing, limits, decodes, listed)
     tables = [survey.settled.get(modality, ITEMS.empty_table())]
     examined = _Examined(keep)
     others: list[Item] = []
@@ -184,11 +186,10 @@ def classify(
 ) -> dict[str, dict[str, str]]:
     """The state of every file of a source by modality and path, without hashing any.
 
-    `known`, `known_rejected` and `decodes` are those of `list_items`. Only files that are new or changed are
-    opened, to recognise what they hold, and those rejected by other code or a lower limit; one that
+    `known`, `known_rejected`, `decodes` and `listed` are those of `list_items`. Only files that are new or changed
+    are opened, to recognise what they hold, and those rejected by other code or a lower limit; one that
     could not be read waits for the next listing. Compare with `item_states` and `rejected_state` of
-    the last listing to see what has changed. `listed` are the source's files, of schema ENTRIES, where they have been
-    listed already.
+    the last listing to see what has changed.
 
     Raises:
         PlatformError: if a folder of the source, or a file of captions, cannot be read.
@@ -298,7 +299,7 @@ def _survey(
     skipped = sum(found is None and posixpath.basename(path) != CAPTIONS_FILE for path, found in looked.items())
     sightings = {path: found for path, found in looked.items() if found is not None}
 
-    lines, faults = _captions_in_lines(listed, images, limits)
+    lines, faults = _captions_in_lines(source, listed, images, limits)
     settled = _settled(unchanged, beside, lines)
     as_before = _unsettled_images(unchanged, settled)
     for entry in _entries_at(listed, as_before):
@@ -534,9 +535,15 @@ def _claimed_modality(entry: Entry) -> str:
 
 
 def _captions_in_lines(
-    listed: pa.Table, images: pa.ChunkedArray, limits: DecodingSettings
+    source: str, listed: pa.Table, images: pa.ChunkedArray, limits: DecodingSettings
 ) -> tuple[dict[str, list[_Caption]], dict[str, _Sighting]]:
-    """Image path -> captions from captions files; and the lines of those that are faulty."""
+    """Image path -> captions from captions files; and the lines of those that are faulty.
+
+    Of the buckets of a folder, the one that has the image that a line names judges the line, and the one that
+    has the captions file judges those that name none.
+    """
+    bucket = bucket_of(source)
+    is_ours = bucket.has if bucket else bool
     captions: dict[str, list[_Caption]] = {}
     faults: dict[str, _Sighting] = {}
     files = entries_of(listed.filter(pc.match_substring_regex(listed["path"], rf"(^|/){re.escape(CAPTIONS_FILE)}$")))
@@ -546,17 +553,22 @@ def _captions_in_lines(
         path = entry.path
         content, fault, entry = _read_whole(entry, partial(_content_of_captions, limits=limits))
         if fault:
-            faults[path] = _Sighting("image_text", entry, reason=fault)
+            faults |= {path: _Sighting("image_text", entry, reason=fault)} if is_ours(path) else {}
             continue
         for number, line in enumerate((content or b"").split(b"\n"), start=1):
             if not line.strip():
                 continue
+            named = path
             try:
-                for caption in _captions_of_line(line, entry, image_paths, paths):
-                    captions.setdefault(caption.path, []).append(caption)
+                row = _row_of_line(line)
+                named = posixpath.normpath(posixpath.join(posixpath.dirname(path), row["file_name"]))
+                if is_ours(named):
+                    for caption in _captions_of_row(row, named, entry, image_paths, paths):
+                        captions.setdefault(caption.path, []).append(caption)
             except RejectedError as error:
-                place = dataclasses.replace(entry, path=f"{path}:{number}")
-                faults[place.path] = _Sighting("image_text", place, reason=str(error))
+                if is_ours(named):
+                    place = dataclasses.replace(entry, path=f"{path}:{number}")
+                    faults[place.path] = _Sighting("image_text", place, reason=str(error))
     return captions, faults
 
 
@@ -602,7 +614,8 @@ def _content_of_captions(entry: Entry, limits: DecodingSettings) -> bytes:
         return file.read(limits.max_document_megabytes * 2**20)
 
 
-def _captions_of_line(line: bytes, entry: Entry, images: Set[str], paths: Set[str]) -> list[_Caption]:
+def _row_of_line(line: bytes) -> dict[str, Any]:
+    """What a line of a captions file tells, with the name of an image as `file_name`."""
     try:
         row = json.loads(line.decode("utf-8-sig"))
     except ValueError as error:
@@ -614,11 +627,16 @@ def _captions_of_line(line: bytes, entry: Entry, images: Set[str], paths: Set[st
     name = row.get("file_name", row.get("file"))
     if not isinstance(name, str) or not name:
         raise RejectedError('has no "file_name"')
-    path = posixpath.normpath(posixpath.join(posixpath.dirname(entry.path), name))
+    return {**row, "file_name": name}
+
+
+def _captions_of_row(
+    row: Mapping[str, Any], path: str, entry: Entry, images: Set[str], paths: Set[str]
+) -> list[_Caption]:
     if path not in paths:
-        raise RejectedError(f"names {name}, which is not there")
+        raise RejectedError(f"names {row['file_name']}, which is not there")
     if path not in images:
-        raise RejectedError(f"names {name}, which is not an image")
+        raise RejectedError(f"names {row['file_name']}, which is not an image")
     texts = row.get("text", row.get("caption"))
     texts = [texts] if isinstance(texts, str) else texts
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):

@@ -4,7 +4,7 @@ import errno
 import os
 import posixpath
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
@@ -17,8 +17,10 @@ from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractFileSystem
 
+from embedding_platform.buckets import bucket_of, folder_of, is_superseded, number_of, sources_of
 from embedding_platform.errors import PlatformError
 from embedding_platform.media.limits import not_now
+from embedding_platform.media.recognition import CAPTIONS_FILE
 from embedding_platform.storage import file_system, join
 
 _TEMPORARY_SUFFIXES = (
@@ -109,13 +111,21 @@ def list_entries(media_root: str, source: str) -> list[Entry]:
     return entries(entries_table(media_root, source))
 
 
-def entries_table(media_root: str, source: str) -> pa.Table:
+def entries_table(media_root: str, source: str, counts: Mapping[str, int] | None = None) -> pa.Table:
     """What `list_entries` lists as a table of schema ENTRIES, each path once; a local file takes some 200 bytes of it.
+
+    A bucket has all captions files of its folder besides its own files: they may name images anywhere. `counts` tells
+    how many buckets each folder has now, where some have any: a source that is superseded by others has no file.
 
     Raises:
         PlatformError: as `list_entries` does.
     """
-    found, pieces = _entries(media_root, source), [ENTRIES.empty_table()]
+    found, bucket = _entries(media_root, folder_of(source)), bucket_of(source)
+    if bucket is not None:
+        found = (entry for entry in found if _is_captions(entry.path) or bucket.has(entry.path))
+    if counts is not None and is_superseded(source, counts):
+        found = iter(())
+    pieces = [ENTRIES.empty_table()]
     while piece := list(islice(found, _ENTRIES_AT_ONCE)):
         columns = [[getattr(entry, name) for entry in piece] for name in ENTRIES.names]
         pieces.append(pa.table(columns, schema=ENTRIES))
@@ -132,6 +142,20 @@ def entries_table(media_root: str, source: str) -> pa.Table:
     paths = table["path"]
     repeated = pc.equal(paths.slice(1), paths.slice(0, max(0, len(paths) - 1))).to_numpy(zero_copy_only=False)
     return table.filter(pa.array(np.append(~repeated.astype(bool), True))) if repeated.any() else table
+
+
+def shares(folder: str, listed: pa.Table, counts: Mapping[str, int]) -> Iterator[tuple[str, pa.Table]]:
+    """Each source of a folder, with its own of the folder's files; both tables of schema ENTRIES, as `entries_table`
+    gives them."""
+    sources = sources_of(folder, counts)
+    if len(sources) == 1:
+        yield folder, listed
+        return
+    paths = listed["path"].to_pylist()
+    numbers = np.fromiter((number_of(path, len(sources)) for path in paths), np.int64, len(paths))
+    for_all = np.fromiter(map(_is_captions, paths), bool, len(paths))
+    for number, source in enumerate(sources):
+        yield source, listed.filter(pa.array(for_all | (numbers == number)))
 
 
 def entries(table: pa.Table) -> list[Entry]:
@@ -187,7 +211,7 @@ def may_be_emptied(media_root: str, source: str) -> bool:
     A disk that is not mounted leaves its folder behind. On object stores folders are made of
     their objects, so that nothing tells one that was removed from one that cannot be seen.
     """
-    fs, root = file_system(join(media_root, source))
+    fs, root = file_system(join(media_root, folder_of(source)))
     return not isinstance(fs, LocalFileSystem) or _status(root) is not None
 
 
@@ -341,6 +365,10 @@ def _is_folder(fs: Any, entry: dict[str, Any]) -> bool:
 def _is_passing(name: str) -> bool:
     """Whether a name is that of a hidden or temporary file or folder."""
     return name.startswith(_TEMPORARY_PREFIXES) or name.lower().endswith(_TEMPORARY_SUFFIXES)
+
+
+def _is_captions(path: str) -> bool:
+    return posixpath.basename(path) == CAPTIONS_FILE
 
 
 def _undecodable_names(folder: str) -> set[str]:

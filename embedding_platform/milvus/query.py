@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from embedding_platform.buckets import folder_of
 from embedding_platform.errors import PlatformError
 from embedding_platform.milvus.connection import CALL_SECONDS, explaining
 from embedding_platform.milvus.deployment import deployment_of
@@ -173,6 +174,8 @@ def restricted(
 ) -> Place:
     """Where the rows of these sources are, of all without them, that meet a condition.
 
+    One that is not there is none that is unknown where another source of its folder is.
+
     Raises:
         PlatformError: an unknown source, no such collection, or Milvus fails.
     """
@@ -181,17 +184,22 @@ def restricted(
     keyed = read_provenance(client, alias).layout == "keyed"
     with explaining(f"list the partitions of {alias}"):
         present = [] if keyed else client.list_partitions(alias, timeout=CALL_SECONDS)
+    there = [
+        source
+        for source in sources
+        if (_source_of(client, alias, source_filter([source])) if keyed else partition_name(source) in present)
+    ]
+    folders = set(map(folder_of, there))
     for source in sources:
-        there = _source_of(client, alias, source_filter([source])) if keyed else partition_name(source) in present
-        if not there:
+        if folder_of(source) not in folders:
             known = _known_sources(client, alias, present)
             raise PlatformError(
                 f"unknown source {source!r} in {alias}; "
                 + (f"choose among {', '.join(known)}" if known else "it holds no source yet")
             )
     if keyed:
-        return Place(None, all_of(source_filter(sources), condition))
-    return Place([partition_name(source) for source in sources], condition)
+        return Place(None, all_of(source_filter(there), condition))
+    return Place([partition_name(source) for source in there], condition)
 
 
 def _known_sources(client: "MilvusClient", alias: str, partitions: Sequence[str]) -> list[str]:

@@ -9,11 +9,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedding_platform import layout, records, storage
+from embedding_platform.buckets import among, bucket_of, folder_of, is_superseded, sources_of
 from embedding_platform.errors import PlatformError
 from embedding_platform.increments import Increment, diff, diff_sorted, series_of
 from embedding_platform.media.items import Listing, classify, item_states, list_items, rejected_state
 from embedding_platform.media.limits import USUAL_LIMITS
-from embedding_platform.media.listing import list_sources, may_be_emptied
+from embedding_platform.media.listing import entries_table, list_sources, may_be_emptied
 from embedding_platform.media.suspects import noted_in
 from embedding_platform.records import ITEMS, REJECTED, Item
 from embedding_platform.settings import DecodingSettings, ListingSettings
@@ -63,7 +64,8 @@ def reconcile_files(
     """List one modality of a source and replace its tables where something changed.
 
     What has been read of new and changed files is durable chunk by chunk: a run that follows one
-    that was cut off does not read it again. `notes` is the folder of `media.suspects`.
+    that was cut off does not read it again. A source that is superseded, since `guard` shares out its
+    folder otherwise, has no files. `notes` is the folder of `media.suspects`.
 
     Raises:
         PlatformError: if the media root cannot be reached, or holds no folder any more, or the
@@ -84,13 +86,14 @@ def reconcile_files(
                 limits,
                 partial(_keep_examined, store, modality, source),
                 decodes,
+                entries_table(media_root, source, guard.buckets),
             )
         # A run that was held up must not put an older listing in the place of a newer one.
         if listing_age(store, modality, source) == age:
             break
     if not (listing.table.num_rows or listing.rejected):
         present_sources(store, media_root, guard)
-    if not listing.media:
+    if not listing.media and not is_superseded(source, guard.buckets):
         refuse_emptied(store, media_root, source, guard)
     increment = diff_sorted(*(table.select(["path", "version"]) for table in (listing.table, known[modality])))
     if not listing.table.equals(known[modality]):
@@ -105,22 +108,28 @@ def reconcile_files(
 
 
 def present_sources(store: str, media_root: str, guard: ListingSettings = USUAL_GUARD) -> list[str]:
-    """Names of the folders directly under the media root, sorted.
+    """Names of the sources under the media root, sorted: its folders, and the buckets of those that `guard` shares out.
 
     Raises:
         PlatformError: if the root cannot be reached, or holds no folder although sources were
             listed there that `guard` does not allow to be emptied: a disk that is not mounted
-            leaves an empty folder in its place.
+            leaves an empty folder in its place. Or if a folder has the name of a bucket.
     """
-    present = list_sources(media_root)
+    folders = list_sources(media_root)
+    if reserved := [bucket for bucket in map(bucket_of, folders) if bucket]:
+        raise PlatformError(
+            f"folder {reserved[0].name} under {media_root} has a name that stands for a part of folder "
+            f"{reserved[0].folder}; rename it"
+        )
+    present = [source for folder in folders for source in sources_of(folder, guard.buckets)]
     if not present:
         gone = {source for modality in MODALITIES for source in listed_sources(store, modality)}
-        if not gone <= set(guard.allow_emptied):
+        if len(among(gone, guard.allow_emptied)) < len(gone):
             raise PlatformError(
                 f"media_root {media_root} holds no folder, but {len(gone)} sources were indexed from it; "
                 "mount it, or name them all in listing.allow_emptied if everything is meant to go"
             )
-    return present
+    return sorted(present)
 
 
 def refuse_emptied(store: str, media_root: str, source: str, guard: ListingSettings) -> None:
@@ -132,7 +141,7 @@ def refuse_emptied(store: str, media_root: str, source: str, guard: ListingSetti
         PlatformError: if the last listings of the source hold as many files as a large one has,
             and `guard` does not allow it to be emptied.
     """
-    if source in guard.allow_emptied or not may_be_emptied(media_root, source):
+    if among([source], guard.allow_emptied) or not may_be_emptied(media_root, source):
         return
     tables = [items_table(store, modality, source, ["path"]) for modality in MODALITIES]
     files = {path for table in tables for path in table["path"].to_pylist()}
@@ -140,7 +149,7 @@ def refuse_emptied(store: str, media_root: str, source: str, guard: ListingSetti
     if len(files) >= guard.large_source:
         raise PlatformError(
             f"source {source} under {media_root} holds no media, but {len(files)} files were listed there before; "
-            f"mount it again, or name {source} in listing.allow_emptied if all of them are meant to go"
+            f"mount it again, or name {folder_of(source)} in listing.allow_emptied if all of them are meant to go"
         )
 
 

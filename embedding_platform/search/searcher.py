@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from embedding_platform.buckets import folder_of, sources_of
 from embedding_platform.errors import PlatformError
 from embedding_platform.inference.query import Query, encode, read_query, text_query
 from embedding_platform.milvus.alias import alias_target
@@ -158,7 +159,7 @@ class Searcher:
         asked = self._query(query)
         words = _words(asked) if hybrid else ""
         hits: dict[str, list[Hit]] = {}
-        for published, sources in self._chosen(asked, spaces, filter.sources, hybrid):
+        for published, sources in self._chosen(asked, spaces, self._meant(filter.sources), hybrid):
             vector = self._vector(asked, published)
             hits[published.space.key] = self._found(published, vector, words, sources, filter, limit)
         return hits
@@ -175,7 +176,7 @@ class Searcher:
         if not rows:
             raise PlatformError(f"{space} holds no row {row_id}; take the id of a hit of this space")
         vector = np.asarray(rows[0][VECTOR_FIELD], np.float32)
-        hits = self._found(published, vector, "", filter.sources, filter, limit, besides=1)
+        hits = self._found(published, vector, "", self._meant(filter.sources), filter, limit, besides=1)
         return [hit for hit in hits if hit.id != row_id][:limit]
 
     def _query(self, query: str | Path | Query) -> Query:
@@ -234,13 +235,19 @@ class Searcher:
         modalities = {space.modality for space in spaces}
         listed = {modality: listed_sources(self._platform.store, modality) for modality in modalities}
         known = {source for names in listed.values() for source in names}
-        if unknown := [source for source in sources if source not in known]:
+        folders = set(map(folder_of, known))
+        if unknown := [source for source in sources if folder_of(source) not in folders]:
             raise PlatformError(
                 f"unknown source {', '.join(map(repr, unknown))} in {', '.join(space.key for space in spaces)}; "
                 + (f"choose among {', '.join(sorted(known)[:_SOURCES_NAMED])}" if known else "none is listed yet")
             )
         held = [(space, [source for source in listed[space.modality] if source in sources]) for space in spaces]
         return [(space, names) for space, names in held if names]
+
+    def _meant(self, asked: Sequence[str]) -> list[str]:
+        """The sources that are asked for, and the buckets of those that are a folder with buckets."""
+        counts = self._platform.settings.listing.buckets
+        return list(dict.fromkeys(name for source in asked for name in (source, *sources_of(source, counts))))
 
     def _vector(self, query: Query, published: _Published) -> np.ndarray:
         """The query's vector, float32 [d], by the model that made the collection."""

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, BinaryIO
 
+from embedding_platform.buckets import among, folder_of
 from embedding_platform.errors import MilvusError, PlatformError, RejectedError
 from embedding_platform.inference.golden import golden_contents
 from embedding_platform.inference.query import Query, read_query, text_query
@@ -152,7 +153,7 @@ class Service:
         errors: list[PlatformError] = []
         with self._in_line(self._places):
             for space in chosen:
-                known = tuple(source for source in filter.sources if source in space.sources)
+                known = tuple(among(space.sources, filter.sources))
                 own = replace(filter, sources=known)
                 started, hits, said = time.perf_counter(), [], None
                 try:
@@ -326,9 +327,9 @@ class Service:
             raise RefusedError(422, f"{asked} cannot be asked with {query.role}; can be: {those}")
         known = {source for space in able for source in space.sources}
         for source in sources:
-            if source not in known:
+            if not among(known, [source]):
                 raise RefusedError(404, f"no source {source!r} there; choose from {', '.join(sorted(known))}"[:1000])
-        return [space for space in able if not sources or set(sources) & set(space.sources)]
+        return [space for space in able if not sources or among(space.sources, sources)]
 
     def _list_spaces_beside(self) -> None:
         # The lock was taken for this thread.
@@ -357,7 +358,7 @@ class Service:
 
     def _opened(self, row: dict[str, Any]) -> OpenFile:
         # By source and path: the uri is as old as the row, and whoever writes to Milvus might write any.
-        return open_inside(self._platform.settings.media_url, row["source"], row["path"])
+        return open_inside(self._platform.settings.media_url, folder_of(row["source"]), row["path"])
 
     def _open_anew(self) -> None:
         """Look for Milvus where it may be by now, not as patiently as at the start, since somebody waits."""

@@ -184,7 +184,7 @@ POINTS: tuple[CrashPoint, ...] = (
     CrashPoint("after hashing a file", "embedding_platform.media.items:_examined", "after"),
     _write("mid write of what was examined", "examined"),
     _write("mid listing write", "files"),
-    CrashPoint("after the listing", f"{_STAGES}files", "after"),
+    CrashPoint("after the listing", "embedding_platform.platform:reconcile_files", "after"),
     CrashPoint("after decode", "embedding_platform.reconcile.segments:_cut_one", "after"),
     _write("mid segment shard write", "segments"),
     CrashPoint("after a segment shard", _SHARD, "after", _under("segments")),

@@ -152,7 +152,7 @@ def run_source(
         witness(modality, source, stage, None)
         verdicts: Sequence[dg.AssetCheckResult]
         if stage == "files":
-            report: Any = assets.reconcile_files(platform.store, platform.settings.media_url, modality, source)
+            report: Any = platform.listed(modality, source)
             total = len(report.items) + len(report.rejected)
             verdicts = [checks.of_rejects(report.rejected, total, quality)]
         elif stage == "segments":

@@ -5,7 +5,7 @@ import itertools
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from embedding_platform import layout, storage
+from embedding_platform.buckets import bucket_of, sources_of
 from embedding_platform.media.cutting import code_version
 from embedding_platform.milvus.alias import alias_target
 from embedding_platform.milvus.connection import close_directory, connect
@@ -29,7 +30,7 @@ from embedding_platform.vectors import store as vector_store
 from embedding_platform_tests.convergence import published as reading
 from embedding_platform_tests.convergence.crash_points import IN_PROCESS, Crash, CrashPoint, armed, compacting_from
 from embedding_platform_tests.convergence.published import Published, differences, published
-from embedding_platform_tests.convergence.small_media import CONTENTS, SOURCES, STEMS, SUFFIXES, Media
+from embedding_platform_tests.convergence.small_media import CONTENTS, SOURCES, STEMS, SUFFIXES, Items, Media
 from embedding_platform_tests.convergence.small_platform import (
     CHUNK,
     IN_FLIGHT,
@@ -124,7 +125,7 @@ class Truth:
 
     def __init__(self, history: "History", platform: SmallPlatform, expected: dict[str, Published]) -> None:
         self.history, self.platform, self.expected = history, platform, expected
-        self.items = history.media.items()
+        self.items = by_source(history.media.items(), history.buckets)
         self.found: tuple[Any, ...] = ()
         self.waiting: dict[str, dict[str, str]] = {}
         self.synced: set[str] = set()
@@ -215,6 +216,7 @@ class History(RuleBasedStateMachine):
         self.folder = self.place.folder / f"history-{next(self.place.numbers)}"
         self.media = Media(self.folder / "media")
         self.choice = Choice()
+        self.buckets: dict[str, int] = {}
         self.partitions = Partitions()
         self.embedded: Counter[tuple[str, int, str]] = Counter()
         self.rebuilt: dict[str, dict[str, Published]] = {}
@@ -311,6 +313,10 @@ class History(RuleBasedStateMachine):
     def choose_overlap(self, overlap: int) -> None:
         self.choice = replace(self.choice, overlap=overlap)
 
+    @rule(folder=st.sampled_from(SOURCES), count=st.sampled_from([1, 2, 3]))
+    def choose_buckets(self, folder: str, count: int) -> None:
+        self.buckets = {**self.buckets, folder: count}
+
     @rule(number=st.integers(0, 50), way=st.sampled_from(["delete", "alter", "stray", "move", "alter vector",
           "alter text", "stray partition"]))  # fmt: skip
     def tamper_with_a_row(self, number: int, way: str) -> None:
@@ -371,10 +377,12 @@ class History(RuleBasedStateMachine):
         self._tamper()
         empty(self.place.client)
 
-    @rule(modality=st.sampled_from(["text", "image", "image_text"]), source=st.sampled_from(SOURCES))
-    def run_one_source(self, modality: str, source: str) -> None:
+    @rule(modality=st.sampled_from(["text", "image", "image_text"]), number=st.integers(0, 50))
+    def run_one_source(self, modality: str, number: int) -> None:
         platform = self._platform()
-        if source in platform.sources()[modality]:
+        sources = platform.sources()[modality]
+        source = sources[number % len(sources)] if sources else ""
+        if source and not platform.awaited_successors(modality, source):
             run_source(platform, self.partitions, modality, source, Truth(self, platform, self._rebuilt()))
 
     @rule(point=st.sampled_from(IN_PROCESS), passage=st.integers(1, 4))
@@ -441,7 +449,7 @@ class History(RuleBasedStateMachine):
 
     def _platform(self) -> SmallPlatform:
         """As a new process opens it."""
-        chosen = load_settings(base=self.folder, **SETTINGS, milvus=self._milvus())
+        chosen = load_settings(base=self.folder, **SETTINGS, **self._chosen())
         return SmallPlatform(
             chosen,
             run_id=f"run-{next(self.place.numbers)}",
@@ -451,18 +459,21 @@ class History(RuleBasedStateMachine):
         )
 
     def _rebuilt(self) -> dict[str, Published]:
-        state = f"{self.choice} {self.media.state()}"
+        state = f"{self.choice} {self.buckets} {self.media.state()}"
         if state not in self.rebuilt:
             empty(self.place.rebuilding)
             root = f"rebuilt-{len(self.rebuilt)}"
-            chosen = load_settings(base=self.folder, **SETTINGS, store_root=root, milvus=self._milvus())
+            chosen = load_settings(base=self.folder, **SETTINGS, store_root=root, **self._chosen())
             platform = SmallPlatform(chosen, client=self.place.rebuilding, choice=self.choice)
             run_everything(platform, Partitions())
             self.rebuilt[state] = published(platform)
         return self.rebuilt[state]
 
-    def _milvus(self) -> dict[str, Any]:
-        return {"named_partitions": self.choice.most_named}
+    def _chosen(self) -> dict[str, Any]:
+        return {
+            "milvus": {"named_partitions": self.choice.most_named},
+            "listing": {"buckets": self.buckets},
+        }
 
     def _file(self, number: int) -> Path:
         files = self.media.files()
@@ -492,6 +503,20 @@ def empty(client: Any) -> None:
     for name in client.list_collections():
         drop_aliases(client, name)
         client.drop_collection(name)
+
+
+def by_source(items: Items, counts: Mapping[str, int]) -> Items:
+    """The items of folders as those of the sources that their files are shared out to."""
+    found: Items = {}
+    for (modality, folder), files in items.items():
+        for path, version in files.items():
+            (source,) = (
+                source
+                for source in sources_of(folder, counts)
+                if (bucket := bucket_of(source)) is None or bucket.has(path)
+            )
+            found.setdefault((modality, source), {})[path] = version
+    return found
 
 
 def is_keyed(client: Any, collection: str) -> bool:
@@ -549,7 +574,7 @@ def run_histories(place: Place, examples: int, steps: int, seeded: bool = False)
 
 
 def test_whatever_happened_a_run_gives_what_a_rebuild_gives(place: Place, tell: Callable[[str], None]) -> None:
-    run_histories(place, examples=6, steps=25)
+    run_histories(place, examples=12, steps=25)
     tell(lines(place.figures))
     assert place.figures["runs compared with a rebuild"] >= 10
     assert sum(count for what, count in place.figures.items() if what.startswith("crashed ")) >= 10

@@ -14,7 +14,7 @@ import pytest
 
 from embedding_platform import layout, storage
 from embedding_platform.definitions import build_definitions
-from embedding_platform.defs import assets, checks, freshness
+from embedding_platform.defs import checks, freshness
 from embedding_platform.defs.check_specs import CHECKS
 from embedding_platform.defs.freshness import MOST_LOOKED_AT, Listings, last_listings
 from embedding_platform.errors import PlatformError, UnsoundError
@@ -427,7 +427,7 @@ def test_another_failure_is_one_line_and_no_check(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(assets, "reconcile_files", fail)
+    monkeypatch.setattr("embedding_platform.platform.reconcile_files", fail)
     result = run_of(images, instance)
     (failure,) = result.get_step_failure_events()
     assert failure.step_failure_data.user_failure_data.description == str(error)

@@ -54,7 +54,7 @@ def test_a_check_that_blocks_is_told_by_its_name(tmp_path: Path, instance: dg.Da
 def test_a_fault_of_ours_is_told_in_one_line(
     away: Platform, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("embedding_platform.defs.assets.reconcile_files", lambda *given: [][0])
+    monkeypatch.setattr("embedding_platform.platform.reconcile_files", lambda *given: [][0])
     failure = failure_of(instance, fail(away, instance))
     assert failure.reason == "IndexError: list index out of range"
     assert "\n" not in failure.line

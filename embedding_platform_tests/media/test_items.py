@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import concat_tables
 
+from embedding_platform.buckets import sources_of
 from embedding_platform.errors import PlatformError
 from embedding_platform.media import image, items, listing, reading, recognition
 from embedding_platform.media.items import (
@@ -318,6 +319,46 @@ def test_faulty_lines_are_rejected_one_by_one(source: Path) -> None:
     }
     (source / "gone.png").write_bytes(picture())
     assert "captions.jsonl:3" not in reasons(list_all(source, known))["image_text"]
+
+
+def test_the_buckets_of_a_folder_list_together_what_the_folder_lists(source: Path) -> None:
+    for number in range(12):
+        (source / f"{number}.png").write_bytes(picture(size=(20 + number, 30)))
+    (source / "sub" / "notes.txt").write_text("words")
+    (source / "3.txt").write_text("beside")
+    (source / "4.txt").write_bytes(b"")
+    (source / "broken.jpg").write_bytes(b"")
+    lines = [{"file_name": f"{number}.png", "text": f"picture {number}"} for number in (1, 2, 3)]
+    faulty = [
+        "{broken",
+        {"text": "x"},
+        {"file_name": "sub/notes.txt", "text": "x"},
+        {"file_name": "9.png", "text": " "},
+    ]
+    gone = [{"file_name": f"gone-{number}.png", "text": "x"} for number in range(4)]
+    write_lines(source / "captions.jsonl", *lines, *faulty, *gone)
+    (source / "sub" / "captions.jsonl").write_bytes(b"x" * (1024 * 1024 + 1))
+    limits = DecodingSettings(max_document_megabytes=1)
+    whole = {name: list_items(name, str(source.parent), "s", {}, {}, limits) for name in MODALITIES}
+    known: dict[str, Known] = {}
+    for bucket in sources_of("s", {"s": 3}):
+        known[bucket] = {name: list_items(name, str(source.parent), bucket, {}, {}, limits) for name in MODALITIES}
+    assert len(reasons(whole)["image_text"]) == 10
+    for name in MODALITIES:
+        parts = [listings[name] for listings in known.values()]
+        assert sorted((item for part in parts for item in part.items), key=lambda item: item.path) == whole[name].items
+        assert sorted(row for part in parts for row in part.rejected) == sorted(whole[name].rejected)
+    assert {len(listings["image"].items) > 0 for listings in known.values()} == {True}
+    (source / "1.png").write_bytes(picture(size=(99, 30)))
+    for bucket, listings in known.items():
+        before = (
+            {name: found.table for name, found in listings.items()},
+            {name: found.rejected for name, found in listings.items()},
+        )
+        again = [list_items(name, str(source.parent), bucket, *before, limits) for name in MODALITIES]
+        assert sum(found.hashed for found in again) == int(
+            "1.png" in [item.path for item in listings["image_text"].items]
+        )
 
 
 @pytest.mark.parametrize("payload", [b"", b"  \n", b"zero\x00byte"])

@@ -23,6 +23,7 @@ from embedding_platform.media.listing import (
     list_entries,
     list_sources,
     newest_change,
+    shares,
 )
 from embedding_platform.media.reading import open_media
 
@@ -66,6 +67,34 @@ def test_a_missing_source_is_empty(tmp_path: Path) -> None:
     root = f"memory://{uuid4().hex}"
     fsspec.url_to_fs(root)[0].pipe_file(f"{root}/other/a.txt", b"x")
     assert list_entries(root, "s") == []
+
+
+def test_the_buckets_of_a_folder_share_its_files_and_all_have_its_captions_files(tmp_path: Path) -> None:
+    names = [
+        f"{folder}{number}.{suffix}" for folder in ("", "sub/") for number in range(9) for suffix in ("png", "txt")
+    ]
+    for name in (*names, "captions.jsonl", "sub/captions.jsonl"):
+        (tmp_path / "s" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "s" / name).write_text(name)
+    whole = entries_table(str(tmp_path), "s")
+    assert list(shares("s", whole, {})) == [("s", whole)]
+    found = dict(shares("s", whole, {"s": 3}))
+    assert list(found) == ["s~0of3", "s~1of3", "s~2of3"]
+    captions = {"captions.jsonl", "sub/captions.jsonl"}
+    shared_out = [set(table["path"].to_pylist()) - captions for table in found.values()]
+    assert all(shared_out)
+    assert sorted(path for own in shared_out for path in own) == sorted(names)
+    for source, table in found.items():
+        assert captions < set(table["path"].to_pylist())
+        assert entries_table(str(tmp_path), source, {"s": 3}) == table, "as its own run lists it"
+
+
+@pytest.mark.parametrize(("source", "counts"), [("s", {"s": 3}), ("s~0of3", {}), ("s~0of3", {"s": 4})])
+def test_a_source_that_is_superseded_has_no_file(tmp_path: Path, source: str, counts: dict[str, int]) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "captions.jsonl").write_text("")
+    assert entries_table(str(tmp_path), source).num_rows == 1
+    assert entries_table(str(tmp_path), source, counts).num_rows == 0
 
 
 def test_a_linked_source_that_leads_nowhere_is_not_a_removed_one(tmp_path: Path) -> None:

@@ -328,6 +328,32 @@ def test_a_large_source_that_an_object_store_no_longer_shows_keeps_its_last_list
     assert counts(reconcile_files(*arguments, allowed)) == (0, 0, 3, 0)
 
 
+def test_a_large_source_is_emptied_at_once_where_others_share_its_files_now(lake):
+    for number in range(12):
+        lake.write(f"file {number}", number)
+    arguments = (lake.store, str(lake.media), "text")
+    whole = {item.path for item in reconcile_files(*arguments, "one", GUARD).items}
+    shared = GUARD.model_copy(update={"buckets": {"one": 2}})
+    assert present_sources(lake.store, str(lake.media), shared) == ["one~0of2", "one~1of2"]
+    assert counts(reconcile_files(*arguments, "one", shared)) == (0, 0, 12, 0)
+    reports = [reconcile_files(*arguments, source, shared) for source in ("one~0of2", "one~1of2")]
+    parts = [{item.path for item in report.items} for report in reports]
+    assert all(parts)
+    assert (parts[0] | parts[1], parts[0] & parts[1]) == (whole, set())
+    for path in parts[0]:
+        (lake.media / "one" / path).unlink()
+    with pytest.raises(PlatformError, match=r"^source one~0of2 under .* or name one in listing\.allow_emptied"):
+        reconcile_files(*arguments, "one~0of2", shared)
+    allowed = shared.model_copy(update={"allow_emptied": ["one"]})
+    assert counts(reconcile_files(*arguments, "one~0of2", allowed)) == (0, 0, len(parts[0]), 0)
+
+
+def test_a_folder_with_the_name_of_a_bucket_is_told_before_anything_is_listed(lake):
+    lake.write("a", 1, "one~0of2")
+    with pytest.raises(PlatformError, match=r"^folder one~0of2 under .* stands for a part of folder one; rename it$"):
+        present_sources(lake.store, str(lake.media))
+
+
 def test_an_item_over_a_limit_is_cut_when_the_limit_is_raised(tmp_path):
     lake = Lake(tmp_path, "image")
     lake.write("a", 1)
