@@ -46,6 +46,12 @@ def folder_of(source: str) -> str:
     return bucket.folder if bucket else source
 
 
+def count_of(source: str) -> int:
+    """How many sources share a folder's files where this is one of them."""
+    bucket = bucket_of(source)
+    return bucket.count if bucket else 1
+
+
 def sources_of(folder: str, counts: Mapping[str, int]) -> list[str]:
     """The sources that share a folder's files: the folder itself, or as many buckets as `counts` says."""
     count = counts.get(folder, 1)
@@ -54,8 +60,7 @@ def sources_of(folder: str, counts: Mapping[str, int]) -> list[str]:
 
 def is_superseded(source: str, counts: Mapping[str, int]) -> bool:
     """Whether a source's files have gone over to other sources, since its folder is shared out otherwise now."""
-    bucket = bucket_of(source)
-    return (bucket.count if bucket else 1) != counts.get(folder_of(source), 1)
+    return count_of(source) != counts.get(folder_of(source), 1)
 
 
 def among(sources: Iterable[str], asked: Iterable[str]) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from embedding_platform import layout, records, storage
-from embedding_platform.buckets import among, folder_of, is_superseded, sources_of
+from embedding_platform.buckets import among, count_of, folder_of, is_superseded, sources_of
 from embedding_platform.errors import PlatformError
 from embedding_platform.inference.devices import Execution
 from embedding_platform.inference.engine import load_encoder
@@ -273,7 +273,7 @@ class Platform:
         one of the source's listings is replaced. While neither its files nor its listings change, none of them is
         read again: only names, sizes and times are looked at.
 
-        A source that is superseded looks as it was listed until its successors are in Milvus, and empty then.
+        A source that is superseded looks as it was listed while it awaits successors, and empty then.
 
         Raises:
             PlatformError: if it cannot be read, or is large and found empty.
@@ -307,23 +307,13 @@ class Platform:
     def listed(self, modality: str, source: str) -> FilesReport:
         """List one modality of a source anew, and keep what was found; see `reconcile_files`.
 
-        Raises:
-            PlatformError: as `reconcile_files` does, or if other sources have the files now and are not in Milvus yet.
+        A source that awaits successors is listed as if none had superseded it.
         """
-        if awaited := self.awaited_successors(modality, source):
-            raise PlatformError(
-                f"the files of {source} have gone over to other sources, of which {len(awaited)} are not in Milvus "
-                f"yet, such as {awaited[0]}; its rows stay until they are: run those first"
-            )
-        settings = self.settings
+        settings, guard = self.settings, self.settings.listing
+        if self.awaited_successors(modality, source):
+            guard = guard.model_copy(update={"buckets": {**guard.buckets, folder_of(source): count_of(source)}})
         return reconcile_files(
-            self.store,
-            settings.media_url,
-            modality,
-            source,
-            settings.listing,
-            settings.decoding,
-            settings.decoding_notes,
+            self.store, settings.media_url, modality, source, guard, settings.decoding, settings.decoding_notes
         )
 
     def _seen(self, modality: str, source: str, asker: str) -> Sight:
