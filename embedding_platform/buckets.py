@@ -52,6 +52,11 @@ def count_of(source: str) -> int:
     return bucket.count if bucket else 1
 
 
+def counts_with(source: str, counts: Mapping[str, int]) -> dict[str, int]:
+    """The counts under which a source is not superseded, and else as they are."""
+    return {**counts, folder_of(source): count_of(source)}
+
+
 def sources_of(folder: str, counts: Mapping[str, int]) -> list[str]:
     """The sources that share a folder's files: the folder itself, or as many buckets as `counts` says."""
     count = counts.get(folder, 1)

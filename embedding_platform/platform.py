@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from embedding_platform import layout, records, storage
-from embedding_platform.buckets import among, count_of, folder_of, is_superseded, sources_of
+from embedding_platform.buckets import among, count_of, counts_with, folder_of, is_superseded, sources_of
 from embedding_platform.errors import PlatformError
 from embedding_platform.inference.devices import Execution
 from embedding_platform.inference.engine import load_encoder
@@ -32,6 +33,8 @@ from embedding_platform.reconcile.files import (
     FilesReport,
     classify_source,
     files_increment,
+    is_listed,
+    listed_paths,
     listed_sources,
     listing_ages,
     present_sources,
@@ -45,7 +48,7 @@ from embedding_platform.reconcile.rejects import Rejected, rejected_of_source
 from embedding_platform.reconcile.rows import LiveRows
 from embedding_platform.reconcile.target import Target, target_of
 from embedding_platform.records import digest
-from embedding_platform.settings import Settings
+from embedding_platform.settings import ListingSettings, Settings
 from embedding_platform.sights import SHARE_OF_INTERVAL, Shared, Sight, Sights
 from embedding_platform.spaces import Space
 
@@ -63,7 +66,7 @@ class Platform:
     settings: Settings
     watch: Callable[[str, str, int, int], None] = lambda asset, source, done, total: None
     _root: Shared[list[str]] = field(default_factory=Shared, init=False, repr=False, compare=False)
-    _folders: dict[str, Shared[Mapping[str, Sights]]] = field(
+    _folders: dict[tuple[str, int], Shared[Mapping[str, Sights | PlatformError]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -273,78 +276,91 @@ class Platform:
         one of the source's listings is replaced. While neither its files nor its listings change, none of them is
         read again: only names, sizes and times are looked at.
 
-        A source that is superseded looks as it was listed while it awaits successors, and empty then.
+        A source that is superseded is looked at in the same way while it awaits successors, and is empty then.
 
         Raises:
             PlatformError: if it cannot be read, or is large and found empty.
         """
-        if not is_superseded(source, self.settings.listing.buckets):
-            return self._seen(modality, source, asker=source)
-        is_over = not self.awaited_successors(modality, source)
-        is_listed = not files_increment(self.store, modality, source, {}).is_empty
-        return Sight("superseded", is_listed and not is_over, is_listed and is_over, time.time())
+        superseded = is_superseded(source, self.settings.listing.buckets)
+        if superseded and not self.awaits_successors(modality, source):
+            return Sight("superseded", False, is_listed(self.store, modality, source), time.time())
+        return self._seen(modality, source)
 
-    def awaited_successors(self, modality: str, source: str) -> list[str]:
-        """Of the sources that have the files of a superseded one, those that are not in every collection as listed.
+    def awaits_successors(self, modality: str, source: str) -> bool:
+        """Whether a superseded source has listed a file that no successor has in all collections yet.
 
-        Until they are its rows stay, lest a search miss them. A source that is not superseded awaits none.
-
-        Raises:
-            PlatformError: as `sight` does.
+        So long it goes on as if it were not superseded, lest a search miss the file.
         """
         counts = self.settings.listing.buckets
-        if not is_superseded(source, counts):
-            return []
-        successors = sources_of(folder_of(source), counts)
-        unplaced, listed = self.unplaced(modality, successors), listed_sources(self.store, modality)
-        return [
-            successor
-            for successor in successors
-            if successor in unplaced
-            or (successor not in listed and self._seen(modality, successor, asker=source).holds)
-        ]
+        if not is_superseded(source, counts) or not is_listed(self.store, modality, source):
+            return False
+        successors = {*sources_of(folder_of(source), counts)}.intersection(listed_sources(self.store, modality))
+        if self.unplaced(modality, successors):
+            return True
+        own, theirs = (listed_paths(self.store, modality, sources) for sources in ([source], sorted(successors)))
+        return not pc.all(pc.is_in(own, value_set=theirs), min_count=0).as_py()
 
     def listed(self, modality: str, source: str) -> FilesReport:
-        """List one modality of a source anew, and keep what was found; see `reconcile_files`.
-
-        A source that awaits successors is listed as if none had superseded it.
-        """
-        settings, guard = self.settings, self.settings.listing
-        if self.awaited_successors(modality, source):
-            guard = guard.model_copy(update={"buckets": {**guard.buckets, folder_of(source): count_of(source)}})
+        """List one modality of a source anew, and keep what was found; see `reconcile_files`."""
+        settings = self.settings
         return reconcile_files(
-            self.store, settings.media_url, modality, source, guard, settings.decoding, settings.decoding_notes
+            self.store,
+            settings.media_url,
+            modality,
+            source,
+            self._guard(modality, source),
+            settings.decoding,
+            settings.decoding_notes,
         )
 
-    def _seen(self, modality: str, source: str, asker: str) -> Sight:
-        """The last look at a source that is not superseded; `asker` is who has to have the next one the next time."""
-        folder = folder_of(source)
+    def _guard(self, modality: str, source: str) -> ListingSettings:
+        """The settings that a source is listed by."""
+        guard = self.settings.listing
+        if not self.awaits_successors(modality, source):
+            return guard
+        return guard.model_copy(update={"buckets": counts_with(source, guard.buckets)})
+
+    def _seen(self, modality: str, source: str) -> Sight:
+        """What the last look at the source's folder saw, the folder being shared out as the source's name says."""
+        place = (folder_of(source), count_of(source))
         # One object, however many ask for a new folder at once.
-        shared = self._folders.setdefault(folder, Shared())
-        sights = shared.of(
-            f"{modality} {source} {asker}",
+        shared = self._folders.setdefault(place, Shared())
+        seen = shared.of(
+            f"{modality} {source}",
             self._seconds_of_look,
-            partial(self._look, folder),
-            lambda last: last[source].ages == listing_ages(self.store, source),
-        )
-        return sights[source].of[modality]
+            partial(self._look, *place),
+            lambda last: _ages(last[source]) == listing_ages(self.store, source),
+        )[source]
+        if isinstance(seen, PlatformError):
+            raise PlatformError(str(seen))
+        return seen.of[modality]
 
     @property
     def _seconds_of_look(self) -> float:
         return SHARE_OF_INTERVAL * self.settings.sensor_seconds
 
-    def _look(self, folder: str, last: Mapping[str, Sights] | None) -> Mapping[str, Sights]:
-        """Look at the sources of a folder; of their files only names, sizes and times where those are as before."""
-        counts = self.settings.listing.buckets
+    def _look(
+        self, folder: str, count: int, last: Mapping[str, Sights | PlatformError] | None
+    ) -> Mapping[str, Sights | PlatformError]:
+        """Look at a folder, of which so many sources have the files; or what is wrong with one, if others are sound.
+
+        Of their files only names, sizes and times are looked at where those are as in the `last` look.
+        """
+        counts = {folder: count}
         # A listing that is replaced meanwhile is a reason to look again.
         looked_at = time.time()
         ages = {source: listing_ages(self.store, source) for source in sources_of(folder, counts)}
-        listed = entries_table(self.settings.media_url, folder)
-        before = last or {}
-        return {
-            source: self._look_at(source, own, looked_at, ages[source], before.get(source))
-            for source, own in shares(folder, listed, counts)
-        }
+        seen: dict[str, Sights | PlatformError] = {}
+        for source, own in shares(folder, entries_table(self.settings.media_url, folder), counts):
+            before = (last or {}).get(source)
+            try:
+                sights = before if isinstance(before, Sights) else None
+                seen[source] = self._look_at(source, own, looked_at, ages[source], sights)
+            except PlatformError as error:
+                if count == 1:
+                    raise
+                seen[source] = error
+        return seen
 
     def _look_at(self, source: str, listed: pa.Table, looked_at: float, ages: str, last: Sights | None) -> Sights:
         files = records.column_digest(listed["path"], listed["size"].cast(pa.string()), listed["modified"])
@@ -365,10 +381,8 @@ class Platform:
             of[modality] = Sight(state, bool(seen), differs, looked_at, changed_at, other_at)
         return Sights(ages, files, looked_at, other_at, of)
 
-    def _classified(self, source: str, listed: pa.Table | None = None) -> dict[str, dict[str, str]]:
+    def _classified(self, source: str, listed: pa.Table) -> dict[str, dict[str, str]]:
         settings = self.settings
-        if listed is None:
-            listed = entries_table(settings.media_url, source, settings.listing.buckets)
         return classify_source(
             self.store, settings.media_url, source, settings.decoding, settings.decoding_notes, listed
         )
@@ -425,9 +439,14 @@ class Platform:
         for modality, sources in self.sources().items():
             targets = self._targets(modality, len(listed_sources(self.store, modality)))
             for source in sources:
-                seen = self._classified(source).get(modality, {})
+                listed = entries_table(self.settings.media_url, source, self._guard(modality, source).buckets)
+                seen = self._classified(source, listed).get(modality, {})
                 yield from pending_of_source(self.milvus, self.store, modality, source, seen, targets, self.cutting)
             yield from (pending_publication(self.milvus, target) for target in targets)
+
+
+def _ages(seen: Sights | PlatformError) -> str | None:
+    return seen.ages if isinstance(seen, Sights) else None
 
 
 def refuse_unknown(asked: Sequence[str], there: Sequence[str], nothing: str) -> None:

@@ -17,9 +17,13 @@ from embedding_platform.defs.partitions import set_name
 from embedding_platform.errors import PlatformError
 from embedding_platform.launcher import process_is_gone, process_tags
 from embedding_platform.platform import Platform, refuse_unknown
+from embedding_platform.reconcile.files import is_listed
 from embedding_platform.settings import without_password
 
 _POST_PROCESSING = "dagster._config.errors.PostProcessingError: "
+
+_MOST_PASSES = 3
+"""Passes over sources that others supersede: with one to spare beyond a migration in the middle of the first."""
 
 _NO_MEDIA = "nothing, since the media root is empty"
 
@@ -147,9 +151,11 @@ def twice_where_needed(platform: Platform, modality: str, sources: Sequence[str]
     superseded = [source for source in sources if is_superseded(source, counts)]
     yield from (source for source in sources if source not in superseded)
     yield from sorted(platform.unplaced(modality) & succeeded)
-    if superseded:
+    # With the sources their number may change the collection, where others have to follow before the rest can go.
+    for _ in range(_MOST_PASSES if superseded else 0):
         yield from superseded
         yield from sorted(platform.unplaced(modality) & succeeded)
+        superseded = [source for source in superseded if is_listed(platform.store, modality, source)]
 
 
 def fail_dead_runs(dagster: dg.DagsterInstance) -> None:

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import dagster as dg
@@ -11,11 +12,14 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from embedding_platform.buckets import bucket_of, sources_of
 from embedding_platform.definitions import build_definitions
 from embedding_platform.defs.jobs import job_name
 from embedding_platform.errors import PlatformError
 from embedding_platform.lineage import trace_file
+from embedding_platform.milvus.alias import alias_target
 from embedding_platform.milvus.connection import close_directory
+from embedding_platform.milvus.schema import alias_name, read_provenance
 from embedding_platform.platform import Platform
 from embedding_platform.runs import SourceRun, run_sources
 from embedding_platform.search import Filter, Searcher
@@ -36,13 +40,14 @@ class Folder:
     spaces: Sequence[str] = SPACES[:1]
     searchers: dict[int, Searcher] = field(default_factory=dict)
 
-    def platform(self, count: int) -> Platform:
+    def platform(self, count: int, large_source: int = 100, named_partitions: int = 512) -> Platform:
         """As a new process opens it, with so many buckets."""
         return open_platform(
             self.place,
             spaces=list(self.spaces),
             runtime="torch",
-            listing={"buckets": {"letters": count}, "quiet_seconds": 0},
+            listing={"buckets": {"letters": count}, "quiet_seconds": 0, "large_source": large_source},
+            milvus={"named_partitions": named_partitions},
         )
 
     def run(
@@ -86,57 +91,102 @@ def embedded(runs: Sequence[SourceRun]) -> int:
     return sum(run.of("embeddings", "embedded") for run in runs)
 
 
-def test_a_folder_goes_over_to_buckets_and_back_without_a_gap(folder: Folder) -> None:
+def test_a_folder_goes_over_to_buckets_others_and_back_without_a_gap(folder: Folder) -> None:
     whole = sorted(f"{number}.txt" for number in range(9))
     assert embedded(folder.run(1)) == 9, "once each, though notes are the same"
-    assert folder.found(1) == whole
-
-    seen: list[set[str]] = []
-    runs = folder.run(3, before=lambda: seen.append(set(folder.found(3))))
-    assert seen == [set(whole)] * 5, "before each run"
-    assert [run.source for run in runs] == [*BUCKETS, "notes", "letters"]
-    assert embedded(runs) == 0
-    assert folder.partitions() == [*BUCKETS, "notes"]
-    assert folder.found(3) == whole
-    assert sorted(path for bucket in BUCKETS for path in folder.found(3, bucket)) == whole
+    former = ["letters"]
+    for count in (3, 2, 1):
+        seen: list[set[str]] = []
+        runs = folder.run(count, before=lambda count=count, seen=seen: seen.append({*folder.found(count)}))
+        assert seen == [set(whole)] * len(runs), "before each run, by the folder's name"
+        now = sources_of("letters", {"letters": count})
+        assert [run.source for run in runs] == [*now, "notes", *former]
+        assert embedded(runs) == 0
+        assert folder.partitions() == [*now, "notes"]
+        assert folder.found(count) == whole
+        assert sorted(path for source in now for path in folder.found(count, source)) == whole
+        for gone in (source for source in former if source != "letters"):
+            with pytest.raises(PlatformError, match=f"unknown source '{gone}'"):
+                folder.found(count, gone)
+        former = now
 
     (folder.place / "media" / "letters" / "9.txt").write_text("Letter number 9.")
     assert embedded(folder.run(3, ["letters"])) == 1, "a folder stands for its buckets"
     assert folder.found(3) == [*whole, "9.txt"]
 
-    seen.clear()
-    runs = folder.run(1, before=lambda: seen.append({*folder.found(3)}))
-    assert all(paths >= {*whole, "9.txt"} for paths in seen)
-    assert embedded(runs) == 0
-    assert folder.partitions() == ["letters", "notes"]
-    assert folder.found(1) == [*whole, "9.txt"]
-    with pytest.raises(PlatformError, match="unknown source 'letters~0of3'"):
-        folder.found(1, BUCKETS[0])
-
 
 def test_rows_stay_until_others_have_them_whoever_runs_their_source(folder: Folder) -> None:
     folder.run(1)
     platform = folder.platform(3)
-    job = build_definitions(platform).resolve_job_def(job_name("text"))
-
-    def run(source: str) -> dg.ExecuteInProcessResult:
-        folder.dagster.add_dynamic_partitions("text_sources", [source])
-        return job.execute_in_process(instance=folder.dagster, partition_key=source, raise_on_error=False)
-
-    def wanted() -> dict[str, bool]:
-        looks = Watch("text").look(platform, {"letters"}, 60).looks
-        return {source: look.sight.differs or look.is_left for source, look in looks.items()}
+    run = partial(run_by_hand, folder)
 
     for number, bucket in enumerate(BUCKETS):
-        assert run("letters").success
-        expected = {source: source in BUCKETS[number:] for source in (*BUCKETS, "letters", "notes")}
-        assert wanted() == expected, "no sensor asks for the old source to be run"
+        assert run(platform, "letters").success
+        assert asked_for(platform) == {*BUCKETS[number:]}, "no sensor asks for the old source to be run"
         assert len(set(folder.found(3))) == 9
-        assert run(bucket).success
-    assert wanted() == {**dict.fromkeys(BUCKETS, False), "letters": True, "notes": False}
-    assert run("letters").success
-    assert wanted() == dict.fromkeys([*BUCKETS, "letters", "notes"], False)
-    assert platform.is_gone("text", "letters")
+        assert run(platform, bucket).success
+    assert asked_for(platform) == {"letters"}
+    # The new file is in a bucket alone when the setting goes back.
+    (folder.place / "media" / "letters" / "9.txt").write_text("Letter number 9.")
+    (mine,) = (bucket for bucket in map(bucket_of, BUCKETS) if bucket and bucket.has("9.txt"))
+    assert run(platform, mine.name).success
+    back = folder.platform(1)
+    for bucket in BUCKETS:
+        assert run(back, bucket).success
+        assert len(set(folder.found(1))) == 10
+    assert asked_for(back) >= {"letters"}
+    assert mine.name not in asked_for(back)
+    assert run(back, "letters").success
+    assert mine.name in asked_for(back)
+    for bucket in BUCKETS:
+        assert run(back, bucket).success
+        assert len(set(folder.found(1))) == 10
+    assert asked_for(back) == set()
+    assert all(back.is_gone("text", bucket) for bucket in BUCKETS)
+
+
+def test_a_disk_that_is_away_while_a_folder_goes_over_takes_nothing_along(folder: Folder) -> None:
+    folder.run(1)
+    letters = folder.place / "media" / "letters"
+    letters.rename(folder.place / "unmounted")
+    letters.mkdir()
+    platform = folder.platform(3, large_source=9)
+    seen = Watch("text").look(platform, {"letters"}, 60)
+    assert "9 files were listed there before" not in str(seen.problems.get("notes"))
+    assert "files were listed there before" in seen.problems["letters"]
+    assert not run_by_hand(folder, platform, "letters").success
+    assert len(set(folder.found(3))) == 9
+
+
+def test_a_change_of_buckets_that_changes_the_collection_ends_in_one_run(folder: Folder) -> None:
+    """From a collection that places rows by a key to one of named partitions, with the number of sources."""
+    names = sorted(f"{number}.txt" for number in range(9))
+    for count, layout in ((9, "keyed"), (1, "named")):
+        platform = folder.platform(count, named_partitions=5)
+        done = list(run_sources(platform, folder.dagster, ["text"]))
+        assert [failure for run in done for failure in run.failures] == []
+        collection = alias_target(platform.milvus, alias_name(SPACES[0]))
+        assert read_provenance(platform.milvus, collection).layout == layout
+        holding = {
+            source
+            for source in sources_of("letters", {"letters": count})
+            if (bucket := bucket_of(source)) is None or any(map(bucket.has, names))
+        }
+        assert folder.partitions() == sorted({*holding, "notes"})
+        assert folder.found(count) == names
+
+
+def run_by_hand(folder: Folder, platform: Platform, source: str) -> dg.ExecuteInProcessResult:
+    """The job of text on one source, as the launchpad starts it."""
+    folder.dagster.add_dynamic_partitions("text_sources", [source])
+    job = build_definitions(platform).resolve_job_def(job_name("text"))
+    return job.execute_in_process(instance=folder.dagster, partition_key=source, raise_on_error=False)
+
+
+def asked_for(platform: Platform) -> set[str]:
+    """The sources that a sensor of text would have run."""
+    looks = Watch("text").look(platform, {"letters", *BUCKETS}, 60).looks
+    return {source for source, look in looks.items() if look.sight.differs or look.is_left or look.is_unplaced}
 
 
 def test_what_is_in_a_bucket_is_traced_and_served_by_the_name_of_its_folder(folder: Folder) -> None:

@@ -1,5 +1,6 @@
 """Read rows: the nearest to a vector, or those of given ids."""
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -184,22 +185,21 @@ def restricted(
     keyed = read_provenance(client, alias).layout == "keyed"
     with explaining(f"list the partitions of {alias}"):
         present = [] if keyed else client.list_partitions(alias, timeout=CALL_SECONDS)
-    there = [
-        source
-        for source in sources
-        if (_source_of(client, alias, source_filter([source])) if keyed else partition_name(source) in present)
-    ]
-    folders = set(map(folder_of, there))
-    for source in sources:
-        if folder_of(source) not in folders:
+    names = [partition_name(source) for source in sources]
+    there = [name for name in names if name in present]
+    for folder, own in itertools.groupby(sorted(sources, key=folder_of), key=folder_of):
+        of_folder = list(own)
+        if keyed:
+            is_there = bool(_source_of(client, alias, source_filter(of_folder)))
+        else:
+            is_there = any(partition_name(source) in there for source in of_folder)
+        if not is_there:
             known = _known_sources(client, alias, present)
             raise PlatformError(
-                f"unknown source {source!r} in {alias}; "
+                f"unknown source {(of_folder[0] if len(of_folder) == 1 else folder)!r} in {alias}; "
                 + (f"choose among {', '.join(known)}" if known else "it holds no source yet")
             )
-    if keyed:
-        return Place(None, all_of(source_filter(there), condition))
-    return Place([partition_name(source) for source in there], condition)
+    return Place(None, all_of(source_filter(sources), condition)) if keyed else Place(there, condition)
 
 
 def _known_sources(client: "MilvusClient", alias: str, partitions: Sequence[str]) -> list[str]:

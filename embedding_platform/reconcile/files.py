@@ -1,6 +1,6 @@
 """`<modality>/files`: the listing of a source against its last listing."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
@@ -15,6 +15,7 @@ from embedding_platform.increments import Increment, diff, diff_sorted, series_o
 from embedding_platform.media.items import Listing, classify, item_states, list_items, rejected_state
 from embedding_platform.media.limits import USUAL_LIMITS
 from embedding_platform.media.listing import entries_table, list_sources, may_be_emptied
+from embedding_platform.media.recognition import claimed
 from embedding_platform.media.suspects import noted_in
 from embedding_platform.records import ITEMS, REJECTED, Item
 from embedding_platform.settings import DecodingSettings, ListingSettings
@@ -135,7 +136,8 @@ def present_sources(store: str, media_root: str, guard: ListingSettings = USUAL_
 def refuse_emptied(store: str, media_root: str, source: str, guard: ListingSettings) -> None:
     """Refuse to believe that a large source, which was just found empty, is meant to be.
 
-    A local folder that is gone altogether was removed by someone, and is believed.
+    A local folder that is gone altogether was removed by someone, and is believed. So is a bucket that is empty
+    where others of its folder are not: it is as large as its folder.
 
     Raises:
         PlatformError: if the last listings of the source hold as many files as a large one has,
@@ -143,13 +145,18 @@ def refuse_emptied(store: str, media_root: str, source: str, guard: ListingSetti
     """
     if among([source], guard.allow_emptied) or not may_be_emptied(media_root, source):
         return
-    tables = [items_table(store, modality, source, ["path"]) for modality in MODALITIES]
-    files = {path for table in tables for path in table["path"].to_pylist()}
-    files |= {row[0] for modality in MODALITIES for row in stored_rejects(store, modality, source)}
+    folder = folder_of(source)
+    if folder != source and any(map(claimed, entries_table(media_root, folder)["path"].to_pylist())):
+        return
+    files: set[str] = set()
+    for modality in MODALITIES:
+        for own in among(once_listed(store, modality), [folder]):
+            files.update(listed_paths(store, modality, [own]).to_pylist())
+            files.update(row[0] for row in stored_rejects(store, modality, own))
     if len(files) >= guard.large_source:
         raise PlatformError(
             f"source {source} under {media_root} holds no media, but {len(files)} files were listed there before; "
-            f"mount it again, or name {folder_of(source)} in listing.allow_emptied if all of them are meant to go"
+            f"mount it again, or name {folder} in listing.allow_emptied if all of them are meant to go"
         )
 
 
@@ -194,13 +201,28 @@ def listing_ages(store: str, source: str) -> str:
 
 def listed_sources(store: str, modality: str) -> list[str]:
     """Sources whose last listing holds files of the modality, readable or not."""
+    return [source for source in once_listed(store, modality) if is_listed(store, modality, source)]
+
+
+def once_listed(store: str, modality: str) -> list[str]:
+    """Sources that a run has listed, whether files of the modality are left in them or not."""
     names = {
         *storage.table_names(layout.items_folder(store, modality)),
         *storage.table_names(layout.rejected_items_folder(store, modality)),
     }
+    return sorted(layout.source_name(name) for name in names)
+
+
+def is_listed(store: str, modality: str, source: str) -> bool:
+    """Whether the last listing of the source holds files of the modality, readable or not."""
     tables = (layout.items_url, layout.rejected_items_url)
-    sources = sorted(layout.source_name(name) for name in names)
-    return [source for source in sources if any(storage.row_count(url(store, modality, source)) for url in tables)]
+    return any(storage.row_count(url(store, modality, source)) for url in tables)
+
+
+def listed_paths(store: str, modality: str, sources: Iterable[str]) -> pa.ChunkedArray:
+    """The paths of the items that the last listings of some sources hold."""
+    columns = [items_table(store, modality, source, ["path"])["path"] for source in sources]
+    return pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
 
 
 def stored_items(store: str, modality: str, source: str) -> list[Item]:

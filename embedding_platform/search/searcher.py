@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from embedding_platform.buckets import folder_of, sources_of
+from embedding_platform.buckets import among, sources_of
 from embedding_platform.errors import PlatformError
 from embedding_platform.inference.query import Query, encode, read_query, text_query
 from embedding_platform.milvus.alias import alias_target
@@ -16,7 +16,7 @@ from embedding_platform.milvus.query import get_rows, search_rows
 from embedding_platform.milvus.schema import Provenance, alias_name, read_provenance
 from embedding_platform.milvus.words import WordStatistics, search_words, word_statistics
 from embedding_platform.platform import Platform
-from embedding_platform.reconcile.files import listed_sources
+from embedding_platform.reconcile.files import listed_sources, once_listed
 from embedding_platform.search.filters import ALL, Filter
 from embedding_platform.search.fusion import CANDIDATES, fused
 from embedding_platform.search.hits import Hit, hit_of
@@ -159,7 +159,7 @@ class Searcher:
         asked = self._query(query)
         words = _words(asked) if hybrid else ""
         hits: dict[str, list[Hit]] = {}
-        for published, sources in self._chosen(asked, spaces, self._meant(filter.sources), hybrid):
+        for published, sources in self._chosen(asked, spaces, filter.sources, hybrid):
             vector = self._vector(asked, published)
             hits[published.space.key] = self._found(published, vector, words, sources, filter, limit)
         return hits
@@ -176,7 +176,7 @@ class Searcher:
         if not rows:
             raise PlatformError(f"{space} holds no row {row_id}; take the id of a hit of this space")
         vector = np.asarray(rows[0][VECTOR_FIELD], np.float32)
-        hits = self._found(published, vector, "", self._meant(filter.sources), filter, limit, besides=1)
+        hits = self._found(published, vector, "", filter.sources, filter, limit, besides=1)
         return [hit for hit in hits if hit.id != row_id][:limit]
 
     def _query(self, query: str | Path | Query) -> Query:
@@ -235,19 +235,23 @@ class Searcher:
         modalities = {space.modality for space in spaces}
         listed = {modality: listed_sources(self._platform.store, modality) for modality in modalities}
         known = {source for names in listed.values() for source in names}
-        folders = set(map(folder_of, known))
-        if unknown := [source for source in sources if folder_of(source) not in folders]:
+        if unknown := [source for source in sources if not among(known, [source])]:
             raise PlatformError(
                 f"unknown source {', '.join(map(repr, unknown))} in {', '.join(space.key for space in spaces)}; "
                 + (f"choose among {', '.join(sorted(known)[:_SOURCES_NAMED])}" if known else "none is listed yet")
             )
-        held = [(space, [source for source in listed[space.modality] if source in sources]) for space in spaces]
+        held = [(space, [asked for asked in sources if among(listed[space.modality], [asked])]) for space in spaces]
         return [(space, names) for space, names in held if names]
 
-    def _meant(self, asked: Sequence[str]) -> list[str]:
-        """The sources that are asked for, and the buckets of those that are a folder with buckets."""
+    def _meant(self, asked: Sequence[str], modality: str) -> list[str]:
+        """The sources that are asked for, and of a folder that may have buckets all that ever had files of it."""
         counts = self._platform.settings.listing.buckets
-        return list(dict.fromkeys(name for source in asked for name in (source, *sources_of(source, counts))))
+        folders = [source for source in asked if source in counts]
+        if not folders:
+            return list(asked)
+        buckets = [bucket for folder in folders for bucket in sources_of(folder, counts)]
+        former = among(once_listed(self._platform.store, modality), folders)
+        return list(dict.fromkeys([*asked, *buckets, *former]))
 
     def _vector(self, query: Query, published: _Published) -> np.ndarray:
         """The query's vector, float32 [d], by the model that made the collection."""
@@ -271,7 +275,8 @@ class Searcher:
         if not 1 <= limit <= MOST_HITS:
             raise PlatformError(f"limit is {limit}; choose from 1 to {MOST_HITS}")
         client, collection, metric = self._platform.milvus, published.collection, published.provenance.metric
-        index, kept = published.space.index, (list(sources) or None, filter.condition)
+        meant = self._meant(sources, published.space.modality)
+        index, kept = published.space.index, (meant or None, filter.condition)
         most = max(limit, CANDIDATES) if words else limit + besides
         rows = search_rows(client, collection, vector, most, index, metric, *kept)
         if not words:

@@ -153,7 +153,7 @@ class Service:
         errors: list[PlatformError] = []
         with self._in_line(self._places):
             for space in chosen:
-                known = tuple(among(space.sources, filter.sources))
+                known = tuple(source for source in filter.sources if among(space.sources, [source]))
                 own = replace(filter, sources=known)
                 started, hits, said = time.perf_counter(), [], None
                 try:

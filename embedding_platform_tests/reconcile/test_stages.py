@@ -340,11 +340,23 @@ def test_a_large_source_is_emptied_at_once_where_others_share_its_files_now(lake
     parts = [{item.path for item in report.items} for report in reports]
     assert all(parts)
     assert (parts[0] | parts[1], parts[0] & parts[1]) == (whole, set())
+    large = shared.model_copy(update={"large_source": 12})
     for path in parts[0]:
+        (lake.media / "one" / path).rename(lake.root / path)
+    assert counts(reconcile_files(*arguments, "one~0of2", large)) == (0, 0, len(parts[0]), 0), "the others are there"
+    for path in parts[0]:
+        (lake.root / path).rename(lake.media / "one" / path)
+    reconcile_files(*arguments, "one~0of2", large)
+    for path in whole:
         (lake.media / "one" / path).unlink()
-    with pytest.raises(PlatformError, match=r"^source one~0of2 under .* or name one in listing\.allow_emptied"):
-        reconcile_files(*arguments, "one~0of2", shared)
-    allowed = shared.model_copy(update={"allow_emptied": ["one"]})
+    (lake.media / "one" / "lost+found").mkdir()
+    for source in ("one~0of2", "one~1of2"):
+        told = (
+            rf"^source {source} under .* but 12 files were listed there before; .* name one in listing\.allow_emptied"
+        )
+        with pytest.raises(PlatformError, match=told):
+            reconcile_files(*arguments, source, large)
+    allowed = large.model_copy(update={"allow_emptied": ["one"]})
     assert counts(reconcile_files(*arguments, "one~0of2", allowed)) == (0, 0, len(parts[0]), 0)
 
 
