@@ -91,6 +91,7 @@ def embedded(runs: Sequence[SourceRun]) -> int:
     return sum(run.of("embeddings", "embedded") for run in runs)
 
 
+@pytest.mark.long
 def test_a_folder_goes_over_to_buckets_others_and_back_without_a_gap(folder: Folder) -> None:
     whole = sorted(f"{number}.txt" for number in range(9))
     assert embedded(folder.run(1)) == 9, "once each, though notes are the same"
@@ -158,6 +159,7 @@ def test_a_disk_that_is_away_while_a_folder_goes_over_takes_nothing_along(folder
     assert len(set(folder.found(3))) == 9
 
 
+@pytest.mark.long
 def test_a_change_of_buckets_that_changes_the_collection_ends_in_one_run(folder: Folder) -> None:
     """From a collection that places rows by a key to one of named partitions, with the number of sources."""
     names = sorted(f"{number}.txt" for number in range(9))
