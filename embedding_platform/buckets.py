@@ -53,7 +53,7 @@ def count_of(source: str) -> int:
 
 
 def counts_with(source: str, counts: Mapping[str, int]) -> dict[str, int]:
-    """The counts under which a source is not superseded, and else as they are."""
+    """The counts as they are, but for the source's folder: that has as many as let the source not be superseded."""
     return {**counts, folder_of(source): count_of(source)}
 
 
@@ -64,7 +64,7 @@ def sources_of(folder: str, counts: Mapping[str, int]) -> list[str]:
 
 
 def is_superseded(source: str, counts: Mapping[str, int]) -> bool:
-    """Whether a source's files have gone over to other sources, since its folder is shared out otherwise now."""
+    """Whether a source's files are meant to be in other sources, since its folder is shared out otherwise now."""
     return count_of(source) != counts.get(folder_of(source), 1)
 
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from embedding_platform import layout, records, storage
 from embedding_platform.buckets import among, count_of, counts_with, folder_of, is_superseded, sources_of
@@ -33,15 +32,18 @@ from embedding_platform.reconcile.files import (
     FilesReport,
     classify_source,
     files_increment,
+    has_settled,
     is_listed,
-    listed_paths,
+    items_table,
     listed_sources,
     listing_ages,
+    once_listed,
     present_sources,
     reconcile_files,
     refuse_emptied,
 )
 from embedding_platform.reconcile.pending import Pending, pending_of_source, pending_publication
+from embedding_platform.reconcile.placed import unplaced
 from embedding_platform.reconcile.publication import PublicationReport, publish
 from embedding_platform.reconcile.queries import held_out_queries
 from embedding_platform.reconcile.rejects import Rejected, rejected_of_source
@@ -255,10 +257,23 @@ class Platform:
             listed(),
             partial(self._live_of, target),
             self.settings.quality,
-            known=lambda: [*unlisted(), *listed()],
+            known=lambda: [*unlisted(), *listed(), *self._former_sources_kept(target)],
             golden=lambda: self._golden_once(space),
             held_out=cache(lambda: self.held_out(space)),
         )
+
+    def _former_sources_kept(self, target: Target) -> list[str]:
+        """Former sources of folders that a collection does not hold all successors of, though others may have.
+
+        Their rows are all that it has of the folder where another collection was the target while they were succeeded.
+        """
+        modality, counts = target.space.modality, self.settings.listing.buckets
+        former = [source for source in once_listed(self.store, modality) if is_superseded(source, counts)]
+        if not former:
+            return []
+        sources = listed_sources(self.store, modality)
+        behind = set(map(folder_of, unplaced(target, sources, partial(self._live_of, target))))
+        return [source for source in former if folder_of(source) in behind]
 
     def present(self, modality: str) -> list[str]:
         """Names of the sources under the media root; one look serves each modality once, as those of `sight` do.
@@ -276,7 +291,8 @@ class Platform:
         one of the source's listings is replaced. While neither its files nor its listings change, none of them is
         read again: only names, sizes and times are looked at.
 
-        A source that is superseded is looked at in the same way while it awaits successors, and is empty then.
+        A source that is superseded is looked at in the same way while it awaits successors, and counts as empty
+        from then on.
 
         Raises:
             PlatformError: if it cannot be read, or is large and found empty.
@@ -287,18 +303,19 @@ class Platform:
         return self._seen(modality, source)
 
     def awaits_successors(self, modality: str, source: str) -> bool:
-        """Whether a superseded source has listed a file that no successor has in all collections yet.
+        """Whether a superseded source has listed a file that its successor does not have in all collections yet.
 
-        So long it goes on as if it were not superseded, lest a search miss the file.
+        So long it goes on as if it were not superseded, lest a search miss the file. What a successor rejected for
+        good is no reason to wait.
         """
         counts = self.settings.listing.buckets
         if not is_superseded(source, counts) or not is_listed(self.store, modality, source):
             return False
-        successors = {*sources_of(folder_of(source), counts)}.intersection(listed_sources(self.store, modality))
-        if self.unplaced(modality, successors):
+        own = items_table(self.store, modality, source, ["path"])
+        needed = {name: files["path"] for name, files in shares(folder_of(source), own, counts) if files.num_rows}
+        if self.unplaced(modality, needed):
             return True
-        own, theirs = (listed_paths(self.store, modality, sources) for sources in ([source], sorted(successors)))
-        return not pc.all(pc.is_in(own, value_set=theirs), min_count=0).as_py()
+        return not all(has_settled(self.store, modality, name, paths) for name, paths in needed.items())
 
     def listed(self, modality: str, source: str) -> FilesReport:
         """List one modality of a source anew, and keep what was found; see `reconcile_files`."""
@@ -314,7 +331,7 @@ class Platform:
         )
 
     def _guard(self, modality: str, source: str) -> ListingSettings:
-        """The settings that a source is listed by."""
+        """The settings that a source is listed by: while it awaits successors, those that do not supersede it."""
         guard = self.settings.listing
         if not self.awaits_successors(modality, source):
             return guard
@@ -351,25 +368,28 @@ class Platform:
         looked_at = time.time()
         ages = {source: listing_ages(self.store, source) for source in sources_of(folder, counts)}
         seen: dict[str, Sights | PlatformError] = {}
-        for source, own in shares(folder, entries_table(self.settings.media_url, folder), counts):
+        whole = entries_table(self.settings.media_url, folder)
+        for source, own in shares(folder, whole, counts):
             before = (last or {}).get(source)
             try:
                 sights = before if isinstance(before, Sights) else None
-                seen[source] = self._look_at(source, own, looked_at, ages[source], sights)
+                seen[source] = self._look_at(source, own, whole, looked_at, ages[source], sights)
             except PlatformError as error:
                 if count == 1:
                     raise
                 seen[source] = error
         return seen
 
-    def _look_at(self, source: str, listed: pa.Table, looked_at: float, ages: str, last: Sights | None) -> Sights:
+    def _look_at(
+        self, source: str, listed: pa.Table, whole: pa.Table, looked_at: float, ages: str, last: Sights | None
+    ) -> Sights:
         files = records.column_digest(listed["path"], listed["size"].cast(pa.string()), listed["modified"])
         if last is not None and (last.ages, last.files) == (ages, files):
             as_before = {modality: replace(sight, looked_at=looked_at) for modality, sight in last.of.items()}
             return replace(last, looked_at=looked_at, of=as_before)
         states = self._classified(source, listed)
         if not states:
-            refuse_emptied(self.store, self.settings.media_url, source, self.settings.listing)
+            refuse_emptied(self.store, self.settings.media_url, source, self.settings.listing, whole)
         changed_at, other_at = newest_change(listed), None
         if last is not None:
             other_at = last.other_at if last.files == files else last.looked_at

@@ -154,8 +154,12 @@ def twice_where_needed(platform: Platform, modality: str, sources: Sequence[str]
     # With the sources their number may change the collection, where others have to follow before the rest can go.
     for _ in range(_MOST_PASSES if superseded else 0):
         yield from superseded
-        yield from sorted(platform.unplaced(modality) & succeeded)
-        superseded = [source for source in superseded if is_listed(platform.store, modality, source)]
+        yield from sorted((platform.unplaced(modality) & succeeded).difference(superseded))
+        left = [source for source in superseded if source in succeeded and is_listed(platform.store, modality, source)]
+        unplaced = platform.unplaced(modality, left)
+        superseded = [
+            source for source in left if source in unplaced or not platform.awaits_successors(modality, source)
+        ]
 
 
 def fail_dead_runs(dagster: dg.DagsterInstance) -> None:

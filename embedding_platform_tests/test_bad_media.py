@@ -17,7 +17,7 @@ from embedding_platform.media.listing import list_entries
 from embedding_platform.media.suspects import Decode
 from embedding_platform.platform import Platform
 from embedding_platform.reconcile.embeddings import rejected_contents
-from embedding_platform.reconcile.files import stored_items, stored_rejects
+from embedding_platform.reconcile.files import classify_source, stored_items, stored_rejects
 from embedding_platform.reconcile.rejects import CUTTING_CHANGES, FILE_CHANGES, MODEL_CHANGES
 from embedding_platform.reconcile.segments import rejected_items
 from embedding_platform.runs import run_sources
@@ -128,7 +128,9 @@ def test_every_stage_decodes_apart_what_was_decoded_when_a_process_died(
     crash_in("serve", tmp_path, monkeypatch)
     monkeypatch.setattr("embedding_platform.defs.assets.is_remote", lambda model: False)
 
-    assert platform._classified("mixed")["audio"]["good.m4a"].endswith(f"-{verdict_code('audio')}-")
+    settings = platform.settings
+    looked_at = (platform.store, settings.media_url, "mixed", settings.decoding, settings.decoding_notes)
+    assert classify_source(*looked_at)["audio"]["good.m4a"].endswith(f"-{verdict_code('audio')}-")
     (space,) = platform.spaces
     fingerprint = platform.fingerprint(space)
     stages = modality_assets(MODALITIES["image"], [(space, fingerprint)], platform.cutting, platform.settings)[:3]

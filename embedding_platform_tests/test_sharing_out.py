@@ -19,6 +19,7 @@ from embedding_platform.errors import PlatformError
 from embedding_platform.lineage import trace_file
 from embedding_platform.milvus.alias import alias_target
 from embedding_platform.milvus.connection import close_directory
+from embedding_platform.milvus.query import restricted
 from embedding_platform.milvus.schema import alias_name, read_provenance
 from embedding_platform.platform import Platform
 from embedding_platform.runs import SourceRun, run_sources
@@ -40,14 +41,22 @@ class Folder:
     spaces: Sequence[str] = SPACES[:1]
     searchers: dict[int, Searcher] = field(default_factory=dict)
 
-    def platform(self, count: int, large_source: int = 100, named_partitions: int = 512) -> Platform:
+    def platform(
+        self,
+        count: int,
+        large_source: int = 100,
+        named_partitions: int = 512,
+        search_words: bool = True,
+        megabytes: int = 32,
+    ) -> Platform:
         """As a new process opens it, with so many buckets."""
         return open_platform(
             self.place,
             spaces=list(self.spaces),
             runtime="torch",
             listing={"buckets": {"letters": count}, "quiet_seconds": 0, "large_source": large_source},
-            milvus={"named_partitions": named_partitions},
+            milvus={"named_partitions": named_partitions, "search_words": search_words},
+            decoding={"max_document_megabytes": megabytes},
         )
 
     def run(
@@ -176,6 +185,63 @@ def test_a_change_of_buckets_that_changes_the_collection_ends_in_one_run(folder:
         }
         assert folder.partitions() == sorted({*holding, "notes"})
         assert folder.found(count) == names
+
+
+def test_a_file_that_cannot_be_used_keeps_no_folder_from_going_over(folder: Folder) -> None:
+    letters = folder.place / "media" / "letters"
+    paths = {f"odd-{number}": bucket for number in range(99) for bucket in BUCKETS if has(bucket, f"odd-{number}")}
+    for path in letters.iterdir():
+        if has(BUCKETS[1], path.name):
+            path.unlink()
+    broken = next(path for path, bucket in paths.items() if bucket == BUCKETS[1])
+    (letters / f"{broken}.pdf").write_bytes(b"%PDF-1.4 broken")
+    large = next(path for path, bucket in paths.items() if bucket == BUCKETS[0])
+    (letters / f"{large}.txt").write_text(f"A word.{' ' * 2**20}")
+    folder.run(1)
+    assert f"{large}.txt" in folder.found(1)
+
+    platform = folder.platform(3, megabytes=1)
+    done = list(run_sources(platform, folder.dagster, ["text"]))
+    assert [(run.source, run.succeeded) for run in done] == [(name, True) for name in [*BUCKETS, "notes", "letters"]]
+    assert folder.partitions() == [*BUCKETS, "notes"]
+    assert (platform.sources()["text"], platform.is_gone("text", "letters")) == ([*BUCKETS, "notes"], True)
+    assert f"{large}.txt" not in folder.found(3), "as a platform that begins now would have it"
+
+
+def test_a_bucket_whose_files_cannot_be_used_blocks_where_those_of_its_folder_block(folder: Folder) -> None:
+    letters = folder.place / "media" / "letters"
+    for path in letters.iterdir():
+        path.unlink()
+    for number in range(9):
+        (letters / f"{number}.pdf").write_bytes(b"%PDF-1.4 broken")
+    done = list(run_sources(folder.platform(3), folder.dagster, ["text"], ["letters"]))
+    assert [run.source for run in done if not run.succeeded] == BUCKETS
+
+
+def test_what_a_collection_alone_has_of_a_folder_stays_in_it_until_all_successors_are(folder: Folder) -> None:
+    whole = sorted(f"{number}.txt" for number in range(9))
+    without = partial(folder.platform, search_words=False)
+    assert all(run.succeeded for run in run_sources(without(1), folder.dagster, ["text"]))
+    # To another collection, that is not published since one source is left out; and back, to the one with the old rows.
+    assert all(run.succeeded for run in run_sources(folder.platform(3), folder.dagster, ["text"], ["letters"]))
+    assert folder.partitions() == [*BUCKETS, "notes"]
+    for _ in run_sources(without(3), folder.dagster, ["text"], ["letters"]):
+        assert sorted(set(folder.found(3))) == whole
+    assert folder.found(3) == whole
+    with pytest.raises(PlatformError, match="unknown source"):
+        restricted(folder.platform(3).milvus, alias_name(SPACES[0]), ["letters"])
+
+
+def test_a_process_with_the_former_setting_finds_all_files_by_the_name_of_their_folder(folder: Folder) -> None:
+    folder.run(1)
+    former = folder.found(1)
+    folder.run(3)
+    assert folder.found(1) == folder.found(2) == former
+
+
+def has(bucket: str, path: str) -> bool:
+    named = bucket_of(bucket)
+    return named is not None and named.has(path)
 
 
 def run_by_hand(folder: Folder, platform: Platform, source: str) -> dg.ExecuteInProcessResult:

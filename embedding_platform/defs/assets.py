@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from time import perf_counter
 from typing import TypeAlias
 
@@ -22,6 +23,7 @@ from embedding_platform.reconcile.collection import CollectionReport, reconcile_
 from embedding_platform.reconcile.distribution import accept_distribution, compare_distribution
 from embedding_platform.reconcile.duplicates import accept_duplicates, compare_duplicates
 from embedding_platform.reconcile.embeddings import EmbeddingsReport, reconcile_embeddings
+from embedding_platform.reconcile.rejects import rejected_files_beside, rejected_items_beside
 from embedding_platform.reconcile.rows import LiveRows
 from embedding_platform.reconcile.segments import reconcile_segments
 from embedding_platform.settings import Settings
@@ -73,10 +75,11 @@ def _files(modality: Modality, settings: Settings) -> dg.AssetsDefinition:
         def work() -> dg.MaterializeResult:
             report = platform.listed(modality.name, source)
             total = report.table.num_rows + len(report.rejected)
+            beside = partial(rejected_files_beside, platform.store, modality.name, source)
             return dg.MaterializeResult(
                 metadata=metadata.of_files(report, platform, modality.name, source),
                 data_version=dg.DataVersion(report.data_version),
-                check_results=[checks.of_rejects(report.rejected, total, platform.settings.quality)],
+                check_results=[checks.of_rejects(report.rejected, total, platform.settings.quality, beside=beside)],
             )
 
         yield from _told("files", work)
@@ -108,19 +111,19 @@ def _segments(modality: Modality, cutting: Cutting, settings: Settings) -> dg.As
         source = context.partition_key
 
         def work() -> dg.MaterializeResult:
+            place = (platform.store, modality.name, source)
             report = reconcile_segments(
-                platform.store,
-                modality.name,
-                source,
+                *place,
                 platform.cutting,
                 readers=platform.settings.batch.readers,
                 progress=progress_of(context, platform, "files cut"),
                 notes=platform.settings.decoding_notes,
             )
+            beside, quality = partial(rejected_items_beside, *place, platform.cutting), platform.settings.quality
             return dg.MaterializeResult(
                 metadata=metadata.of_segments(report, platform, modality.name, source),
                 data_version=dg.DataVersion(report.data_version),
-                check_results=[checks.of_rejects(report.rejected, report.items, platform.settings.quality, "segments")],
+                check_results=[checks.of_rejects(report.rejected, report.items, quality, "segments", beside)],
             )
 
         yield from _told("segments", work)

@@ -92,7 +92,8 @@ CHECKS: Mapping[str, tuple[Check, ...]] = {
             True,
             "The index that the settings ask for is built and loaded, and rows just written are found through it.",
             "See the log and the load of Milvus, choose an index type that it has, or raise "
-            "`milvus.searchable_seconds`; then materialize again.",
+            "`milvus.searchable_seconds`; where copies of one vector hide other rows, choose IVF_FLAT or FLAT. Then "
+            "materialize again.",
         ),
         Check(
             "recall",

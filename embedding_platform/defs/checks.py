@@ -5,7 +5,7 @@ worst offenders, and says what to do. docs/metadata.md explains each of them.
 """
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import dagster as dg
 import numpy as np
@@ -24,6 +24,7 @@ from embedding_platform.reconcile.embeddings import EmbeddingsReport
 from embedding_platform.reconcile.probing import Probe
 from embedding_platform.reconcile.publication import PublicationReport
 from embedding_platform.reconcile.recall import Recall
+from embedding_platform.reconcile.rejects import NOTHING_BESIDE, Rejection
 from embedding_platform.reconcile.segments import Reject
 from embedding_platform.settings import QualitySettings
 from embedding_platform.spaces import Space
@@ -51,21 +52,28 @@ def of_error(error: UnsoundError, stage: str) -> dg.AssetCheckResult | None:
 
 
 def of_rejects(
-    rejected: Sequence[Reject], total: int, quality: QualitySettings, stage: str = "files"
+    rejected: Sequence[Reject],
+    total: int,
+    quality: QualitySettings,
+    stage: str = "files",
+    beside: Callable[[], Rejection] = lambda: NOTHING_BESIDE,
 ) -> dg.AssetCheckResult:
-    """Verdict on a stage's rejects out of `total` things: passed, warned, or blocking."""
-    share = len(rejected) / total if total else 0.0
-    blocks = share > quality.max_rejected_share
+    """Verdict on a stage's rejects out of `total` things: passed, warned, or blocking.
+
+    Those of a bucket block where they do together with those `beside` it, of the other buckets of its folder.
+    """
+    own, most = Rejection(len(rejected), total), quality.max_rejected_share
+    blocks = own.share > most and own.with_others(beside()).share > most
     return _result(
         stage,
         "rejects",
         not rejected,
         (
-            f"{len(rejected)} of {total} rejected, more than quality.max_rejected_share {quality.max_rejected_share}"
+            f"{len(rejected)} of {total} rejected, more than quality.max_rejected_share {most}"
             if blocks
             else f"{len(rejected)} of {total} rejected"
         ),
-        {"rejected": len(rejected), "share": share, "most_allowed": quality.max_rejected_share},
+        {"rejected": len(rejected), "share": own.share, "most_allowed": most},
         _rejects(rejected) if rejected else None,
         severity=_ERROR if blocks else _WARN,
     )

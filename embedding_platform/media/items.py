@@ -539,8 +539,8 @@ def _captions_in_lines(
 ) -> tuple[dict[str, list[_Caption]], dict[str, _Sighting]]:
     """Image path -> captions from captions files; and the lines of those that are faulty.
 
-    Of the buckets of a folder, the one that has the image that a line names judges the line, and the one that
-    has the captions file judges those that name none.
+    Of the buckets of a folder, the one that has the image that a line names judges the line. Those that name none
+    are shared out by their numbers: many in one bucket would be a large part of what it has.
     """
     bucket = bucket_of(source)
     is_ours = bucket.has if bucket else bool
@@ -558,7 +558,7 @@ def _captions_in_lines(
         for number, line in enumerate((content or b"").split(b"\n"), start=1):
             if not line.strip():
                 continue
-            named = path
+            named = f"{path}/{number}"
             try:
                 row = _row_of_line(line)
                 named = posixpath.normpath(posixpath.join(posixpath.dirname(path), row["file_name"]))

@@ -188,12 +188,12 @@ def await_searchable(
     while waiting:
         vectors = np.stack([np.asarray(row[VECTOR_FIELD], np.float32) for row in waiting])
         answers = ann_search(client, partition.collection, partition, vectors, PROBE_HITS, thorough(index), metric)
-        waiting = [row for row, hits in zip(waiting, answers, strict=True) if not _is_among(row, hits, metric)]
+        missed = [(row, hits) for row, hits in zip(waiting, answers, strict=True) if not _is_among(row, hits, metric)]
+        waiting = [row for row, _ in missed]
         if waiting and time.monotonic() >= deadline:
             raise UnsoundError(
                 f"{len(waiting)} of {len(rows)} rows just written to {partition} are not found by search after "
-                f"{timeout_seconds:g} s, such as {waiting[0]['id']}; see the load of Milvus, or raise "
-                "milvus.searchable_seconds, then run again",
+                f"{timeout_seconds:g} s, such as {waiting[0]['id']}; {_way_out(missed[0][1], index, metric)}",
                 check="index",
                 numbers={"probed": len(rows), "not_found": len(waiting)},
                 worst=[str(row["id"]) for row in waiting],
@@ -202,13 +202,31 @@ def await_searchable(
             time.sleep(0.2)
 
 
+def _way_out(hits: Sequence[tuple[str, float]], index: Index, metric: Metric) -> str:
+    """What to do where a search finds `hits` instead of a row.
+
+    In a graph each of many copies has other copies as its nearest, and a search that comes among them stays there.
+    """
+    if _are_as_near(hits, hits[0][1] if hits else 0.0, metric) and not index.type.startswith(("FLAT", "IVF")):
+        return (
+            f"copies of one vector, such as that of row {hits[0][0]}, are found instead, and {index.type} does not get "
+            "past so many; choose IVF_FLAT or FLAT for the space in `indexes`, or take the copies away, then run again"
+        )
+    return "see the load of Milvus, or raise milvus.searchable_seconds, then run again"
+
+
 def _is_among(row: Mapping[str, Any], hits: Sequence[tuple[str, float]], metric: Metric) -> bool:
     if any(found == row["id"] for found, _ in hits):
         return True
     square = float(np.square(np.asarray(row[VECTOR_FIELD], np.float64)).sum())
     own = {"COSINE": 1.0, "IP": square, "L2": 0.0}[metric]
     # Rows that are as near may stand in its place, but only where they fill all places.
-    return len(hits) == PROBE_HITS and recall_at_k([[hits[-1][1]]], [[own]], 1, metric) == 1.0
+    return _are_as_near(hits, own, metric)
+
+
+def _are_as_near(hits: Sequence[tuple[str, float]], score: float, metric: Metric) -> bool:
+    """Whether so many were found as were asked for, the last of them with that score too."""
+    return len(hits) == PROBE_HITS and recall_at_k([[hits[-1][1]]], [[score]], 1, metric) == 1.0
 
 
 def search_parameters(index: Index, metric: Metric, k: int) -> dict[str, Any]:

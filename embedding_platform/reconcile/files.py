@@ -1,6 +1,6 @@
 """`<modality>/files`: the listing of a source against its last listing."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedding_platform import layout, records, storage
-from embedding_platform.buckets import among, bucket_of, folder_of, is_superseded, sources_of
+from embedding_platform.buckets import among, bucket_of, counts_with, folder_of, is_superseded, sources_of
 from embedding_platform.errors import PlatformError
 from embedding_platform.increments import Increment, diff, diff_sorted, series_of
 from embedding_platform.media.items import Listing, classify, item_states, list_items, rejected_state
-from embedding_platform.media.limits import USUAL_LIMITS
-from embedding_platform.media.listing import entries_table, list_sources, may_be_emptied
+from embedding_platform.media.limits import USUAL_LIMITS, not_readable_now
+from embedding_platform.media.listing import entries_table, list_sources, may_be_emptied, shares
 from embedding_platform.media.recognition import claimed
 from embedding_platform.media.suspects import noted_in
 from embedding_platform.records import ITEMS, REJECTED, Item
@@ -77,6 +77,7 @@ def reconcile_files(
         age = listing_age(store, modality, source)
         known, known_rejected = _last_listings(store, source)
         examined, examined_rejects = _examined(store, modality, source)
+        entries = entries_table(media_root, source, guard.buckets)
         with noted_in(notes) as decodes:
             listing: Listing = list_items(
                 modality,
@@ -87,7 +88,7 @@ def reconcile_files(
                 limits,
                 partial(_keep_examined, store, modality, source),
                 decodes,
-                entries_table(media_root, source, guard.buckets),
+                entries,
             )
         # A run that was held up must not put an older listing in the place of a newer one.
         if listing_age(store, modality, source) == age:
@@ -95,7 +96,7 @@ def reconcile_files(
     if not (listing.table.num_rows or listing.rejected):
         present_sources(store, media_root, guard)
     if not listing.media and not is_superseded(source, guard.buckets):
-        refuse_emptied(store, media_root, source, guard)
+        refuse_emptied(store, media_root, source, guard, _whole_folder(media_root, source, entries))
     increment = diff_sorted(*(table.select(["path", "version"]) for table in (listing.table, known[modality])))
     if not listing.table.equals(known[modality]):
         storage.write_table(layout.items_url(store, modality, source), listing.table)
@@ -133,11 +134,12 @@ def present_sources(store: str, media_root: str, guard: ListingSettings = USUAL_
     return sorted(present)
 
 
-def refuse_emptied(store: str, media_root: str, source: str, guard: ListingSettings) -> None:
+def refuse_emptied(store: str, media_root: str, source: str, guard: ListingSettings, whole: pa.Table) -> None:
     """Refuse to believe that a large source, which was just found empty, is meant to be.
 
     A local folder that is gone altogether was removed by someone, and is believed. So is a bucket that is empty
-    where others of its folder are not: it is as large as its folder.
+    where others of its folder are not: it is as large as its folder. `whole` are the files of all of them, of schema
+    ENTRIES, as the same look found them.
 
     Raises:
         PlatformError: if the last listings of the source hold as many files as a large one has,
@@ -145,14 +147,18 @@ def refuse_emptied(store: str, media_root: str, source: str, guard: ListingSetti
     """
     if among([source], guard.allow_emptied) or not may_be_emptied(media_root, source):
         return
-    folder = folder_of(source)
-    if folder != source and any(map(claimed, entries_table(media_root, folder)["path"].to_pylist())):
+    folder, there = folder_of(source), whole["path"].to_pylist()
+    is_bucket = folder != source
+    if is_bucket and any(map(claimed, there)):
         return
     files: set[str] = set()
     for modality in MODALITIES:
         for own in among(once_listed(store, modality), [folder]):
-            files.update(listed_paths(store, modality, [own]).to_pylist())
+            files.update(items_table(store, modality, own, ["path"])["path"].to_pylist())
             files.update(row[0] for row in stored_rejects(store, modality, own))
+    # What a file is, its content decides: one without a name that tells has been listed by it.
+    if is_bucket and not files.isdisjoint(there):
+        return
     if len(files) >= guard.large_source:
         raise PlatformError(
             f"source {source} under {media_root} holds no media, but {len(files)} files were listed there before; "
@@ -219,10 +225,12 @@ def is_listed(store: str, modality: str, source: str) -> bool:
     return any(storage.row_count(url(store, modality, source)) for url in tables)
 
 
-def listed_paths(store: str, modality: str, sources: Iterable[str]) -> pa.ChunkedArray:
-    """The paths of the items that the last listings of some sources hold."""
-    columns = [items_table(store, modality, source, ["path"])["path"] for source in sources]
-    return pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
+def has_settled(store: str, modality: str, source: str, paths: pa.ChunkedArray) -> bool:
+    """Whether the last listing of the source has all of the paths, as items or as what it rejected for good."""
+    items = items_table(store, modality, source, ["path"])["path"]
+    rejected = [row[0] for row in stored_rejects(store, modality, source) if not not_readable_now(row[3])]
+    settled = pa.chunked_array([*items.chunks, pa.array(rejected, pa.string())])
+    return bool(pc.all(pc.is_in(paths, value_set=settled), min_count=0).as_py())
 
 
 def stored_items(store: str, modality: str, source: str) -> list[Item]:
@@ -239,6 +247,21 @@ def stored_rejects(store: str, modality: str, source: str) -> list[tuple[str, st
     """The rejected files of the last listing as (path, uri, version, reason)."""
     table = storage.read_table(layout.rejected_items_url(store, modality, source), REJECTED)
     return records.rejected_rows(table)
+
+
+def _whole_folder(media_root: str, source: str, listed: pa.Table) -> pa.Table:
+    """All files of a source's folder; both tables of schema ENTRIES, and `listed` the source's own.
+
+    Raises:
+        PlatformError: if the source does not hold the same files as when they were listed.
+    """
+    folder = folder_of(source)
+    if folder == source:
+        return listed
+    whole = entries_table(media_root, folder)
+    if not dict(shares(folder, whole, counts_with(source, {})))[source]["path"].equals(listed["path"]):
+        raise PlatformError(f"source {source} under {media_root} changed while it was listed; run again")
+    return whole
 
 
 def _last_listings(store: str, source: str) -> tuple[dict[str, pa.Table], dict[str, list[tuple[str, str, str, str]]]]:

@@ -2,14 +2,17 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from embedding_platform import layout, storage
+from embedding_platform.buckets import among, folder_of
 from embedding_platform.errors import RejectedError
-from embedding_platform.media.cutting import Cutting
+from embedding_platform.media.cutting import Cutting, code_version
 from embedding_platform.media.items import verdict_code
 from embedding_platform.media.limits import stands
 from embedding_platform.media.listing import current_state
 from embedding_platform.reconcile.embeddings import rejected_contents, vector_verdict_lasts
-from embedding_platform.reconcile.files import stored_items, stored_rejects
+from embedding_platform.reconcile.files import once_listed, stored_items, stored_rejects
 from embedding_platform.reconcile.segments import cut_verdict_lasts, rejected_items
 from embedding_platform.spaces import Space
 
@@ -35,6 +38,44 @@ class Rejected:
     uri: str
     reason: str
     retried: str
+
+
+class Rejection(NamedTuple):
+    """How many of a number of things a stage could not use."""
+
+    rejected: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        """The rejected as a part of all, from 0 to 1."""
+        return self.rejected / self.total if self.total else 0.0
+
+    def with_others(self, others: "Rejection") -> "Rejection":
+        """Both together."""
+        return Rejection(self.rejected + others.rejected, self.total + others.total)
+
+
+NOTHING_BESIDE = Rejection(0, 0)
+
+
+def rejected_files_beside(store: str, modality: str, source: str) -> Rejection:
+    """What the last listings of the other buckets of the source's folder rejected, out of all of their files."""
+    found = NOTHING_BESIDE
+    for other in _other_buckets(store, modality, source):
+        rejected = storage.row_count(layout.rejected_items_url(store, modality, other))
+        items = storage.row_count(layout.items_url(store, modality, other))
+        found = found.with_others(Rejection(rejected, rejected + items))
+    return found
+
+
+def rejected_items_beside(store: str, modality: str, source: str, cutting: Cutting) -> Rejection:
+    """The items of the other buckets of the source's folder that could not be cut, out of all of them."""
+    version, found = code_version(modality, cutting), NOTHING_BESIDE
+    for other in _other_buckets(store, modality, source):
+        rejected = storage.row_count(layout.rejected_segments_url(store, modality, other, version))
+        found = found.with_others(Rejection(rejected, storage.row_count(layout.items_url(store, modality, other))))
+    return found
 
 
 def rejected_of_source(
@@ -67,6 +108,11 @@ def rejected_of_source(
         for path, uri, _, reason in sorted(rejected_contents(store, space, source, fingerprint)):
             retried = MODEL_CHANGES if vector_verdict_lasts(reason) else NEXT_RUN
             yield Rejected(f"{space.key}/embeddings", source, path, uri, reason, retried)
+
+
+def _other_buckets(store: str, modality: str, source: str) -> list[str]:
+    folder = folder_of(source)
+    return [other for other in among(once_listed(store, modality), [folder]) if other != source]
 
 
 def _retried(uri: str, state: str, otherwise: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from embedding_platform.buckets import among, sources_of
+from embedding_platform.buckets import among
 from embedding_platform.errors import PlatformError
 from embedding_platform.inference.query import Query, encode, read_query, text_query
 from embedding_platform.milvus.alias import alias_target
@@ -244,14 +244,9 @@ class Searcher:
         return [(space, names) for space, names in held if names]
 
     def _meant(self, asked: Sequence[str], modality: str) -> list[str]:
-        """The sources that are asked for, and of a folder that may have buckets all that ever had files of it."""
-        counts = self._platform.settings.listing.buckets
-        folders = [source for source in asked if source in counts]
-        if not folders:
-            return list(asked)
-        buckets = [bucket for folder in folders for bucket in sources_of(folder, counts)]
-        former = among(once_listed(self._platform.store, modality), folders)
-        return list(dict.fromkeys([*asked, *buckets, *former]))
+        """The sources that are asked for, and of a folder all that ever had files of it: its rows may be in any."""
+        had = among(once_listed(self._platform.store, modality), asked) if asked else []
+        return list(dict.fromkeys([*asked, *had]))
 
     def _vector(self, query: Query, published: _Published) -> np.ndarray:
         """The query's vector, float32 [d], by the model that made the collection."""

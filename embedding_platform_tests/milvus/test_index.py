@@ -222,3 +222,26 @@ def test_a_row_that_no_search_finds_fails_at_the_deadline(client):
         await_searchable(client, Partition(collection, "photos"), [missing], HNSW, "COSINE", timeout_seconds=0.3)
     assert (raised.value.check, raised.value.worst) == ("index", ("f" * 32,))
     assert raised.value.numbers == {"probed": 1, "not_found": 1}
+
+
+@pytest.mark.parametrize("index", [HNSW, IVF], ids=lambda index: index.type)
+def test_a_row_that_copies_of_another_hide_is_told_with_the_way_out(client, index):
+    collection = new_collection(client)
+    wanted = desired(range(2000))
+    one, other = wanted.index[0], wanted.index[1]
+    same = make_row(other, "1")["vector"]
+
+    def rows(ids):
+        yield [make_row(key, "1") if key == one else {**make_row(key, "1"), "vector": same} for key in ids]
+
+    partition = Partition(collection, PHOTOS)
+    sync_partition(client, partition, wanted, rows)
+    client.flush(collection)
+    ensure_index(client, collection, index, "COSINE")
+    probe = [make_row(one, "1")]
+    if index == IVF:
+        await_searchable(client, partition, probe, index, "COSINE", timeout_seconds=120)
+        return
+    said = rf"such as {one}; copies of one vector, such as that of row .{{32}}, are found instead, and HNSW .*IVF_FLAT"
+    with pytest.raises(UnsoundError, match=said):
+        await_searchable(client, partition, probe, index, "COSINE", timeout_seconds=5)

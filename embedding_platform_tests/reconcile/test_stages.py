@@ -19,7 +19,9 @@ import pytest
 from embedding_platform import layout, memory, storage
 from embedding_platform.errors import PlatformError
 from embedding_platform.media.cutting import code_version
+from embedding_platform.media.listing import entries_table
 from embedding_platform.reconcile import embeddings as embeddings_stage
+from embedding_platform.reconcile import files as files_stage
 from embedding_platform.reconcile.embeddings import embeddings_increment, reconcile_embeddings
 from embedding_platform.reconcile.files import (
     classify_source,
@@ -29,6 +31,7 @@ from embedding_platform.reconcile.files import (
     listing_age,
     present_sources,
     reconcile_files,
+    stored_items,
 )
 from embedding_platform.reconcile.segments import (
     iterate_live_segments,
@@ -358,6 +361,45 @@ def test_a_large_source_is_emptied_at_once_where_others_share_its_files_now(lake
             reconcile_files(*arguments, source, large)
     allowed = large.model_copy(update={"allow_emptied": ["one"]})
     assert counts(reconcile_files(*arguments, "one~0of2", allowed)) == (0, 0, len(parts[0]), 0)
+
+
+def test_a_bucket_is_emptied_at_once_where_no_name_of_its_folder_tells_what_is_in_it(tmp_path):
+    lake = Lake(tmp_path, "image")
+    for number in range(12):
+        lake.write(f"file {number}", number)
+    for file in (lake.media / "one").iterdir():
+        file.rename(file.with_suffix(""))
+    guard = ListingSettings(buckets={"one": 2}, large_source=12)
+    listed = [
+        reconcile_files(lake.store, str(lake.media), lake.modality, name, guard) for name in ("one~0of2", "one~1of2")
+    ]
+    assert sum(len(report.items) for report in listed) == 12
+    for item in listed[0].items:
+        (lake.media / "one" / item.path).unlink()
+    emptied = reconcile_files(lake.store, str(lake.media), lake.modality, "one~0of2", guard)
+    assert counts(emptied) == (0, 0, len(listed[0].items), 0)
+
+
+def test_a_disk_that_comes_back_while_a_bucket_is_listed_empties_nothing(lake, monkeypatch):
+    for number in range(12):
+        lake.write(f"file {number}", number)
+    guard = ListingSettings(buckets={"one": 2}, large_source=12)
+    arguments = (lake.store, str(lake.media), lake.modality, "one~0of2", guard)
+    before = reconcile_files(*arguments).items
+    away, here = lake.root / "away", lake.media / "one"
+    here.rename(away)
+    here.mkdir()
+
+    def mounted_again(media_root: str, source: str, *counts: object) -> pa.Table:
+        if source == "one":
+            here.rmdir()
+            away.rename(here)
+        return entries_table(media_root, source, *counts)
+
+    monkeypatch.setattr(files_stage, "entries_table", mounted_again)
+    with pytest.raises(PlatformError, match=r"^source one~0of2 under .* changed while it was listed; run again$"):
+        reconcile_files(*arguments)
+    assert stored_items(lake.store, lake.modality, "one~0of2") == before
 
 
 def test_a_folder_with_the_name_of_a_bucket_is_told_before_anything_is_listed(lake):
