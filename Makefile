@@ -1,4 +1,4 @@
-# Two commands matter: `make demo` and `make test`. Each installs what it needs first.
+# Three commands matter: `make demo`, `make test` and `make proof`. Each installs what it needs first.
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +9,7 @@ MILVUS := .venv-milvus
 MILVUS_INSTALLED := $(MILVUS)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test test-long test-again pictures lint format docs starter-weights clean $(MILVUS)
+.PHONY: help demo dev test proof test-long test-again pictures lint format docs starter-weights clean $(MILVUS)
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -25,13 +25,16 @@ dev: $(INSTALLED) ## Open the Dagster web UI on http://127.0.0.1:3000, with daem
 test: $(INSTALLED_DEV) $(MILVUS) ## Run the test suite.
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --screenshots=build/screenshots
 
+proof: $(INSTALLED_DEV) $(MILVUS) ## Kill jobs fifty times, run random histories, and compare all models at full size.
+	$(BIN)/pytest -n 2 -m "proof and not long" --dist loadfile --no-loadscope-reorder
+
 # Files of many tests come first, which start services and a browser; hundreds of kills and long histories come last,
 # and are what BEGIN_BEFORE, a time in seconds since 1970, has skipped where the machine is slow.
 test-long: $(INSTALLED_DEV) $(MILVUS) ## Run the tests that take minutes each, which `make test` leaves out.
 	$(BIN)/pytest -n 2 -m long --dist loadfile --screenshots=build/screenshots $(if $(BEGIN_BEFORE),--begin-before=$(BEGIN_BEFORE))
 
 test-again: $(INSTALLED_DEV) $(MILVUS) ## Run once more, one after the other, what failed last.
-	$(BIN)/pytest -m "long or not long" --last-failed --last-failed-no-failures=none --screenshots=build/screenshots
+	$(BIN)/pytest -m "long or proof or not long" --last-failed --last-failed-no-failures=none --screenshots=build/screenshots
 
 pictures: ## Take from the last `make test-long` the pictures of the web UI and the search page that README shows.
 	cp $(addprefix build/screenshots/,asset-graph.png neighbours.png search-page.png) docs/

@@ -30,6 +30,15 @@ TOGETHER = {
 }
 """What is made once in a process and takes long, and the files that share it, which therefore go to one process."""
 
+LEFT_OUT = ("long", "proof")
+"""Marks of tests that run where `-m` names one of them."""
+
+SERVER: pytest.StashKey[MilvusServer] = pytest.StashKey()
+"""The session's Milvus server, while it runs."""
+
+SERVED: pytest.StashKey[set[str]] = pytest.StashKey()
+"""The tests of this run that share it and are still to come."""
+
 TOLD = "told"
 """The property of a test's report that holds what the test told."""
 
@@ -62,18 +71,22 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            file = super()._split_scope(nodeid)
-            inside = file.partition("embedding_platform_tests/")[2]
-            return next((shared for shared, files in TOGETHER.items() if inside.startswith(files)), file)
+            return _shared_by(nodeid) or super()._split_scope(nodeid)
 
     return Scheduling(config, log)
 
 
+def _shared_by(nodeid: str) -> str | None:
+    """What a test shares with those of other files, if anything."""
+    inside = nodeid.removeprefix("embedding_platform_tests/")
+    return next((shared for shared, files in TOGETHER.items() if inside.startswith(files)), None)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     # Not in `addopts`: any -m on the command line would take its place and bring long tests in.
-    if "long" in config.getoption("markexpr"):
+    if any(name in config.getoption("markexpr") for name in LEFT_OUT):
         return
-    left_out = [item for item in items if item.get_closest_marker("long")]
+    left_out = [item for item in items if any(map(item.get_closest_marker, LEFT_OUT))]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
 
@@ -81,6 +94,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if time.time() > item.config.getoption("begin_before"):
         pytest.skip("the time that this run has for beginning tests is over")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """End the session's Milvus server after the last test that shares it: left idle, it takes most of a core."""
+    session = item.session
+    if SERVED not in session.stash:
+        marked = [other.nodeid for other in session.items if other.get_closest_marker("server")]
+        session.stash[SERVED] = {nodeid for nodeid in marked if _shared_by(nodeid) == "a Milvus server"}
+    session.stash[SERVED].discard(item.nodeid)
+    if not session.stash[SERVED] and SERVER in item.config.stash:
+        item.config.stash[SERVER].stop()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -182,13 +207,15 @@ def full_size(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
 
 @pytest.fixture(scope="session")
-def milvus_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusServer]:
+def milvus_server(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[MilvusServer]:
     """The Milvus server of the whole session, which asks for its token; not to be killed."""
     uri = os.environ.get(URI_VARIABLE)
     if uri:
         yield MilvusServer(folder="", uri=uri, token=os.environ.get(TOKEN_VARIABLE, ""))
         return
-    yield from _started(tmp_path_factory.mktemp("milvus_server"))
+    for server in _started(tmp_path_factory.mktemp("milvus_server")):
+        pytestconfig.stash[SERVER] = server
+        yield server
 
 
 @pytest.fixture
@@ -204,7 +231,8 @@ def _started(folder: Path) -> Iterator[MilvusServer]:
     server = MilvusServer(str(folder))
     server.start()
     yield server
-    server.kill()
+    if server.pid:
+        server.kill()
 
 
 @pytest.fixture(scope="session")

@@ -201,8 +201,9 @@ def test_exactly_the_changed_rows_change(lake: Lake) -> None:
     removed.unlink()
     edited.write_text("Penguins cannot fly. They swim after fish in the cold seas of the south.", encoding="utf-8")
     Image.new("RGB", (64, 64), "orange").save(added)
+    touched = ("shapes", "handbook")
     try:
-        runs = list(run_sources(lake.platform, lake.dagster))
+        runs = list(run_sources(lake.platform, lake.dagster, (), touched))
         after = rows(lake.platform)
         assert all(run.succeeded for run in runs)
         gone, come = before.keys() - after.keys(), after.keys() - before.keys()
@@ -222,7 +223,7 @@ def test_exactly_the_changed_rows_change(lake: Lake) -> None:
         added.unlink()
         for path, payload in kept.items():
             path.write_bytes(payload)
-    restored = list(run_sources(lake.platform, lake.dagster))
+    restored = list(run_sources(lake.platform, lake.dagster, (), touched))
     assert rows(lake.platform).keys() == before.keys()
     assert sum(run.of("embeddings", "embedded") for run in restored) == 0, "vectors of former contents are reused"
 
@@ -245,7 +246,7 @@ def test_a_source_that_vanishes_leaves_nothing_behind(lake: Lake) -> None:
     list(run_sources(lake.platform, lake.dagster, ["image"], ["copies"]))
     assert "copies" in lake.dagster.get_dynamic_partitions("image_sources")
     shutil.rmtree(media / "copies")
-    runs = list(run_sources(lake.platform, lake.dagster, ["image"]))
+    runs = list(run_sources(lake.platform, lake.dagster, ["image"], ["copies"]))
     assert all(run.succeeded for run in runs)
     assert "copies" not in lake.dagster.get_dynamic_partitions("image_sources")
     for space in lake.platform.spaces:
@@ -263,7 +264,7 @@ def test_content_that_is_already_embedded_is_not_embedded_again_elsewhere(lake: 
         assert run.of("embeddings", "reused") == run.of("embeddings", "new") > 0
     finally:
         shutil.rmtree(media / "more-clips")
-        list(run_sources(lake.platform, lake.dagster, ["video"]))
+        list(run_sources(lake.platform, lake.dagster, ["video"], ["more-clips"]))
 
 
 def test_another_model_is_a_migration_and_the_alias_moves_when_every_source_is_complete(lake: Lake) -> None:

@@ -125,6 +125,7 @@ def test_a_folder_goes_over_to_buckets_others_and_back_without_a_gap(folder: Fol
     assert folder.found(3) == [*whole, "9.txt"]
 
 
+@pytest.mark.proof
 def test_rows_stay_until_others_have_them_whoever_runs_their_source(folder: Folder) -> None:
     folder.run(1)
     platform = folder.platform(3)
@@ -218,6 +219,7 @@ def test_a_bucket_whose_files_cannot_be_used_blocks_where_those_of_its_folder_bl
     assert [run.source for run in done if not run.succeeded] == BUCKETS
 
 
+@pytest.mark.proof
 def test_what_a_collection_alone_has_of_a_folder_stays_in_it_until_all_successors_are(folder: Folder) -> None:
     whole = sorted(f"{number}.txt" for number in range(9))
     without = partial(folder.platform, search_words=False)
@@ -232,6 +234,7 @@ def test_what_a_collection_alone_has_of_a_folder_stays_in_it_until_all_successor
         restricted(folder.platform(3).milvus, alias_name(SPACES[0]), ["letters"])
 
 
+@pytest.mark.proof
 def test_a_process_with_the_former_setting_finds_all_files_by_the_name_of_their_folder(folder: Folder) -> None:
     folder.run(1)
     former = folder.found(1)

@@ -427,6 +427,7 @@ def _kill(child: int) -> None:
         return
 
 
+@pytest.mark.proof
 def test_fifty_kills_lose_nothing_and_repeat_nothing(tmp_path: Path, tell: Callable[[str], None]) -> None:
     figures = torment_all(tmp_path, rounds=1, seed=0)
     tell(str(figures))

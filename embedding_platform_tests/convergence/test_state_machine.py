@@ -577,6 +577,7 @@ def run_histories(place: Place, examples: int, steps: int, seeded: bool = False)
     )
 
 
+@pytest.mark.proof
 def test_whatever_happened_a_run_gives_what_a_rebuild_gives(place: Place, tell: Callable[[str], None]) -> None:
     run_histories(place, examples=12, steps=25)
     tell(lines(place.figures))

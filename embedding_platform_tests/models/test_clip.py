@@ -220,6 +220,7 @@ def expected(full_size, photographs):
     }
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("runtime", ["torch", pytest.param("openvino", marks=pytest.mark.long)])
 @pytest.mark.parametrize("role", ["text", "image"])
 def test_vit_l_14_at_full_size_gives_the_articles_vectors(full_size, photographs, expected, role, runtime):

@@ -268,11 +268,13 @@ def expected(full_size, videos):
     return np.stack([embed(str(path)) for path in videos])
 
 
+@pytest.mark.proof
 def test_the_articles_loop_gives_the_encoders_latents_at_full_size(full_size, videos, expected):
     vector = reference.article(str(full_size("perceiver")), chunks=1)(str(videos[0]))
     assert cosines(vector[None], expected[:1])[0] > 0.999999
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("runtime", ["torch", pytest.param("openvino", marks=pytest.mark.long)])
 def test_the_multimodal_perceiver_at_full_size_gives_the_articles_vectors(full_size, videos, expected, runtime):
     pytest.importorskip(runtime)

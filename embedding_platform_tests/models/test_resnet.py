@@ -127,6 +127,7 @@ def expected(full_size, photographs):
     return np.stack([embed(str(path)) for path in photographs])
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_resnet_50_at_full_size_gives_the_articles_vectors(full_size, photographs, expected, runtime):
     pytest.importorskip(runtime)

@@ -123,7 +123,7 @@ def passages(folder) -> list[str]:
     [
         ("minilm", "torch"),
         ("minilm", "openvino"),
-        ("mpnet", "torch"),
+        pytest.param("mpnet", "torch", marks=pytest.mark.proof),
         pytest.param("mpnet", "openvino", marks=pytest.mark.long),
     ],
 )

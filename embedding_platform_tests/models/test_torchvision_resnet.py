@@ -53,6 +53,7 @@ def published_by_hugging_face(folder, full_size, processor):
     return load_encoder(describe("resnet", folder, 2048, "image"), PLAIN)
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("runtime", ["torch", "openvino"])
 def test_resnet_50_at_full_size_gives_the_articles_vectors(full_size, photographs, expected, runtime):
     pytest.importorskip(runtime)

@@ -232,6 +232,7 @@ def recordings(tmp_path_factory):
     ]
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize(
     ("pooling", "snippet", "runtime"),
     [
