@@ -16,7 +16,7 @@ from embedding_platform.milvus.query import get_rows, search_rows
 from embedding_platform.milvus.schema import Provenance, alias_name, read_provenance
 from embedding_platform.milvus.words import WordStatistics, search_words, word_statistics
 from embedding_platform.platform import Platform
-from embedding_platform.reconcile.files import listed_sources, once_listed
+from embedding_platform.reconcile.files import is_listed, listed_sources, once_listed
 from embedding_platform.search.filters import ALL, Filter
 from embedding_platform.search.fusion import CANDIDATES, fused
 from embedding_platform.search.hits import Hit, hit_of
@@ -220,8 +220,8 @@ class Searcher:
                 "milvus.search_words and run `embedding-platform run`"
             )
         if not chosen:
-            among = f" with the source {' or '.join(sources)}" if sources else ""
-            raise PlatformError(f"no published space{among} can answer this; run `embedding-platform run` first")
+            having = f" with the source {' or '.join(sources)}" if sources else ""
+            raise PlatformError(f"no published space{having} can answer this; run `embedding-platform run` first")
         return with_words if hybrid else chosen
 
     def _kept(self, spaces: Sequence[Space], sources: Sequence[str]) -> list[tuple[Space, Sequence[str]]]:
@@ -244,8 +244,11 @@ class Searcher:
         return [(space, names) for space, names in held if names]
 
     def _meant(self, asked: Sequence[str], modality: str) -> list[str]:
-        """The sources that are asked for, and of a folder all that ever had files of it: its rows may be in any."""
-        had = among(once_listed(self._platform.store, modality), asked) if asked else []
+        """The sources that are asked for, and of a folder that is or was shared out all that ever had files of it."""
+        store, counts = self._platform.store, self._platform.settings.listing.buckets
+        # Where there are many sources, it takes long to list them all.
+        folders = [source for source in asked if source in counts or not is_listed(store, modality, source)]
+        had = among(once_listed(store, modality), folders) if folders else []
         return list(dict.fromkeys([*asked, *had]))
 
     def _vector(self, query: Query, published: _Published) -> np.ndarray:
