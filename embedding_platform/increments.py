@@ -102,15 +102,20 @@ def presence(desired: pd.Index, actual: pd.Index) -> Increment:
     places = pc.index_in(there, value_set=ids).fill_null(-1).to_numpy(zero_copy_only=False)
     held = np.zeros(len(ids), dtype=bool)
     held[places[places >= 0]] = True
-    nothing = index_of(pa.array([], pa.large_string()))
     return Increment(
-        new=_chosen(ids, ~held), stale=nothing, orphaned=_chosen(there, places < 0), unchanged=_chosen(ids, held)
+        new=_chosen(ids, ~held), stale=_NO_IDS, orphaned=_chosen(there, places < 0), unchanged=_chosen(ids, held)
     )
 
 
 def index_of(ids: pa.Array | pa.ChunkedArray) -> pd.Index:
     """Strings as an index of dtype "str", which holds them as Arrow does."""
     return pd.Index(ids.to_pandas(), dtype="str")
+
+
+_NO_IDS = index_of(pa.array([], pa.large_string()))
+
+NOTHING = Increment(new=_NO_IDS, stale=_NO_IDS, orphaned=_NO_IDS, unchanged=_NO_IDS)
+"""The increment where nothing should be and nothing is."""
 
 
 def series_of(ids: pa.Array | pa.ChunkedArray, versions: pa.Array | pa.ChunkedArray) -> pd.Series:

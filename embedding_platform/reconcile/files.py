@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from embedding_platform import layout, records, storage
 from embedding_platform.buckets import among, bucket_of, counts_with, folder_of, is_superseded, sources_of
 from embedding_platform.errors import PlatformError
-from embedding_platform.increments import Increment, diff, diff_sorted, series_of
+from embedding_platform.increments import NOTHING, Increment, diff, diff_sorted, series_of
 from embedding_platform.media.items import Listing, classify, item_states, list_items, rejected_state
 from embedding_platform.media.limits import USUAL_LIMITS, not_readable_now
 from embedding_platform.media.listing import entries_table, list_sources, may_be_emptied, shares
@@ -187,6 +187,9 @@ def files_increment(store: str, modality: str, source: str, seen: Mapping[str, s
     """What changed since the last listing; `seen` is the state by path now, and nothing is hashed."""
     listed = items_table(store, modality, source, ["path", "size", "modified", "captions_modified"])
     rejected = {row[0]: rejected_state(row) for row in stored_rejects(store, modality, source)}
+    # A source is looked at for all modalities, and holds one or two of them.
+    if not (seen or listed.num_rows or rejected):
+        return NOTHING
     # An item that changed and cannot be read now is among both.
     listed = listed.filter(pc.invert(pc.is_in(listed["path"], pa.array(rejected.keys(), pa.string()))))
     last = pa.table([listed["path"], item_states(listed)], _STATES)

@@ -347,8 +347,12 @@ def queue(instance: dg.DagsterInstance, result: dg.SensorResult | dg.SkipReason)
 
 
 def test_a_thousand_new_sources_all_get_their_partition_and_the_first_of_them_a_run(
-    platform: Platform, instance: dg.DagsterInstance, capfd: pytest.CaptureFixture[str]
+    platform: Platform,
+    instance: dg.DagsterInstance,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(sensors, "SECONDS_TO_LOOK", PATIENCE_SECONDS)
     names = write_sources(platform, 1000)
     ticks = Ticks(platform, instance)
     runs = queue(instance, ticks())
