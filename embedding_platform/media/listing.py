@@ -145,7 +145,7 @@ def entries_table(media_root: str, source: str, counts: Mapping[str, int] | None
 
 
 def shares(folder: str, listed: pa.Table, counts: Mapping[str, int]) -> Iterator[tuple[str, pa.Table]]:
-    """Each source of a folder, with its own of the folder's files; both tables of schema ENTRIES, as `entries_table`
+    """Each source of a folder, with its own of the folder's files, a row for each with its `path`, as `entries_table`
     gives them."""
     sources = sources_of(folder, counts)
     if len(sources) == 1:
