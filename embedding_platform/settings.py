@@ -657,10 +657,12 @@ def _whole(digits: str) -> int:
 
 
 def _explain(problem: Mapping[str, Any]) -> str:
-    key = ".".join(map(_bare_key, problem["loc"]))
+    # Where a key of a table is wrong, pydantic says so in a part of its own.
+    location = [part for part in problem["loc"] if part != "[key]"]
+    key = ".".join(map(_bare_key, location))
     if not key:
         return without_password(problem["msg"].removeprefix("Value error, "))
-    name, value = str(problem["loc"][-1]), problem["input"]
+    name, value = str(location[-1]), problem["input"]
     if problem["type"] == "extra_forbidden":
         mend = _closest(name, _names_beside(problem["loc"]))
         return f"{key} = {_mask(value, name + mend)}: no such setting; {mend}"

@@ -208,6 +208,8 @@ def test_what_is_no_cron_line_is_refused_with_the_field(line, parts):
         ("xyz: 1", ["xyz = 1", "no such setting", "choose from", "media_root"]),
         ("batch: {txt: 5}", ["batch.txt = 5", "did you mean text?"]),
         ("indexes: {image/clip: {type: FLAT, bild: {}}}", ["indexes.image/clip.bild", "did you mean build?"]),
+        ("listing: {buckets: {a/b: 2}}", ["listing.buckets.a/b = 'a/b'", "correct it in embedding_platform.yaml"]),
+        ("listing: {buckets: {photos: 0}}", ["listing.buckets.photos = 0", "greater than or equal to 1"]),
         ("batch: {text: many}", ["batch.text = 'many'", "valid integer", "correct it in embedding_platform.yaml"]),
         ("batch: {text: 0}", ["batch.text = 0", "greater than or equal to 1"]),
         ("batch: 5", ["batch = 5", "dictionary"]),
