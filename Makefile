@@ -34,7 +34,7 @@ test-long: $(INSTALLED_DEV) $(MILVUS) ## Run the tests that take minutes each, w
 	$(BIN)/pytest -n 2 -m long --dist loadfile --screenshots=build/screenshots $(if $(BEGIN_BEFORE),--begin-before=$(BEGIN_BEFORE))
 
 test-again: $(INSTALLED_DEV) $(MILVUS) ## Run once more, one after the other, what failed last.
-	$(BIN)/pytest -m "long or proof or not long" --last-failed --last-failed-no-failures=none --screenshots=build/screenshots
+	$(BIN)/pytest -m "long or not long" --last-failed --last-failed-no-failures=none --screenshots=build/screenshots
 
 pictures: ## Take from the last `make test-long` the pictures of the web UI and the search page that README shows.
 	cp $(addprefix build/screenshots/,asset-graph.png neighbours.png search-page.png) docs/

@@ -7,7 +7,7 @@ which files it has: `photos~07of16` those of `photos` whose hash leaves 7 when i
 import posixpath
 import re
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 _NAMED = re.compile(r"(.+)~(\d+)of([1-9]\d*)", re.DOTALL)
@@ -50,6 +50,12 @@ def count_of(source: str) -> int:
     """How many sources share a folder's files where this is one of them."""
     bucket = bucket_of(source)
     return bucket.count if bucket else 1
+
+
+def own_paths(source: str) -> Callable[[str], bool]:
+    """Whether a path in the source's folder is that of a file of the source; of a whole folder each is."""
+    bucket = bucket_of(source)
+    return bucket.has if bucket else lambda path: True
 
 
 def counts_with(source: str, counts: Mapping[str, int]) -> dict[str, int]:

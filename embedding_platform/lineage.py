@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedding_platform import layout, storage
-from embedding_platform.buckets import among, bucket_of, folder_of
+from embedding_platform.buckets import among, folder_of, own_paths
 from embedding_platform.errors import PlatformError, RejectedError
 from embedding_platform.media.listing import list_entries
 from embedding_platform.media.recognition import CAPTIONS_FILE, recognise
@@ -125,7 +125,7 @@ def trace_file(platform: Platform, file: str) -> list[FileTrace]:
 def _sources_of(platform: Platform, modality: str, folder: str, path: str) -> list[str]:
     """The listed sources that may have a file: its folder, or one of the folder's buckets."""
     sources = among(listed_sources(platform.store, modality), [folder])
-    return [source for source in sources if (bucket := bucket_of(source)) is None or bucket.has(path)]
+    return [source for source in sources if own_paths(source)(path)]
 
 
 def _file_trace(platform: Platform, modality: str, source: str, item: Item) -> FileTrace:

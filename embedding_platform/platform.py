@@ -426,10 +426,12 @@ class Platform:
         found: dict[str, set[str]] = {modality: set() for modality in self.modalities}
         media_url, guard = self.settings.media_url, self.settings.listing
         present = present_sources(self.store, media_url, guard)
-        present = among(present, only or present)
-        for folder in dict.fromkeys(map(folder_of, present)):
+        asked = set(among(present, only or present))
+        for folder in sorted(set(map(folder_of, asked))):
             for source, listed in shares(folder, entries_table(media_url, folder), guard.buckets):
-                for modality, entries in self._classified(source, listed).items() if source in present else ():
+                if source not in asked:
+                    continue
+                for modality, entries in self._classified(source, listed).items():
                     if entries and modality in found:
                         found[modality].add(source)
         for modality, sources in found.items():

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from embedding_platform.buckets import bucket_of, sources_of
+from embedding_platform.buckets import own_paths, sources_of
 from embedding_platform.definitions import build_definitions
 from embedding_platform.defs.jobs import job_name
 from embedding_platform.errors import PlatformError
@@ -140,16 +140,16 @@ def test_rows_stay_until_others_have_them_whoever_runs_their_source(folder: Fold
     assert asked_for(platform) == {"letters"}
     # The new file is in a bucket alone when the setting goes back.
     (folder.place / "media" / "letters" / "9.txt").write_text("Letter number 9.")
-    (mine,) = (bucket for bucket in map(bucket_of, BUCKETS) if bucket and bucket.has("9.txt"))
-    assert run(platform, mine.name).success
+    (mine,) = (bucket for bucket in BUCKETS if own_paths(bucket)("9.txt"))
+    assert run(platform, mine).success
     back = folder.platform(1)
     for bucket in BUCKETS:
         assert run(back, bucket).success
         assert len(set(folder.found(1))) == 10
     assert asked_for(back) >= {"letters"}
-    assert mine.name not in asked_for(back)
+    assert mine not in asked_for(back)
     assert run(back, "letters").success
-    assert mine.name in asked_for(back)
+    assert mine in asked_for(back)
     for bucket in BUCKETS:
         assert run(back, bucket).success
         assert len(set(folder.found(1))) == 10
@@ -180,20 +180,19 @@ def test_a_change_of_buckets_that_changes_the_collection_ends_in_one_run(folder:
         assert [failure for run in done for failure in run.failures] == []
         collection = alias_target(platform.milvus, alias_name(SPACES[0]))
         assert read_provenance(platform.milvus, collection).layout == layout
-        holding = {
-            source
-            for source in sources_of("letters", {"letters": count})
-            if (bucket := bucket_of(source)) is None or any(map(bucket.has, names))
-        }
+        sources = sources_of("letters", {"letters": count})
+        holding = {source for source in sources if any(map(own_paths(source), names))}
         assert folder.partitions() == sorted({*holding, "notes"})
         assert folder.found(count) == names
 
 
 def test_a_file_that_cannot_be_used_keeps_no_folder_from_going_over(folder: Folder) -> None:
     letters = folder.place / "media" / "letters"
-    paths = {f"odd-{number}": bucket for number in range(99) for bucket in BUCKETS if has(bucket, f"odd-{number}")}
+    paths = {
+        f"odd-{number}": bucket for number in range(99) for bucket in BUCKETS if own_paths(bucket)(f"odd-{number}")
+    }
     for path in letters.iterdir():
-        if has(BUCKETS[1], path.name):
+        if own_paths(BUCKETS[1])(path.name):
             path.unlink()
     broken = next(path for path, bucket in paths.items() if bucket == BUCKETS[1])
     (letters / f"{broken}.pdf").write_bytes(b"%PDF-1.4 broken")
@@ -241,11 +240,6 @@ def test_a_process_with_the_former_setting_finds_all_files_by_the_name_of_their_
     former = folder.found(0)
     folder.run(3)
     assert folder.found(0) == folder.found(1) == folder.found(2) == former
-
-
-def has(bucket: str, path: str) -> bool:
-    named = bucket_of(bucket)
-    return named is not None and named.has(path)
 
 
 def run_by_hand(folder: Folder, platform: Platform, source: str) -> dg.ExecuteInProcessResult:

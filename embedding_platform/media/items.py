@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedding_platform import records
-from embedding_platform.buckets import bucket_of
+from embedding_platform.buckets import own_paths
 from embedding_platform.errors import PlatformError, RejectedError, first_line
 from embedding_platform.increments import place_in
 from embedding_platform.media import recognition
@@ -542,8 +542,7 @@ def _captions_in_lines(
     Of the buckets of a folder, the one that has the image that a line names judges the line. Those that name none
     are shared out by their numbers: many in one bucket would be a large part of what it has.
     """
-    bucket = bucket_of(source)
-    is_ours = bucket.has if bucket else bool
+    is_ours = own_paths(source)
     captions: dict[str, list[_Caption]] = {}
     faults: dict[str, _Sighting] = {}
     files = entries_of(listed.filter(pc.match_substring_regex(listed["path"], rf"(^|/){re.escape(CAPTIONS_FILE)}$")))
@@ -553,7 +552,8 @@ def _captions_in_lines(
         path = entry.path
         content, fault, entry = _read_whole(entry, partial(_content_of_captions, limits=limits))
         if fault:
-            faults |= {path: _Sighting("image_text", entry, reason=fault)} if is_ours(path) else {}
+            if is_ours(path):
+                faults[path] = _Sighting("image_text", entry, reason=fault)
             continue
         for number, line in enumerate((content or b"").split(b"\n"), start=1):
             if not line.strip():

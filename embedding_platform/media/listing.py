@@ -154,8 +154,9 @@ def shares(folder: str, listed: pa.Table, counts: Mapping[str, int]) -> Iterator
     paths = listed["path"].to_pylist()
     numbers = np.fromiter((number_of(path, len(sources)) for path in paths), np.int64, len(paths))
     for_all = np.fromiter(map(_is_captions, paths), bool, len(paths))
-    order, common = np.argsort(np.where(for_all, -1, numbers), kind="stable"), np.flatnonzero(for_all)
-    ends = np.searchsorted(np.where(for_all, -1, numbers)[order], np.arange(len(sources) + 1))
+    numbers[for_all] = -1
+    order, common = np.argsort(numbers, kind="stable"), np.flatnonzero(for_all)
+    ends = np.searchsorted(numbers[order], np.arange(len(sources) + 1))
     for source, begin, end in zip(sources, ends, ends[1:], strict=False):
         yield source, listed.take(pa.array(np.sort(np.append(common, order[begin:end]))))
 

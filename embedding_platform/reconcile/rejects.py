@@ -1,7 +1,8 @@
 """All that the stages could not use, why, and what makes them try again."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from embedding_platform import layout, storage
@@ -61,21 +62,14 @@ NOTHING_BESIDE = Rejection(0, 0)
 
 def rejected_files_beside(store: str, modality: str, source: str) -> Rejection:
     """What the last listings of the other buckets of the source's folder rejected, out of all of their files."""
-    found = NOTHING_BESIDE
-    for other in _other_buckets(store, modality, source):
-        rejected = storage.row_count(layout.rejected_items_url(store, modality, other))
-        items = storage.row_count(layout.items_url(store, modality, other))
-        found = found.with_others(Rejection(rejected, rejected + items))
-    return found
+    rejected, items = _rows_beside(store, modality, source, partial(layout.rejected_items_url, store, modality))
+    return Rejection(rejected, rejected + items)
 
 
 def rejected_items_beside(store: str, modality: str, source: str, cutting: Cutting) -> Rejection:
     """The items of the other buckets of the source's folder that could not be cut, out of all of them."""
-    version, found = code_version(modality, cutting), NOTHING_BESIDE
-    for other in _other_buckets(store, modality, source):
-        rejected = storage.row_count(layout.rejected_segments_url(store, modality, other, version))
-        found = found.with_others(Rejection(rejected, storage.row_count(layout.items_url(store, modality, other))))
-    return found
+    table_of = partial(layout.rejected_segments_url, store, modality, cut_version=code_version(modality, cutting))
+    return Rejection(*_rows_beside(store, modality, source, table_of))
 
 
 def rejected_of_source(
@@ -110,9 +104,12 @@ def rejected_of_source(
             yield Rejected(f"{space.key}/embeddings", source, path, uri, reason, retried)
 
 
-def _other_buckets(store: str, modality: str, source: str) -> list[str]:
-    folder = folder_of(source)
-    return [other for other in among(once_listed(store, modality), [folder]) if other != source]
+def _rows_beside(store: str, modality: str, source: str, rejected_table_of: Callable[[str], str]) -> tuple[int, int]:
+    """How many rows the tables of rejects, and those of items, of the other buckets of the source's folder have."""
+    buckets = among(once_listed(store, modality), [folder_of(source)])
+    others = [bucket for bucket in buckets if bucket != source]
+    rejected = sum(storage.row_count(rejected_table_of(other)) for other in others)
+    return rejected, sum(storage.row_count(layout.items_url(store, modality, other)) for other in others)
 
 
 def _retried(uri: str, state: str, otherwise: str) -> str:
